@@ -1,0 +1,53 @@
+"""Names of things: delivery, content and chunk ids, as types of their own.
+
+`ContentId` is the plain 256-bit BLAKE3 of a whole message: it is what the history vouches for, and anyone
+can recompute it. `ChunkId` is an address inside one store: BLAKE3 keyed with the store's key and cut to
+128 bits, so that it confirms no guess about a message to somebody without the key.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import NewType
+
+from blake3 import blake3
+
+ChunkId = NewType("ChunkId", bytes)
+"""16 bytes: keyed BLAKE3 of a chunk, cut to 128 bits."""
+
+ContentId = NewType("ContentId", bytes)
+"""32 bytes: BLAKE3 of a whole message."""
+
+DeliveryId = NewType("DeliveryId", bytes)
+"""16 bytes: 8 random, then the capture time in µs since 1970 (big-endian); random first so that a few
+characters are enough to name one."""
+
+CHUNK_ID_BYTES = 16
+CONTENT_ID_BYTES = 32
+DELIVERY_ID_BYTES = 16
+
+
+def now_us() -> int:
+    """The time in µs since 1970, UTC."""
+    return time.time_ns() // 1000
+
+
+def new_delivery_id(time_us: int) -> DeliveryId:
+    """A fresh id that carries its capture time."""
+    return DeliveryId(os.urandom(8) + time_us.to_bytes(8, "big"))
+
+
+def delivery_time_us(delivery: DeliveryId) -> int:
+    """The capture time that an id carries, in µs since 1970."""
+    return int.from_bytes(delivery[8:], "big")
+
+
+def chunk_id(data: bytes | memoryview, key: bytes) -> ChunkId:
+    """The address of `data` in the store whose 32-byte key is `key`."""
+    return ChunkId(blake3(data, key=key).digest(CHUNK_ID_BYTES))
+
+
+def content_id(data: bytes) -> ContentId:
+    """The id of a whole message held in memory; larger ones are hashed as they pass."""
+    return ContentId(blake3(data).digest())

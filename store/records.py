@@ -1,0 +1,186 @@
+"""The entries of the log: what can happen to mail, as frozen records.
+
+*Facts* (`Delivery`, `Outcomes`, `Replay`, `Hold`, `Erasure`, `Uncaptured`) are the history: they are chained
+by BLAKE3 and survive compaction. `Content` says how a message's bytes are put together and may be rewritten.
+All are msgpack arrays (msgspec), so that later versions may append fields; FORMAT.md has the layout.
+Addresses, replies and header values are bytes, as they were on the wire.
+"""
+
+from __future__ import annotations
+
+import enum
+
+import msgspec
+
+from store.ids import ChunkId, ContentId, DeliveryId
+
+
+class EntryType(enum.IntEnum):
+    """The byte that stands before each entry in the log. Values are part of the format."""
+
+    DELIVERY = 1
+    OUTCOMES = 2
+    REPLAY = 3
+    HOLD = 4
+    ERASURE = 5
+    UNCAPTURED = 6
+    CONTENT = 64
+
+
+class Leg(enum.StrEnum):
+    """Where a message was captured."""
+
+    LMTP = "lmtp"
+    """on its way to the mailbox server: *delivered* mail, with a reply for each recipient"""
+    MILTER = "milter"
+    """as Postfix took it in: *offered* mail, with BCC and submitter, not yet known to have been delivered"""
+    IMPORT = "import"
+    """taken in from elsewhere"""
+
+
+class Recipient(msgspec.Struct, frozen=True, array_like=True):
+    """One RCPT TO: the address without angle brackets, and the ESMTP parameters as they came."""
+
+    address: bytes
+    params: bytes = b""
+
+
+class Envelope(msgspec.Struct, frozen=True, array_like=True):
+    """MAIL FROM (without angle brackets, empty for the null sender), its parameters, and the recipients."""
+
+    sender: bytes
+    recipients: tuple[Recipient, ...]
+    sender_params: bytes = b""
+
+
+class Delivery(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
+    """One captured transaction. `attributes` holds XFORWARD attributes or milter macros, by their names."""
+
+    id: DeliveryId
+    time_us: int
+    leg: Leg
+    content: ContentId
+    size: int
+    envelope: Envelope
+    queue_id: bytes = b""
+    subject: bytes = b""
+    message_id: bytes = b""
+    header_from: bytes = b""
+    attributes: dict[str, bytes] = {}
+    notes: tuple[str, ...] = ()
+    """what a reader must know of this capture, e.g. `blank-line-unknown`"""
+
+
+class Outcome(msgspec.Struct, frozen=True, array_like=True):
+    """The final reply for one recipient (its place in the envelope), whole, without the last CRLF.
+
+    `source` is `downstream` when the mailbox server said it, `mailkeep` when we did (4xx of our own),
+    `earlier` when a known 2xx of an earlier try was given again.
+    """
+
+    recipient: int
+    reply: bytes
+    source: str = "downstream"
+
+
+class Outcomes(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
+    """The replies that came for one delivery."""
+
+    delivery: DeliveryId
+    time_us: int
+    outcomes: tuple[Outcome, ...]
+
+
+class Replay(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
+    """One message put back: to whom, through which server, under which run, and the reply."""
+
+    delivery: DeliveryId
+    time_us: int
+    run: str
+    recipient: bytes
+    downstream: str
+    reply: bytes
+
+
+class Hold(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
+    """A hold placed (or released) on a delivery. Reserved: no command writes it yet."""
+
+    delivery: DeliveryId
+    time_us: int
+    owner: str
+    reason: str
+    released: bool = False
+
+
+class Erasure(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
+    """A delivery's bytes dropped for good, by whom and why. Reserved: no command writes it yet."""
+
+    delivery: DeliveryId
+    time_us: int
+    owner: str
+    reason: str
+
+
+class Uncaptured(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
+    """A message that went through without a durable copy (`on_failure = "accept"`)."""
+
+    time_us: int
+    leg: Leg
+    envelope: Envelope
+    queue_id: bytes
+    reason: str
+
+
+class Run(msgspec.Struct, frozen=True, array_like=True):
+    """A stretch of a message: chunks laid end to end, then encoded as `width` and `eol` say.
+
+    `width` 0: the bytes as they are. Else base64, `width` characters a line, lines ended by `eol`;
+    the last line has no line end (what follows belongs to the next run).
+    """
+
+    chunks: tuple[ChunkId, ...]
+    width: int = 0
+    eol: bytes = b""
+
+
+class Content(msgspec.Struct, frozen=True, array_like=True):
+    """The recipe that makes one message's bytes."""
+
+    id: ContentId
+    size: int
+    runs: tuple[Run, ...]
+
+
+Fact = Delivery | Outcomes | Replay | Hold | Erasure | Uncaptured
+Entry = Fact | Content
+
+_TYPE_OF: dict[type, EntryType] = {
+    Delivery: EntryType.DELIVERY,
+    Outcomes: EntryType.OUTCOMES,
+    Replay: EntryType.REPLAY,
+    Hold: EntryType.HOLD,
+    Erasure: EntryType.ERASURE,
+    Uncaptured: EntryType.UNCAPTURED,
+    Content: EntryType.CONTENT,
+}
+_encoder = msgspec.msgpack.Encoder()
+_decoders = {int(t): msgspec.msgpack.Decoder(cls) for cls, t in _TYPE_OF.items()}
+_PREFIX = {cls: bytes([t]) for cls, t in _TYPE_OF.items()}
+
+
+def encode(entry: Entry) -> bytes:
+    """An entry as it stands in the log: its type byte, then msgpack."""
+    return _PREFIX[type(entry)] + _encoder.encode(entry)
+
+
+def decode(data: bytes) -> Entry:
+    """The entry in `data`. Raises `ValueError` when it is none (msgspec's errors are ValueErrors)."""
+    if not data or data[0] not in _decoders:
+        raise ValueError(f"unknown entry type {data[:1].hex() or 'none'}")
+    entry: Entry = _decoders[data[0]].decode(memoryview(data)[1:])
+    return entry
+
+
+def is_fact(data: bytes) -> bool:
+    """Whether an encoded entry is part of the chained history."""
+    return data[0] != EntryType.CONTENT
