@@ -68,3 +68,10 @@ class AmbiguousIdError(StoreError):
 
     hint = "Give more characters of the id."
     exit_code = 18
+
+
+class IndexFailedError(StoreError):
+    """The index cannot be opened or written."""
+
+    hint = "The index is derived: move the store's `index` directory away and it is rebuilt from the logs."
+    exit_code = 19

@@ -1,6 +1,6 @@
 """The entries of the log: what can happen to mail, as frozen records.
 
-*Facts* (`Delivery`, `Outcomes`, `Replay`, `Hold`, `Erasure`, `Uncaptured`) are the history: they are chained
+*Facts* (`Delivery`, `Outcomes`, `Replay`, `ReplayRun`, `Hold`, `Erasure`, `Uncaptured`) are the history: they are chained
 by BLAKE3 and survive compaction. `Content` says how a message's bytes are put together and may be rewritten.
 All are msgpack arrays (msgspec), so that later versions may append fields; FORMAT.md has the layout.
 Addresses, replies and header values are bytes, as they were on the wire.
@@ -24,6 +24,7 @@ class EntryType(enum.IntEnum):
     HOLD = 4
     ERASURE = 5
     UNCAPTURED = 6
+    REPLAY_RUN = 7
     CONTENT = 64
 
 
@@ -102,6 +103,18 @@ class Replay(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     reply: bytes
 
 
+class ReplayRun(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
+    """The begin, and later the end, of a replay run. `selection` names what was asked for (which messages,
+    whereto), so that the same request after an interruption goes on where the run stopped."""
+
+    run: str
+    time_us: int
+    selection: bytes
+    owner: str
+    messages: int
+    finished: bool
+
+
 class Hold(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     """A hold placed (or released) on a delivery. Reserved: no command writes it yet."""
 
@@ -151,20 +164,23 @@ class Content(msgspec.Struct, frozen=True, array_like=True):
     runs: tuple[Run, ...]
 
 
-Fact = Delivery | Outcomes | Replay | Hold | Erasure | Uncaptured
+Fact = Delivery | Outcomes | Replay | ReplayRun | Hold | Erasure | Uncaptured
 Entry = Fact | Content
 
 _TYPE_OF: dict[type, EntryType] = {
     Delivery: EntryType.DELIVERY,
     Outcomes: EntryType.OUTCOMES,
     Replay: EntryType.REPLAY,
+    ReplayRun: EntryType.REPLAY_RUN,
     Hold: EntryType.HOLD,
     Erasure: EntryType.ERASURE,
     Uncaptured: EntryType.UNCAPTURED,
     Content: EntryType.CONTENT,
 }
 _encoder = msgspec.msgpack.Encoder()
-_decoders = {int(t): msgspec.msgpack.Decoder(cls) for cls, t in _TYPE_OF.items()}
+_decoders: dict[int, msgspec.msgpack.Decoder[Entry]] = {
+    int(t): msgspec.msgpack.Decoder(cls) for cls, t in _TYPE_OF.items()
+}
 _PREFIX = {cls: bytes([t]) for cls, t in _TYPE_OF.items()}
 
 

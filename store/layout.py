@@ -1,0 +1,213 @@
+"""The bytes of a pack: its header, its records, and what stands in them. No files here; FORMAT.md explains.
+
+Every checksum is BLAKE3 keyed with the pack's own key (from store id, stream, number and salt), so bytes left
+over from another pack, or from an earlier use of the disk, never pass for a record of this one.
+"""
+
+from __future__ import annotations
+
+import enum
+import struct
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from blake3 import blake3
+
+from store import codec
+from store.ids import CHUNK_ID_BYTES, ChunkId
+
+FORMAT_VERSION = 1
+PACK_MAGIC = b"MKPACK\r\n"
+RECORD_MAGIC = b"MK\xa7\x01"
+STREAM_NAME_BYTES = 64
+CHAIN_BYTES = 32
+
+_PACK_HEAD = struct.Struct("<8sHBBI16s16sQQ64s32s")
+PACK_HEADER_BYTES = _PACK_HEAD.size + 16
+_RECORD_HEAD = struct.Struct("<4sBBHQI8s")
+_HEAD_SUM_BYTES = 4
+RECORD_HEADER_BYTES = _RECORD_HEAD.size + _HEAD_SUM_BYTES
+_BLOCK_HEAD = struct.Struct("<BBHII")
+_CHUNK_ROW = struct.Struct(f"<{CHUNK_ID_BYTES}sI")
+_ENTRY_LENGTH = struct.Struct("<I")
+_COMMIT = struct.Struct("<QQQ32s")
+MAX_PAYLOAD_BYTES = 1 << 30
+
+
+class RecordType(enum.IntEnum):
+    """What a record holds. Values are part of the format."""
+
+    CHUNKS = 1
+    ENTRIES = 2
+    COMMIT = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackHeader:
+    """The first bytes of a pack: which store, stream and place in it, and the chain where it begins."""
+
+    number: int
+    store_id: bytes
+    salt: bytes
+    created_us: int
+    next_record: int
+    stream: str
+    chain: bytes
+    version: int = FORMAT_VERSION
+    suite: int = 0
+    """encryption suite; 0: none"""
+
+    def key(self) -> bytes:
+        """The 32-byte key of this pack's checksums."""
+        name = self.stream.encode()
+        return blake3(
+            b"mailkeep pack" + self.store_id + self.salt + self.number.to_bytes(4, "big") + name
+        ).digest()
+
+    def encode(self) -> bytes:
+        """`PACK_HEADER_BYTES` bytes."""
+        head = _PACK_HEAD.pack(
+            PACK_MAGIC, self.version, self.suite, 0, self.number, self.store_id, self.salt, self.created_us,
+            self.next_record, self.stream.encode(), self.chain,
+        )  # fmt: skip
+        return head + blake3(head).digest(16)
+
+
+def decode_pack_header(data: bytes) -> PackHeader:
+    """Raises `ValueError` when `data` does not begin with a sound pack header."""
+    head, total = data[: _PACK_HEAD.size], data[_PACK_HEAD.size : PACK_HEADER_BYTES]
+    if len(total) != 16 or blake3(head).digest(16) != total:
+        raise ValueError("pack header is damaged or cut short")
+    magic, version, suite, _, number, store_id, salt, created, nxt, stream, chain = _PACK_HEAD.unpack(head)
+    if magic != PACK_MAGIC:
+        raise ValueError("not a mailkeep pack")
+    return PackHeader(
+        number=number, store_id=store_id, salt=salt, created_us=created, next_record=nxt,
+        stream=stream.rstrip(b"\0").decode(), chain=chain, version=version, suite=suite,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class RecordHeader:
+    """A record's kind, its number in the stream, and its payload's length and checksum."""
+
+    type: int
+    number: int
+    length: int
+    payload_sum: bytes
+
+
+def encode_record(kind: RecordType, number: int, payload: bytes, key: bytes) -> bytes:
+    """A whole record: header and payload."""
+    head = _RECORD_HEAD.pack(
+        RECORD_MAGIC, kind, 0, 0, number, len(payload), blake3(payload, key=key).digest(8)
+    )
+    return head + blake3(head, key=key).digest(_HEAD_SUM_BYTES) + payload
+
+
+def decode_record_header(data: bytes | memoryview, key: bytes) -> RecordHeader | None:
+    """The header that `data` begins with, or None when there is none that can be believed."""
+    if len(data) < RECORD_HEADER_BYTES or data[:4] != RECORD_MAGIC:
+        return None
+    head = bytes(data[: _RECORD_HEAD.size])
+    if blake3(head, key=key).digest(_HEAD_SUM_BYTES) != data[_RECORD_HEAD.size : RECORD_HEADER_BYTES]:
+        return None
+    _, kind, _flags, _reserved, number, length, payload_sum = _RECORD_HEAD.unpack(head)
+    return RecordHeader(kind, number, length, payload_sum) if length <= MAX_PAYLOAD_BYTES else None
+
+
+def payload_is_sound(header: RecordHeader, payload: bytes | memoryview, key: bytes) -> bool:
+    """Whether `payload` is what was written under `header`."""
+    return len(payload) == header.length and blake3(payload, key=key).digest(8) == header.payload_sum
+
+
+def encode_chunks(chunks: Iterable[tuple[ChunkId, bytes]], level: int) -> bytes:
+    """A CHUNKS payload: how it is packed, a table of ids and lengths, and the chunks end to end."""
+    rows, bodies = [], []
+    for chunk, data in chunks:
+        rows.append(_CHUNK_ROW.pack(chunk, len(data)))
+        bodies.append(data)
+    raw = bodies[0] if len(bodies) == 1 else b"".join(bodies)
+    how, body = codec.compress(raw, level)
+    return b"".join((_BLOCK_HEAD.pack(how, 0, 0, len(rows), len(raw)), *rows, body))
+
+
+def chunk_table(payload: bytes | memoryview) -> list[tuple[ChunkId, int, int]]:
+    """(id, offset in the raw block, length) of each chunk in a CHUNKS payload; nothing is decompressed."""
+    _, _, _, count, _ = _BLOCK_HEAD.unpack_from(payload)
+    table, offset = [], 0
+    for chunk, length in _CHUNK_ROW.iter_unpack(
+        payload[_BLOCK_HEAD.size : _BLOCK_HEAD.size + count * _CHUNK_ROW.size]
+    ):
+        table.append((ChunkId(chunk), offset, length))
+        offset += length
+    return table
+
+
+def block_bytes(kind: int, payload: bytes | memoryview) -> bytes:
+    """The raw bytes of a CHUNKS or ENTRIES payload. Raises `ValueError` when they do not come back."""
+    how, _, _, count, raw_bytes = _BLOCK_HEAD.unpack_from(payload)
+    start = _BLOCK_HEAD.size + (count * _CHUNK_ROW.size if kind == RecordType.CHUNKS else 0)
+    return codec.decompress(how, memoryview(payload)[start:], raw_bytes)
+
+
+def encode_entries(entries: list[bytes], level: int) -> bytes:
+    """An ENTRIES payload: each entry after its length, all packed together."""
+    raw = b"".join([part for entry in entries for part in (_ENTRY_LENGTH.pack(len(entry)), entry)])
+    how, body = codec.compress(raw, level)
+    return _BLOCK_HEAD.pack(how, 0, 0, len(entries), len(raw)) + body
+
+
+def entries_in(raw: bytes) -> Iterator[tuple[int, bytes]]:
+    """(offset, entry) for each entry of a raw ENTRIES block."""
+    offset = 0
+    while offset < len(raw):
+        (length,) = _ENTRY_LENGTH.unpack_from(raw, offset)
+        yield offset, raw[offset + 4 : offset + 4 + length]
+        offset += 4 + length
+
+
+def entry_at(raw: bytes, offset: int) -> bytes:
+    """The entry that begins at `offset` of a raw ENTRIES block."""
+    (length,) = _ENTRY_LENGTH.unpack_from(raw, offset)
+    return raw[offset + 4 : offset + 4 + length]
+
+
+def entry_offsets(entries: list[bytes]) -> Iterator[int]:
+    """The offset that each entry will have in the raw block made of `entries`."""
+    offset = 0
+    for entry in entries:
+        yield offset
+        offset += _ENTRY_LENGTH.size + len(entry)
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """The end of a group: its number and time, how many facts the stream has now, and the chain over them."""
+
+    number: int
+    time_us: int
+    facts: int
+    chain: bytes
+
+    def encode(self) -> bytes:
+        """A COMMIT payload."""
+        return _COMMIT.pack(self.number, self.time_us, self.facts, self.chain)
+
+
+def decode_commit(payload: bytes | memoryview) -> Commit:
+    """Raises `ValueError` on a payload of another length."""
+    if len(payload) != _COMMIT.size:
+        raise ValueError("commit record has the wrong length")
+    return Commit(*_COMMIT.unpack(payload))
+
+
+def chain_start(store_id: bytes, stream: str) -> bytes:
+    """The chain of a stream that has no facts yet."""
+    return blake3(b"mailkeep chain" + store_id + stream.encode()).digest()
+
+
+def chain_next(chain: bytes, fact: bytes) -> bytes:
+    """The chain after one more fact (its encoded entry). The leaf is hashed by itself, so that a fact's
+    bytes may one day be erased and the chain still be checked."""
+    return blake3(chain + blake3(b"\0" + fact).digest()).digest()
