@@ -1,0 +1,390 @@
+# ruff: noqa: RUF009 - key() makes a dataclass field, which is what a default should be
+"""The configuration: one frozen tree of dataclasses with its defaults, read from one TOML file.
+
+A key is a field here: its name, default, unit, one-sentence help and whether SIGHUP takes it up stand
+together, and deploy/mailkeep.toml and the README are tested against them. A slip (unknown key, wrong
+unit, values that cannot work together) is a `ConfigError` that names the file, section and key.
+Reads the file and nothing else: no socket is opened, no path is made.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import re
+import socket
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sidecar.keys import (
+    ADDRESS,
+    DURATION,
+    MODE,
+    NAME,
+    PATH,
+    PATH_OR_NONE,
+    SIZE,
+    TEXT,
+    Kind,
+    choice,
+    count,
+    key,
+    kind_of,
+    name_of,
+)
+from sidecar.units import Address, exact_size
+
+DEFAULT_PATH = Path("/etc/mailkeep/mailkeep.toml")
+POSTFIX_LMTP_TIMEOUT_S = 600
+POSTFIX_MILTER_TIMEOUT_S = 300
+PACK_SIZE_MIN_BYTES = 64 * 1024
+
+
+class ConfigError(Exception):
+    """The configuration cannot be used; the text says where and why, `hint` says what to do."""
+
+    exit_code = 2
+
+    def __init__(
+        self, message: str, hint: str = "deploy/mailkeep.toml shows every key with its default."
+    ) -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreConfig:
+    """Where captured mail is kept, and how."""
+
+    path: Path = key("/var/lib/mailkeep", PATH, "Directory of the store; created on first use.")
+    reserve_bytes: int = key(
+        "64MiB",
+        SIZE,
+        "Free space on the store's file system at which mail is deferred, before the disk is full.",
+    )
+    pack_size_bytes: int = key("256MiB", SIZE, "Size at which a pack file is closed and the next one begun.")
+    stream: str = key(
+        "",
+        NAME,
+        "Name of the log that this service writes, its own among all hosts; empty for the host name.",
+    )
+    compression_level: int = key(
+        3, count(1, 19), "zstd level for new mail; higher is smaller and costs CPU time while mail waits."
+    )
+
+    @property
+    def stream_name(self) -> str:
+        """`stream`, or the host name as far as it can name a directory."""
+        return (
+            self.stream
+            or re.sub("[^A-Za-z0-9._-]", "-", socket.gethostname()).strip(".-_")[:63]
+            or "mailkeep"
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LmtpConfig:
+    """The LMTP front, between Postfix and the mailbox server."""
+
+    listen: Address = key("127.0.0.1:2424", ADDRESS, "Where Postfix delivers to: HOST:PORT or unix:/path.")
+    downstream: Address = key(
+        "127.0.0.1:24", ADDRESS, "The mailbox server's LMTP address, such as Dovecot's.", reload=True
+    )
+    socket_mode: int = key("0660", MODE, "Octal mode of a unix socket; who connects needs write permission.")
+    socket_group: str = key("", TEXT, "Group of a unix socket; empty for the service's own group.")
+    max_connections: int = key(
+        100,
+        count(1, 10_000),
+        "Connections served at once; one more is told 421 and comes again.",
+        reload=True,
+    )
+    idle_timeout_s: float = key(
+        "5m",
+        DURATION,
+        "How long a client may be silent before its connection is closed; below 10m.",
+        reload=True,
+    )
+    delivery_timeout_s: float = key(
+        "9m", DURATION, "How long one message may take until 451; below Postfix's 10m.", reload=True
+    )
+    connect_timeout_s: float = key(
+        "30s", DURATION, "How long connecting to the mailbox server may take until 451.", reload=True
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MilterConfig:
+    """The milter front, which sees mail as Postfix takes it in."""
+
+    listen: Address = key(
+        "unix:/run/mailkeep/milter.sock",
+        ADDRESS,
+        "Where Postfix's smtpd_milters connect: HOST:PORT or unix:/path.",
+    )
+    socket_mode: int = key("0660", MODE, "Octal mode of a unix socket; who connects needs write permission.")
+    socket_group: str = key("", TEXT, "Group of a unix socket; empty for the service's own group.")
+    commit_timeout_s: float = key(
+        "30s",
+        DURATION,
+        "How long making a message durable may take until it is deferred; below 5m.",
+        reload=True,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MetricsConfig:
+    """The HTTP endpoint with /metrics, /healthz and /readyz."""
+
+    listen: Address = key("127.0.0.1:9753", ADDRESS, "Where Prometheus scrapes: HOST:PORT or unix:/path.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CaptureConfig:
+    """What becomes of mail that cannot be made durable."""
+
+    on_failure: str = key(
+        "tempfail",
+        choice("tempfail", "accept"),
+        '"tempfail" defers mail that cannot be captured; "accept" delivers it without a copy, and counts it.',
+        reload=True,
+    )
+    spool: Path | None = key(
+        "",
+        PATH_OR_NONE,
+        "Directory for what was accepted without a copy; empty for spool in the store's directory.",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogConfig:
+    """What is written to standard error."""
+
+    level: str = key(
+        "info",
+        choice("debug", "info", "warning", "error"),
+        '"debug", "info", "warning" or "error".',
+        reload=True,
+    )
+    format: str = key(
+        "text", choice("text", "json"), '"text" for a terminal or the journal, "json" for a log collector.'
+    )
+
+
+_Section = StoreConfig | LmtpConfig | MilterConfig | MetricsConfig | CaptureConfig | LogConfig
+_SECTIONS: dict[str, type[_Section]] = {
+    "store": StoreConfig,
+    "lmtp": LmtpConfig,
+    "milter": MilterConfig,
+    "metrics": MetricsConfig,
+    "capture": CaptureConfig,
+    "log": LogConfig,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """The whole configuration. A front or endpoint whose section is absent is None and is not run."""
+
+    store: StoreConfig = StoreConfig()
+    lmtp: LmtpConfig | None = None
+    milter: MilterConfig | None = None
+    metrics: MetricsConfig | None = None
+    capture: CaptureConfig = CaptureConfig()
+    log: LogConfig = LogConfig()
+
+    @property
+    def spool_path(self) -> Path:
+        """Where mail waits that went through without a copy."""
+        return self.capture.spool or self.store.path / "spool"
+
+    @classmethod
+    def load(cls, path: Path) -> Config:
+        """The configuration in a file. Raises ConfigError."""
+        try:
+            text = path.read_text("utf-8")
+        except OSError as exc:
+            raise ConfigError(
+                f"{path}: cannot be read: {exc.strerror}", "Name the file by --config or MAILKEEP_CONFIG."
+            ) from exc
+        except UnicodeDecodeError as exc:
+            raise ConfigError(f"{path}: is not UTF-8 at byte {exc.start}", "Save the file as UTF-8.") from exc
+        return cls.parse(text, str(path))
+
+    @classmethod
+    def parse(cls, text: str, source: str) -> Config:
+        """The configuration in `text`; `source` names it in errors. Raises ConfigError."""
+        try:
+            document = tomllib.loads(text)
+        except tomllib.TOMLDecodeError as exc:
+            raise ConfigError(f"{source}: is not TOML: {exc}") from exc
+        sections: dict[str, Any] = {}
+        for name, values in document.items():
+            if name not in _SECTIONS:
+                raise ConfigError(f"{source}: there is no {_as_written(name, values)}{_nearest(name)}")
+            if not isinstance(values, dict):
+                raise ConfigError(f"{source}: {name} is a section: write [{name}] and its keys below it")
+            sections[name] = _read_section(name, values, source)
+        config = cls(**sections)
+        fault = next(_faults(config), None)
+        if fault is not None:
+            raise ConfigError(f"{source}: {fault}")
+        return config
+
+    def lines(self) -> Iterator[str]:
+        """The effective configuration, a line for each key, for the log at start-up."""
+        for name in _SECTIONS:
+            section = getattr(self, name)
+            if section is None:
+                yield f"[{name}] is absent"
+                continue
+            for field in fields(section):
+                text = _as_toml(kind_of(field).show(getattr(section, field.name)))
+                yield f"[{name}] {name_of(field)} = {text}"
+
+
+def load_default(path: Path | None = None) -> Config:
+    """The configuration in `path`, else in the file that MAILKEEP_CONFIG names, else in DEFAULT_PATH."""
+    return Config.load(path or Path(os.environ.get("MAILKEEP_CONFIG") or DEFAULT_PATH))
+
+
+class Key(NamedTuple):
+    """One key as a person meets it; `default` is written as in the file."""
+
+    section: str
+    key: str
+    default: str
+    help: str
+
+
+def all_keys() -> list[Key]:
+    """Every key there is, in the order of the file."""
+    return [
+        Key(name, name_of(field), _as_toml(field.metadata["text"]), field.metadata["help"])
+        for name, section in _SECTIONS.items()
+        for field in fields(section)
+    ]
+
+
+def reloadable_keys() -> set[tuple[str, str]]:
+    """The keys, as (section, key), that SIGHUP takes up without a restart."""
+    return {
+        (name, name_of(field))
+        for name, section in _SECTIONS.items()
+        for field in fields(section)
+        if field.metadata["reload"]
+    }
+
+
+def reloadable_changes(old: Config, new: Config) -> tuple[dict[str, Any], list[str]]:
+    """What differs: new values by `section.key` that may be taken up now, and the names that need a restart.
+
+    A section that comes or goes needs a restart and is named alone.
+    """
+    changes: dict[str, Any] = {}
+    restart: list[str] = []
+    for name, section in _SECTIONS.items():
+        before, after = getattr(old, name), getattr(new, name)
+        if before is None or after is None:
+            restart += [name] if before != after else []
+            continue
+        for field in fields(section):
+            value = getattr(after, field.name)
+            if value == getattr(before, field.name):
+                continue
+            if field.metadata["reload"]:
+                changes[f"{name}.{name_of(field)}"] = value
+            else:
+                restart.append(f"{name}.{name_of(field)}")
+    return changes, restart
+
+
+def _read_section(name: str, values: Mapping[str, Any], source: str) -> _Section:
+    known = {name_of(field): field for field in fields(_SECTIONS[name])}
+    read: dict[str, Any] = {}
+    for written, value in values.items():
+        if written not in known:
+            raise ConfigError(f"{source}: [{name}] has no key {written}{_nearest_key(name, written)}")
+        kind: Kind = kind_of(known[written])
+        if type(value) is not kind.toml_type:  # isinstance would take true for a number
+            raise ConfigError(
+                f"{source}: [{name}] {written} = {_as_toml(value)}: write {kind.name}, such as {kind.example}"
+            )
+        try:
+            read[known[written].name] = kind.read(value)
+        except ValueError as exc:
+            raise ConfigError(f"{source}: [{name}] {written}: {exc}") from exc
+    return _SECTIONS[name](**read)
+
+
+def _faults(config: Config) -> Iterator[str]:
+    """Why these values, each good alone, would not work."""
+    if config.lmtp is None and config.milter is None:
+        yield "there is neither [lmtp] nor [milter], so no mail would be captured"
+    if config.store.pack_size_bytes < PACK_SIZE_MIN_BYTES:
+        yield f"[store] pack_size: {exact_size(config.store.pack_size_bytes)} is too little: 64KiB at least"
+    if config.lmtp is not None:
+        yield from _lmtp_faults(config.lmtp)
+    if config.milter is not None and config.milter.commit_timeout_s >= POSTFIX_MILTER_TIMEOUT_S:
+        # Past it Postfix defers the mail while we go on capturing it, and it is captured twice.
+        yield "[milter] commit_timeout: it must be below 5m, Postfix's milter_content_timeout"
+    taken: dict[Address, str] = {}
+    for name in ("lmtp", "milter", "metrics"):
+        section = getattr(config, name)
+        if section is None or _is_any_port(section.listen):
+            continue
+        if section.listen in taken:
+            yield f"[{name}] listen: {section.listen} is taken by [{taken[section.listen]}]"
+        taken[section.listen] = name
+
+
+def _lmtp_faults(lmtp: LmtpConfig) -> Iterator[str]:
+    for name, address in (("listen", lmtp.listen), ("downstream", lmtp.downstream)):
+        if address.port == 25:
+            yield f"[lmtp] {name}: {address} will not do, LMTP is never spoken on port 25 (RFC 2033 5)"
+    if _is_any_port(lmtp.downstream):
+        yield f"[lmtp] downstream: {lmtp.downstream} will not do, there is no port 0 to connect to"
+    elif lmtp.downstream == lmtp.listen:
+        yield f"[lmtp] downstream: {lmtp.downstream} is where we listen, so mail would go in a circle"
+    for name, seconds in (
+        ("delivery_timeout", lmtp.delivery_timeout_s),
+        ("idle_timeout", lmtp.idle_timeout_s),
+    ):
+        if seconds >= POSTFIX_LMTP_TIMEOUT_S:
+            # Past it Postfix takes the connection for dead and sends again what we are still delivering.
+            yield f"[lmtp] {name}: it must be below 10m, Postfix's lmtp_data_done_timeout"
+    if lmtp.connect_timeout_s >= lmtp.delivery_timeout_s:
+        yield "[lmtp] connect_timeout: it must be below delivery_timeout"
+
+
+def _is_any_port(address: Address) -> bool:
+    return address.port == 0 and not address.is_unix
+
+
+def _nearest(name: str) -> str:
+    """A suggestion for a section that does not exist, or for a key that stands outside its section."""
+    near = difflib.get_close_matches(name, _SECTIONS, 1)
+    return f"; did you mean [{near[0]}]?" if near else _nearest_key("", name)
+
+
+def _nearest_key(section: str, name: str) -> str:
+    """A suggestion for a key that does not exist: of the same section first, then of the others."""
+    own = [k.key for k in all_keys() if k.section == section]
+    near = difflib.get_close_matches(name, own, 1)
+    if near:
+        return f"; did you mean {near[0]}?"
+    others = {k.key: k.section for k in reversed(all_keys())}
+    near = difflib.get_close_matches(name, others, 1)
+    return f"; did you mean {near[0]} in [{others[near[0]]}]?" if near else ""
+
+
+def _as_written(name: str, value: object) -> str:
+    return f"section [{name}]" if isinstance(value, dict) else f"key {name} outside the sections"
+
+
+def _as_toml(value: object) -> str:
+    """A value as the file has it, near enough to be found."""
+    return json.dumps(value, default=str, ensure_ascii=False)

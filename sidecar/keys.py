@@ -1,0 +1,110 @@
+"""How one configuration key is declared, read and shown.
+
+A key is a dataclass field; `key` gives it its default as written in the file, its kind (text, size,
+duration …), one sentence of help, and whether SIGHUP takes it up. Knows nothing of which keys there are.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable
+from dataclasses import Field, dataclass
+from pathlib import Path
+from typing import Any
+
+from sidecar.units import DURATION_EXAMPLES, Address, exact_duration, exact_size, parse_duration, parse_size
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """How a value is written: what TOML gives, what we make of it, and back; the suffix names its unit."""
+
+    name: str
+    example: str
+    read: Callable[[Any], Any]
+    show: Callable[[Any], str | int] = str
+    toml_type: type = str
+    suffix: str = ""
+
+
+def _read_mode(text: str) -> int:
+    if not re.fullmatch("0?[0-7]{3}", text):
+        raise ValueError(f'{text!r} is not an octal file mode: write "0660"')
+    return int(text, 8)
+
+
+def _read_path(text: str) -> Path:
+    path = Path(text)
+    if not path.is_absolute() or "\0" in text:
+        raise ValueError(f"{text!r} is not an absolute path: it starts with /")
+    return path
+
+
+def _show_path(path: Path | None) -> str:
+    return str(path or "")
+
+
+def _read_stream(text: str) -> str:
+    # It becomes a directory's name, on this machine and on others.
+    if not re.fullmatch(r"([A-Za-z0-9][A-Za-z0-9._-]{0,62})?", text):
+        raise ValueError(f"{text!r} is not a name: write letters, digits, dots, hyphens and underscores")
+    return text
+
+
+def _positive_duration(text: str) -> float:
+    seconds = parse_duration(text)
+    if seconds == 0:
+        raise ValueError(f"{text!r} is no time at all: write {DURATION_EXAMPLES}")
+    return seconds
+
+
+def count(low: int, high: int) -> Kind:
+    """A whole number within bounds."""
+
+    def read(number: int) -> int:
+        if not low <= number <= high:
+            raise ValueError(f"{number} is not from {low} to {high}")
+        return number
+
+    return Kind(f"a whole number from {low} to {high}", str(low), read, int, int)
+
+
+def choice(*choices: str) -> Kind:
+    """One of a few words."""
+
+    def read(text: str) -> str:
+        if text not in choices:
+            raise ValueError(f"{text!r} is none of {', '.join(choices)}")
+        return text
+
+    return Kind("one of " + ", ".join(choices), f'"{choices[0]}"', read)
+
+
+TEXT = Kind("text", '"postfix"', str)
+NAME = Kind("a name", '"mx1"', _read_stream)
+PATH = Kind("a path", '"/var/lib/mailkeep"', _read_path)
+PATH_OR_NONE = Kind(
+    "a path", '"/var/spool/mailkeep"', lambda text: _read_path(text) if text else None, _show_path
+)
+ADDRESS = Kind("an address", '"127.0.0.1:2424" or "unix:/run/mailkeep/lmtp.sock"', Address.parse)
+DURATION = Kind("a duration", '"30s", "5m" or "1h30m"', _positive_duration, exact_duration, suffix="_s")
+SIZE = Kind("a size", '"64MiB" or "1GiB"', parse_size, exact_size, suffix="_bytes")
+MODE = Kind("an octal file mode", '"0660"', _read_mode, lambda mode: f"{mode:04o}")
+
+
+def key(default: str | int, kind: Kind, help_text: str, *, reload: bool = False) -> Any:
+    """The dataclass field of a key whose default is written as in the file."""
+    metadata = {"kind": kind, "text": default, "help": help_text, "reload": reload}
+    return dataclasses.field(default=kind.read(default), metadata=metadata)
+
+
+def name_of(field: Field[Any]) -> str:
+    """A key's name in the file, where the unit stands in the value and not in the name."""
+    return field.name.removesuffix(kind_of(field).suffix)
+
+
+def kind_of(field: Field[Any]) -> Kind:
+    """How a key's value is written."""
+    kind: Kind = field.metadata["kind"]
+    return kind

@@ -1,0 +1,244 @@
+"""A configuration is read whole, and a slip is answered with its place and a way out."""
+
+from __future__ import annotations
+
+from dataclasses import FrozenInstanceError, replace
+from pathlib import Path
+
+import pytest
+
+from sidecar.config import (
+    Config,
+    ConfigError,
+    LmtpConfig,
+    MetricsConfig,
+    MilterConfig,
+    StoreConfig,
+    all_keys,
+    load_default,
+    reloadable_changes,
+    reloadable_keys,
+)
+from sidecar.units import Address
+
+LEAST = "[lmtp]\n"
+
+
+def parse(text: str) -> Config:
+    return Config.parse(text, "mk.toml")
+
+
+def test_the_example_of_the_manual() -> None:
+    config = parse(
+        """
+        [store]
+        path = "/srv/keep"
+        reserve = "1GiB"
+        stream = "mx1"
+        [lmtp]
+        listen = "unix:/run/mailkeep/lmtp.sock"
+        downstream = "[::1]:24"
+        socket_mode = "0666"
+        delivery_timeout = "2m30s"
+        [milter]
+        [metrics]
+        listen = "127.0.0.1:9000"
+        [capture]
+        on_failure = "accept"
+        [log]
+        level = "debug"
+        """
+    )
+    assert config.store.path == Path("/srv/keep")
+    assert config.store.reserve_bytes == 1 << 30
+    assert config.store.stream_name == "mx1"
+    assert config.lmtp is not None
+    assert config.lmtp.listen == Address(path="/run/mailkeep/lmtp.sock")
+    assert config.lmtp.downstream == Address(host="::1", port=24)
+    assert config.lmtp.socket_mode == 0o666
+    assert config.lmtp.delivery_timeout_s == 150
+    assert config.milter == MilterConfig()
+    assert config.metrics == MetricsConfig(listen=Address(host="127.0.0.1", port=9000))
+    assert config.capture.on_failure == "accept"
+    assert config.spool_path == Path("/srv/keep/spool")
+    assert config.log.level == "debug"
+
+
+def test_defaults_and_absent_sections() -> None:
+    config = parse(LEAST)
+    assert config == Config(lmtp=LmtpConfig())
+    assert config.milter is None
+    assert config.metrics is None
+    assert config.store == StoreConfig()
+    assert config.lmtp is not None
+    assert (config.lmtp.idle_timeout_s, config.lmtp.delivery_timeout_s) == (300, 540)
+    assert parse("[milter]").lmtp is None
+
+
+def test_the_tree_is_frozen() -> None:
+    with pytest.raises(FrozenInstanceError):
+        parse(LEAST).store.compression_level = 9  # type: ignore[misc]  # the point of the test
+
+
+def test_the_stream_is_named_after_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    for host, name in (("mx1.example.org", "mx1.example.org"), ("-ä /b.", "b"), ("", "mailkeep")):
+        monkeypatch.setattr("socket.gethostname", lambda host=host: host)
+        assert StoreConfig().stream_name == name
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[lmpt]", ["no section [lmpt]", "did you mean [lmtp]?"]),
+        ("[lmtp]\nlisen = '127.0.0.1:2424'", ["[lmtp] has no key lisen", "did you mean listen?"]),
+        ("[lmtp]\nreserve = '1GiB'", ["[lmtp] has no key reserve", "did you mean reserve in [store]?"]),
+        ("[lmtp]\nxyzzy = 1", ["[lmtp] has no key xyzzy"]),
+        ("downstream = '127.0.0.1:24'\n[lmtp]", ["no key downstream outside", "downstream in [lmtp]?"]),
+        ("lmtp = '127.0.0.1:24'", ["lmtp is a section: write [lmtp]"]),
+        ("[lmtp]\nidle_timeout = 300", ["[lmtp] idle_timeout = 300: write a duration", '"5m"']),
+        ("[lmtp]\nidle_timeout = '5 minutes'", ["[lmtp] idle_timeout: '5 minutes' is not a duration", "10m"]),
+        ("[lmtp]\nidle_timeout = '0s'", ["[lmtp] idle_timeout: '0s' is no time at all"]),
+        ("[lmtp]\nmax_connections = true", ["max_connections = true: write a whole number from 1 to 10000"]),
+        ("[lmtp]\nmax_connections = '9'", ['max_connections = "9": write a whole number']),
+        ("[lmtp]\nmax_connections = 0", ["max_connections: 0 is not from 1 to 10000"]),
+        ("[lmtp]\nsocket_mode = '999'", ["socket_mode: '999' is not an octal file mode", '"0660"']),
+        ("[lmtp]\nsocket_mode = 0o660", ["socket_mode = 432: write an octal file mode", '"0660"']),
+        ("[lmtp]\nlisten = 'localhost'", ["listen: 'localhost' is not an address", "127.0.0.1:24"]),
+        ("[lmtp]\nlisten = ['127.0.0.1:24']", ["listen = [", "write an address"]),
+        ("[lmtp]\nlisten = 2026-01-01", ["listen = ", "2026-01-01", "write an address"]),
+        ("[store]\nreserve = '64M'\n[lmtp]", ["[store] reserve: '64M' is not a size", "64MiB"]),
+        ("[store]\npack_size = '1KiB'\n[lmtp]", ["[store] pack_size: 1KiB is too little"]),
+        ("[store]\npath = 'mail'\n[lmtp]", ["[store] path: 'mail' is not an absolute path"]),
+        ("[store]\nstream = '../x'\n[lmtp]", ["[store] stream: '../x' is not a name"]),
+        ("[store]\ncompression_level = 23\n[lmtp]", ["compression_level: 23 is not from 1 to 19"]),
+        ("[capture]\non_failure = 'drop'\n[lmtp]", ["on_failure: 'drop' is none of tempfail, accept"]),
+        ("[store]", ["neither [lmtp] nor [milter]"]),
+        ("[lmtp]\nlisten = '0.0.0.0:25'", ["[lmtp] listen: 0.0.0.0:25", "port 25", "RFC 2033"]),
+        ("[lmtp]\ndownstream = '127.0.0.1:25'", ["[lmtp] downstream: 127.0.0.1:25", "RFC 2033"]),
+        ("[lmtp]\ndownstream = '127.0.0.1:0'", ["no port 0"]),
+        ("[lmtp]\ndownstream = '127.0.0.1:2424'", ["[lmtp] downstream", "in a circle"]),
+        (
+            "[lmtp]\ndelivery_timeout = '10m'",
+            ["[lmtp] delivery_timeout", "below 10m", "lmtp_data_done_timeout"],
+        ),
+        ("[lmtp]\nidle_timeout = '1h'", ["[lmtp] idle_timeout", "below 10m"]),
+        ("[lmtp]\nconnect_timeout = '9m'", ["[lmtp] connect_timeout", "below delivery_timeout"]),
+        (
+            "[milter]\ncommit_timeout = '5m'",
+            ["[milter] commit_timeout", "below 5m", "milter_content_timeout"],
+        ),
+        (
+            "[lmtp]\n[metrics]\nlisten='127.0.0.1:2424'",
+            ["[metrics] listen: 127.0.0.1:2424 is taken by [lmtp]"],
+        ),
+        ("[lmtp\n", ["is not TOML", "line 1"]),
+        ("[lmtp]\n[lmtp]", ["is not TOML"]),
+    ],
+)
+def test_a_slip_names_its_place_and_a_way_out(text: str, words: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse(text)
+    for word in ["mk.toml: ", *words]:
+        assert word in str(caught.value)
+    assert caught.value.hint
+    assert caught.value.exit_code == 2
+
+
+def test_any_free_port_may_be_asked_for_twice() -> None:
+    assert parse("[lmtp]\nlisten='127.0.0.1:0'\n[metrics]\nlisten='127.0.0.1:0'").metrics is not None
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    missing = tmp_path / "none.toml"
+    with pytest.raises(ConfigError, match="No such file") as caught:
+        Config.load(missing)
+    assert str(missing) in str(caught.value)
+    assert "--config" in caught.value.hint
+    (tmp_path / "latin1.toml").write_bytes(b"# gr\xfc\xdfe\n")
+    with pytest.raises(ConfigError, match="is not UTF-8 at byte 4"):
+        Config.load(tmp_path / "latin1.toml")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        Config.load(tmp_path)
+
+
+def test_which_file_is_the_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given, named = tmp_path / "given.toml", tmp_path / "named.toml"
+    given.write_text("[lmtp]\nmax_connections = 1\n")
+    named.write_text("[lmtp]\nmax_connections = 2\n")
+    monkeypatch.setenv("MAILKEEP_CONFIG", str(named))
+    assert load_default(given).lmtp == LmtpConfig(max_connections=1)
+    assert load_default().lmtp == LmtpConfig(max_connections=2)
+    monkeypatch.setattr("sidecar.config.DEFAULT_PATH", tmp_path / "etc.toml")
+    monkeypatch.setenv("MAILKEEP_CONFIG", "")
+    with pytest.raises(ConfigError, match=r"etc\.toml"):
+        load_default()
+
+
+def as_toml(lines: list[str]) -> str:
+    return "\n".join(f"{section[1:]}.{rest}" for section, _, rest in (line.partition("] ") for line in lines))
+
+
+def test_the_effective_configuration_reads_back() -> None:
+    config = replace(
+        Config(
+            lmtp=LmtpConfig(idle_timeout_s=90.5, socket_mode=0o600),
+            milter=MilterConfig(),
+            metrics=MetricsConfig(),
+        ),
+        store=StoreConfig(path=Path('/srv/a "quoted" ü'), reserve_bytes=12345),
+    )
+    lines = list(config.lines())
+    assert '[lmtp] idle_timeout = "1m30s500ms"' in lines
+    assert len(lines) == len(all_keys())
+    assert parse(as_toml(lines)) == config
+    assert "[milter] is absent" in list(parse(LEAST).lines())
+
+
+def test_keys_list_their_defaults() -> None:
+    keys = all_keys()
+    assert ("lmtp", "delivery_timeout", '"9m"') in [key[:3] for key in keys]
+    assert ("lmtp", "max_connections", "100") in [key[:3] for key in keys]
+    assert len({(key.section, key.key) for key in keys}) == len(keys)
+    written = parse("\n".join(f"{key.section}.{key.key} = {key.default}" for key in keys))
+    assert written == Config(lmtp=LmtpConfig(), milter=MilterConfig(), metrics=MetricsConfig())
+    for key in keys:
+        assert key.help.endswith("."), key
+        assert key.help.count(". ") == 0, f"one sentence: {key}"
+
+
+def test_what_a_reload_takes_up_and_what_needs_a_restart() -> None:
+    old = parse("[lmtp]\n[milter]")
+    new = parse(
+        """
+        store.path = "/srv/keep"
+        log.level = "debug"
+        log.format = "json"
+        capture.on_failure = "accept"
+        lmtp.listen = "127.0.0.1:2525"
+        lmtp.downstream = "127.0.0.1:2400"
+        lmtp.delivery_timeout = "1m"
+        metrics.listen = "127.0.0.1:9000"
+        """
+    )
+    changes, restart = reloadable_changes(old, new)
+    assert changes == {
+        "lmtp.downstream": Address(host="127.0.0.1", port=2400),
+        "lmtp.delivery_timeout": 60,
+        "capture.on_failure": "accept",
+        "log.level": "debug",
+    }
+    assert restart == ["store.path", "lmtp.listen", "milter", "metrics", "log.format"]
+    assert reloadable_changes(new, new) == ({}, [])
+
+
+def test_timeouts_caps_and_policy_are_reloadable() -> None:
+    assert reloadable_keys() == {
+        ("lmtp", "downstream"),
+        ("lmtp", "max_connections"),
+        ("lmtp", "idle_timeout"),
+        ("lmtp", "delivery_timeout"),
+        ("lmtp", "connect_timeout"),
+        ("milter", "commit_timeout"),
+        ("capture", "on_failure"),
+        ("log", "level"),
+    }
