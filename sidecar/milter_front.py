@@ -1,0 +1,218 @@
+"""The milter front: mail that Postfix takes in, captured before Postfix says 250 to it.
+
+Runs libmilter (by pymilter's module `milter`, imported at start only) in a thread of its own, listens, and
+ends without cutting a message where it can. What is done with mail is in `sidecar.milter_session`.
+
+There is one milter in a process, once: libmilter cannot be started again after it was stopped. The process's
+main thread must not block SIGHUP, SIGINT and SIGTERM: where no other thread takes them, libmilter's own
+does, and cuts the sessions.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import signal
+import socket
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from sidecar.capture import Capturer
+from sidecar.milter import Action
+from sidecar.milter_session import Context, MilterEvents, MilterLimits, Session, callback
+from sidecar.units import Address
+
+_log = logging.getLogger(__name__)
+
+_NAME = "mailkeep"
+_SIGNALS = {signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2}
+_JOIN_TIMEOUT_S = 10.0
+# The last callback has returned, but libmilter has yet to write its reply, and tells nobody when it has;
+# stopped before, Postfix would defer a message that is captured.
+_LAST_REPLY_S = 0.2
+
+
+class MilterError(Exception):
+    """The milter front cannot run; `hint` says what to do."""
+
+    hint = "Look for libmilter's reason in the system log."
+    exit_code = 30
+
+
+class MilterMissingError(MilterError):
+    """pymilter is not there."""
+
+    hint = "Install it with `pip install mailkeep[milter]`; it is built with gcc and libmilter-dev."
+
+
+class MilterListenError(MilterError):
+    """The address cannot be listened on."""
+
+    hint = "Check [milter] listen: is the directory there and ours to write, does another process listen?"
+
+
+class MilterFront:
+    """libmilter listening at `address`, every message of it captured by `capturer`.
+
+    `socket_mode` and `socket_group` (a name; empty: our own) are set on a unix socket once it is there:
+    Postfix must be able to write to it. `limits` may be replaced at any time, for messages that begin later.
+    """
+
+    def __init__(
+        self,
+        address: Address,
+        capturer: Capturer,
+        limits: MilterLimits,
+        events: MilterEvents,
+        *,
+        socket_mode: int = 0o660,
+        socket_group: str = "",
+    ) -> None:
+        self.capturer = capturer
+        self.limits = limits
+        self.events = events
+        self._address = address
+        self._socket_mode = socket_mode
+        self._socket_group = socket_group
+        self._changed = threading.Condition()
+        self._in_flight = 0
+        self._stopping = False
+        self._milter: Any = None
+        self._thread: threading.Thread | None = None
+
+    @property
+    def in_flight(self) -> int:
+        """Messages between MAIL and their end."""
+        return self._in_flight
+
+    @property
+    def running(self) -> bool:
+        """Whether libmilter listens."""
+        return self._thread is not None and self._thread.is_alive()
+
+    def start(self) -> None:
+        """Listen, and take mail from now on. Raises MilterMissingError, MilterListenError."""
+        try:
+            import milter
+        except ImportError as error:
+            raise MilterMissingError(
+                f"[milter] is configured, but pymilter cannot be used: {error}"
+            ) from error
+        self._milter = milter
+        _make_free(self._address)
+        self._register(milter)
+        try:
+            milter.setconn(_libmilter_name(self._address))
+            milter.opensocket(True)  # noqa: FBT003 - pymilter takes it by place: remove a stale socket
+            if self._address.is_unix:
+                self._set_access(Path(self._address.path))
+        except (milter.error, OSError, LookupError) as error:
+            raise MilterListenError(f"cannot listen on {self._address}: {error}") from error
+        self._thread = threading.Thread(target=self._run, name="milter", daemon=True)
+        self._thread.start()
+
+    def stop(self, drain_timeout_s: float) -> None:
+        """Take no new message, wait at most `drain_timeout_s` for those in flight, then end. Blocks.
+
+        libmilter cuts what is still in flight after that; Postfix then defers it.
+        """
+        with self._changed:
+            self._stopping = True
+            self._changed.wait_for(lambda: self._in_flight == 0, drain_timeout_s)
+        if self._thread is None:
+            return
+        time.sleep(_LAST_REPLY_S)
+        self._milter.stop()
+        self._thread.join(_JOIN_TIMEOUT_S)
+        if self._thread.is_alive():
+            _log.warning("libmilter did not end within %.0f s", _JOIN_TIMEOUT_S)
+        if self._address.is_unix:
+            Path(self._address.path).unlink(missing_ok=True)
+
+    def enter(self) -> bool:
+        """Count a message in. False when we are stopping: then it is not counted."""
+        with self._changed:
+            if not self._stopping:
+                self._in_flight += 1
+            return not self._stopping
+
+    def leave(self) -> None:
+        """Count a message out."""
+        with self._changed:
+            self._in_flight -= 1
+            self._changed.notify_all()
+
+    def _register(self, milter: Any) -> None:
+        def negotiate(context: Context, options: list[int]) -> int:
+            context.setpriv(Session(self))
+            return on_negotiate(context, options)
+
+        on_negotiate = callback(Session.negotiate)
+        milter.set_flags(int(Action.SETSYMLIST))
+        milter.set_connect_callback(callback(Session.connect))
+        milter.set_envfrom_callback(callback(Session.mail))
+        milter.set_envrcpt_callback(callback(Session.rcpt))
+        milter.set_header_callback(callback(Session.header, quiet=True))
+        milter.set_eoh_callback(callback(Session.eoh, quiet=True))
+        milter.set_body_callback(callback(Session.body, quiet=True))
+        milter.set_eom_callback(callback(Session.eom))
+        milter.set_abort_callback(callback(Session.abort))
+        milter.set_close_callback(callback(Session.close))
+        milter.register(_NAME, negotiate=negotiate)
+
+    def _set_access(self, path: Path) -> None:
+        if self._socket_group:
+            shutil.chown(path, group=self._socket_group)
+        path.chmod(self._socket_mode)
+
+    def _run(self) -> None:
+        # libmilter's threads are children of this one and inherit its mask: signals are the main thread's.
+        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        reason = "libmilter ended"
+        try:
+            self._milter.main()
+        except self._milter.error as error:
+            reason = f"libmilter failed: {error}"
+        if not self._stopping:
+            _log.error("%s; no mail is captured by the milter any more", reason)
+            self.events.died(reason)
+
+
+def _libmilter_name(address: Address) -> str:
+    if address.is_unix:
+        return f"unix:{address.path}"
+    return f"{'inet6' if ':' in address.host else 'inet'}:{address.port}@{address.host}"
+
+
+def _make_free(address: Address) -> None:
+    """Remove a stale socket, and find out why if we cannot listen: libmilter tells that to no one but syslog.
+
+    Raises MilterListenError.
+    """
+    try:
+        if address.is_unix:
+            path = Path(address.path)
+            if path.is_socket():
+                _refuse_if_answered(path)
+                path.unlink()
+            with socket.socket(socket.AF_UNIX) as probe:
+                probe.bind(address.path)
+            path.unlink()
+        else:
+            family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+            socket.create_server((address.host, address.port), family=family).close()
+    except OSError as error:
+        raise MilterListenError(f"cannot listen on {address}: {error.strerror or error}") from error
+
+
+def _refuse_if_answered(path: Path) -> None:
+    """A socket that somebody listens on is not stale: to remove it would take their mail."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(1.0)
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            return
+    raise OSError(f"another process listens on {path}")
