@@ -1,49 +1,236 @@
 """The shared step: a message's bytes into the store, durably, whatever road it came by.
 
-INTERFACE DRAFT (the lead fills in the bodies; fronts code against these signatures).
+Both fronts use it: `Capturer.begin`, `feed`, then `commit` or `abort`. A commit that returns is durable. The
+policy for when that cannot be had is here too: *tempfail* raises `CaptureFailedError`, and the front answers
+451; *accept* spools the message if it can, counts it as uncaptured, and lets it through.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import asyncio
+import contextlib
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from store.ids import ContentId, DeliveryId
-from store.records import Envelope, Leg, Outcome
+from sidecar.spool import Spool, Spooled
+from store.errors import StoreError, StoreFullError
+from store.ids import ContentId, DeliveryId, now_us
+from store.index import Term
+from store.ingest import Ingest, Receipt
+from store.records import Delivery, Envelope, Leg, Outcome, Outcomes, Uncaptured
+from store.store import Query, Store
+from store.writer import Submission
+
+log = logging.getLogger(__name__)
+
+BACKLOG_BYTES = 1 << 20
+"""a front stops reading while more than this of one message waits for the disk"""
+_PIECE_BYTES = 256 << 10
+_DRAIN_TIMEOUT_S = 60.0
+RETRY_WINDOW_US = 30 * 86_400_000_000
+"""how far back a queue id is looked for; Postfix gives up after 5 days by default"""
 
 
 class CaptureFailedError(Exception):
-    """The store could not make the message durable; answer 451 (str() is for the log, not for the wire)."""
+    """The store could not make the message durable: answer 451. The text is for the log, not for the wire."""
+
+    def __init__(self, text: str, *, full: bool = False) -> None:
+        super().__init__(text)
+        self.full = full
+        """the disk is full: 4.3.1 says so to the client"""
 
 
 @dataclass(frozen=True, slots=True)
 class Captured:
-    """A durable message. In accept mode `delivery` is None when the message could not be captured."""
+    """A durable message. In accept mode `delivery` is None when it could not be captured."""
 
     delivery: DeliveryId | None
     content: ContentId
     size: int
+    new_bytes: int = 0
+    duplicate_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class CaptureEvents:
+    """What the metrics want to know. Called from any thread; must be quick and never raise."""
+
+    captured: Callable[[Leg, Receipt], None] = lambda _leg, _receipt: None
+    failed: Callable[[Leg, str], None] = lambda _leg, _reason: None
+    uncaptured: Callable[[Leg], None] = lambda _leg: None
+
+
+class _Doorbell:
+    """Brings results from the writer's thread to an event loop, one wake-up for a whole group."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._results: deque[tuple[asyncio.Future[None], StoreError | None]] = deque()
+        self._rung = False
+
+    def resolve(self, future: asyncio.Future[None], error: StoreError | None) -> None:
+        """Called in the writer's thread."""
+        self._results.append((future, error))
+        if not self._rung:
+            self._rung = True
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                self._loop.call_soon_threadsafe(self._deliver)
+
+    def _deliver(self) -> None:
+        self._rung = False  # before emptying, so that a result added meanwhile rings again
+        while self._results:
+            future, error = self._results.popleft()
+            if future.done():  # its waiter was cancelled; the commit itself went on
+                continue
+            if error is None:
+                future.set_result(None)
+            else:
+                future.set_exception(error)
+
+
+class Capturer:
+    """Begins captures and keeps outcomes; one for the process, usable from any thread."""
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        accept: bool = False,
+        spool: Spool | None = None,
+        events: CaptureEvents | None = None,
+    ) -> None:
+        self.store = store
+        self.accept = accept
+        self.spool = spool
+        self.events = events or CaptureEvents()
+        self._doorbells: dict[asyncio.AbstractEventLoop, _Doorbell] = {}
+
+    def begin(self) -> Capture:
+        """A new message."""
+        return Capture(self, self.store.begin())
+
+    def record_outcomes(self, delivery: DeliveryId, outcomes: Sequence[Outcome]) -> None:
+        """Keep the replies; rides the next group commit. Never blocks, never raises."""
+        if outcomes:
+            fact = Outcomes(delivery=delivery, time_us=now_us(), outcomes=tuple(outcomes))
+            self.store.writer.submit(Submission(entries=[fact], lazy=True))
+
+    def seen(self, queue_id: bytes) -> bool:
+        """Whether a delivery with this queue id is known, so that this may be a retry. Cheap."""
+        try:
+            return bool(queue_id) and self.store.may_be_retry(queue_id)
+        except StoreError:
+            log.exception("cannot tell whether %r is a retry; taken as new", queue_id)
+            return False
+
+    async def known_replies(self, queue_id: bytes, content: ContentId) -> dict[bytes, bytes]:
+        """Recipient -> the 2xx reply it got, over earlier LMTP deliveries of this queue id and content."""
+        return await asyncio.get_running_loop().run_in_executor(None, self._known_replies, queue_id, content)
+
+    def _known_replies(self, queue_id: bytes, content: ContentId) -> dict[bytes, bytes]:
+        self.store.settle_index()
+        since = now_us() - RETRY_WINDOW_US
+        known: dict[bytes, bytes] = {}
+        query = Query(since_us=since, terms=((Term.QUEUE_ID, queue_id),), newest_first=False)
+        for stored in self.store.deliveries(query):
+            delivery = stored.delivery
+            if (delivery.leg, delivery.queue_id, delivery.content) != (Leg.LMTP, queue_id, content):
+                continue
+            for outcome in stored.outcomes.values():
+                if outcome.reply.startswith(b"2"):
+                    known[delivery.envelope.recipients[outcome.recipient].address] = outcome.reply
+        return known
+
+    def read(self, content: ContentId) -> Iterator[bytes]:
+        """A stored message's bytes in pieces, verified. Blocking. Raises `store.errors.StoreError`."""
+        return self.store.read(content)
+
+    def drain_spool(self) -> int:
+        """Bring what waits in the spool into the store; returns how many. Blocking.
+
+        Stops at the first message that the store refuses. A message that was captured but whose spool
+        files outlived a crash is captured again: twice is better than not at all.
+        """
+        done = 0
+        for delivery, message in self.spool.messages() if self.spool else ():
+            ingest = self.store.begin()
+            waiter = _Waiter()
+            try:
+                with message.open("rb") as file:
+                    while piece := file.read(_PIECE_BYTES):
+                        ingest.feed(piece)
+                        if ingest.backlog > BACKLOG_BYTES:
+                            taken = _Waiter()
+                            ingest.hand_over(taken.done)
+                            taken.wait(_DRAIN_TIMEOUT_S)
+                ingest.commit(
+                    delivery.leg, delivery.envelope, queue_id=delivery.queue_id, attributes=delivery.attributes,
+                    notes=(*delivery.notes, "from-spool"), done=waiter.done,
+                )  # fmt: skip
+                waiter.wait(_DRAIN_TIMEOUT_S)
+            except (OSError, StoreError) as exc:
+                log.warning("the spool waits: %s", exc)
+                break
+            if self.spool:
+                self.spool.remove(message)
+            done += 1
+        return done
+
+    def doorbell(self, loop: asyncio.AbstractEventLoop) -> _Doorbell:
+        """The way back from the writer's thread to `loop`."""
+        bell = self._doorbells.get(loop)
+        if bell is None:
+            bell = self._doorbells[loop] = _Doorbell(loop)
+        return bell
 
 
 class Capture:
     """One message on its way into the store; owned by one session. Ends with one commit or abort."""
 
+    def __init__(self, capturer: Capturer, ingest: Ingest) -> None:
+        self._capturer = capturer
+        self._ingest = ingest
+        self._spooled: Spooled | None = None
+        if capturer.accept and capturer.spool:
+            self._spooled = capturer.spool.begin()
+
     def feed(self, data: bytes) -> None:
-        """Take the next bytes of the message (unstuffed). Raises CaptureFailedError. Never blocks."""
-        raise NotImplementedError
+        """Take the next bytes of the message (unstuffed). Never blocks. Raises `CaptureFailedError`."""
+        if self._spooled:
+            self._spooled.write(data)
+        failure = self._capturer.store.writer.failure
+        if failure is not None and not self._capturer.accept:
+            raise CaptureFailedError(str(failure)) from failure
+        self._ingest.feed(data)
+
+    @property
+    def size(self) -> int:
+        """Bytes fed so far."""
+        return self._ingest.size
 
     @property
     def backlogged(self) -> bool:
-        """True when bytes handed over are not yet written out: call settle before feeding more."""
-        raise NotImplementedError
+        """Whether much of this message waits for the disk: `settle` before feeding more."""
+        return self._ingest.backlog > BACKLOG_BYTES
 
     async def settle(self) -> None:
-        """Wait (asyncio) until the backlog is written. Raises CaptureFailedError."""
-        raise NotImplementedError
+        """Wait until the writer has taken what was fed. Raises `CaptureFailedError`."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[None] = loop.create_future()
+        bell = self._capturer.doorbell(loop)
+        self._ingest.hand_over(lambda error: bell.resolve(future, error))
+        with self._policy():
+            await future
 
     def settle_blocking(self, timeout_s: float) -> None:
-        """The same for threads."""
-        raise NotImplementedError
+        """The same for threads; `CaptureFailedError` too when the time is over."""
+        waiter = _Waiter()
+        self._ingest.hand_over(waiter.done)
+        with self._policy():
+            waiter.wait(timeout_s)
 
     async def commit(
         self,
@@ -54,12 +241,22 @@ class Capture:
         attributes: Mapping[str, bytes],
         notes: Sequence[str] = (),
     ) -> Captured:
-        """Returns when the message is durable. queue_id b"": taken from the top Received header.
+        """Returns when the message is durable. With no `queue_id` the top Received header's id is taken.
 
-        Raises CaptureFailedError (in accept mode never: then Captured.delivery is None).
-        Safe to be cancelled: the commit itself goes on.
+        Raises `CaptureFailedError`, in accept mode never. May be cancelled: the commit itself goes on.
         """
-        raise NotImplementedError
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[None] = loop.create_future()
+        bell = self._capturer.doorbell(loop)
+        delivery = self._ingest.commit(
+            leg, envelope, queue_id=queue_id or self._ingest.top_received_id(), attributes=attributes,
+            notes=notes, done=lambda error: bell.resolve(future, error),
+        )  # fmt: skip
+        try:
+            await future
+        except StoreError as exc:
+            return self._failed(leg, delivery, exc)
+        return self._succeeded(leg, delivery)
 
     def commit_blocking(
         self,
@@ -71,33 +268,94 @@ class Capture:
         notes: Sequence[str] = (),
         timeout_s: float,
     ) -> Captured:
-        """The same for threads (the milter); CaptureFailedError too when `timeout_s` runs out."""
-        raise NotImplementedError
+        """The same for threads. `CaptureFailedError` too when the time is over, though it may yet be captured."""
+        waiter = _Waiter()
+        delivery = self._ingest.commit(
+            leg, envelope, queue_id=queue_id or self._ingest.top_received_id(), attributes=attributes,
+            notes=notes, done=waiter.done,
+        )  # fmt: skip
+        try:
+            waiter.wait(timeout_s)
+        except StoreError as exc:
+            return self._failed(leg, delivery, exc)
+        return self._succeeded(leg, delivery)
+
+    def finish(self) -> ContentId:
+        """No more bytes will come; what the message is called."""
+        return self._ingest.finish()
+
+    def top_received_id(self) -> bytes:
+        """The id in the topmost Received header, b"" if none: the queue id when no XFORWARD told it."""
+        return self._ingest.top_received_id()
 
     def abort(self) -> None:
         """Forget the message. Idempotent; does nothing after commit."""
-        raise NotImplementedError
+        if self._spooled:
+            self._spooled.discard()
+
+    def _succeeded(self, leg: Leg, delivery: Delivery) -> Captured:
+        if self._spooled:
+            self._spooled.discard()
+        receipt = self._ingest.receipt(delivery)
+        self._capturer.events.captured(leg, receipt)
+        return Captured(
+            delivery.id, delivery.content, receipt.size, receipt.new_bytes, receipt.duplicate_bytes
+        )
+
+    def _failed(self, leg: Leg, delivery: Delivery, exc: StoreError) -> Captured:
+        full = isinstance(exc, StoreFullError)
+        reason = "timeout" if isinstance(exc, _TimedOutError) else "full" if full else "failed"
+        self._capturer.events.failed(leg, reason)
+        if not self._capturer.accept:
+            raise CaptureFailedError(str(exc), full=full) from exc
+        kept = self._spooled.keep(delivery) if self._spooled else False
+        where = "spooled" if kept else "and could not be spooled"
+        log.critical(
+            "message %s goes through UNCAPTURED, %s: %s",
+            delivery.queue_id.decode(errors="replace"),
+            where,
+            exc,
+        )
+        self._capturer.events.uncaptured(leg)
+        fact = Uncaptured(
+            time_us=delivery.time_us,
+            leg=leg,
+            envelope=delivery.envelope,
+            queue_id=delivery.queue_id,
+            reason=str(exc),
+        )
+        self._capturer.store.writer.submit(Submission(entries=[fact], lazy=True))
+        return Captured(None, delivery.content, delivery.size)
+
+    @contextlib.contextmanager
+    def _policy(self) -> Iterator[None]:
+        try:
+            yield
+        except StoreError as exc:
+            # In accept mode the message goes on; its commit will fail and be dealt with there.
+            if not self._capturer.accept:
+                raise CaptureFailedError(str(exc), full=isinstance(exc, StoreFullError)) from exc
 
 
-class Capturer:
-    """Begins captures and keeps outcomes; one for the process, usable from any thread."""
+class _TimedOutError(StoreError):
+    """The store did not answer in time."""
 
-    def begin(self) -> Capture:
-        """A new message."""
-        raise NotImplementedError
 
-    def record_outcomes(self, delivery: DeliveryId, outcomes: Sequence[Outcome]) -> None:
-        """Keep the replies; rides the next group commit. Never blocks, never raises."""
-        raise NotImplementedError
+class _Waiter:
+    """Lets a thread wait for the writer."""
 
-    def seen(self, queue_id: bytes) -> bool:
-        """Whether an earlier LMTP delivery had this queue id, i.e. whether this may be a retry. Cheap."""
-        raise NotImplementedError
+    def __init__(self) -> None:
+        self._event = threading.Event()
+        self._error: StoreError | None = None
 
-    async def known_replies(self, queue_id: bytes, content: ContentId) -> dict[bytes, bytes]:
-        """Recipient address -> the 2xx reply it got, over earlier LMTP deliveries of this queue id and content."""
-        raise NotImplementedError
+    def done(self, error: StoreError | None) -> None:
+        """Called in the writer's thread."""
+        self._error = error
+        self._event.set()
 
-    def read(self, content: ContentId) -> Iterator[bytes]:
-        """A stored message's bytes in pieces, verified; raises store.errors.StoreError. Blocking: use a thread."""
-        raise NotImplementedError
+    def wait(self, timeout_s: float) -> None:
+        """Raises what the writer reported, or `_TimedOutError`."""
+        if not self._event.wait(timeout_s):
+            raise _TimedOutError(f"the store did not answer within {timeout_s:g} s")
+        if self._error is not None:
+            raise self._error

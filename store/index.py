@@ -1,6 +1,6 @@
 """The index: where things lie, in LMDB. The only file that knows LMDB.
 
-It is a view: everything in it comes from the streams, and it may be thrown away. It keeps locations, not mail.
+It is a view: everything in it comes from the streams, and may be thrown away. It holds locations, not mail.
 LMDB runs with its safe defaults (a sync for every commit) on the 0.9 engine, named explicitly because the
 library carries two engines that cannot read each other's files, and with a map far larger than any
 index, since growing the map of a running environment is where LMDB users get hurt; the file stays sparse.
@@ -120,6 +120,10 @@ class Snapshot:
                         break
                     found.append(DeliveryId(key))
         return found
+
+    def has_term(self, kind: Term, value: bytes, delivery: DeliveryId) -> bool:
+        """Whether a delivery stands under a term."""
+        return self._get("terms", term_key(kind, value) + _by_time(delivery)) is not None
 
     def by_time(self, since_us: int, until_us: int, *, newest_first: bool) -> Iterator[DeliveryId]:
         """Deliveries captured in [since_us, until_us)."""

@@ -1,7 +1,7 @@
 """The entries of the log: what can happen to mail, as frozen records.
 
-*Facts* (`Delivery`, `Outcomes`, `Replay`, `ReplayRun`, `Hold`, `Erasure`, `Uncaptured`) are the history: they are chained
-by BLAKE3 and survive compaction. `Content` says how a message's bytes are put together and may be rewritten.
+*Facts* (all but `Content`) are the history: they are chained by BLAKE3 and survive compaction. `Content` says
+how a message's bytes are put together and may be rewritten.
 All are msgpack arrays (msgspec), so that later versions may append fields; FORMAT.md has the layout.
 Addresses, replies and header values are bytes, as they were on the wire.
 """

@@ -1,0 +1,112 @@
+"""Where a message waits that was let through without a durable copy (`on_failure = "accept"`).
+
+Every message is written here while it passes, and dropped as soon as the store has it; what the store refused
+is kept as two files, `ID.eml` and `ID.envelope`, until it has been brought into the store. Writing never
+raises: the spool is the second-best, and the mail goes through without it as well.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+from store import records
+from store.log import sync_directory
+from store.records import Delivery
+
+log = logging.getLogger(__name__)
+
+_IN_MEMORY_BYTES = 512 << 10
+_PIECE_BYTES = 256 << 10
+
+
+class Spooled:
+    """One message in the spool: small ones in memory, larger ones in a nameless file."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._file: IO[bytes] | None = tempfile.SpooledTemporaryFile(  # noqa: SIM115 - closed by discard or keep
+            max_size=_IN_MEMORY_BYTES, dir=directory
+        )
+
+    def write(self, data: bytes) -> None:
+        """The next bytes of the message."""
+        if self._file:
+            try:
+                self._file.write(data)
+            except OSError as exc:
+                log.error("the spool at %s takes no more of a message: %s", self._directory, exc)
+                self.discard()
+
+    def keep(self, delivery: Delivery) -> bool:
+        """Put the message aside for later. True when it is on disk."""
+        if not self._file:
+            return False
+        name = self._directory / delivery.id.hex()
+        try:
+            self._file.seek(0)
+            _write_durably(name.with_suffix(".eml"), iter(lambda: self._read(), b""))
+            # The envelope comes last: without it the message does not count.
+            _write_durably(name.with_suffix(".envelope"), iter([records.encode(delivery)]))
+            sync_directory(self._directory)
+        except OSError as exc:
+            log.error("a message could not be spooled at %s: %s", self._directory, exc)
+            return False
+        finally:
+            self.discard()
+        return True
+
+    def _read(self) -> bytes:
+        return self._file.read(_PIECE_BYTES) if self._file else b""
+
+    def discard(self) -> None:
+        """Forget the message. Idempotent."""
+        if self._file:
+            with contextlib.suppress(OSError):
+                self._file.close()
+            self._file = None
+
+
+class Spool:
+    """A directory of messages that wait for the store."""
+
+    def __init__(self, directory: Path) -> None:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._directory = directory
+
+    def begin(self) -> Spooled:
+        """A new message."""
+        return Spooled(self._directory)
+
+    def waiting(self) -> int:
+        """How many messages wait."""
+        return sum(1 for _ in self._directory.glob("*.envelope"))
+
+    def messages(self) -> Iterator[tuple[Delivery, Path]]:
+        """What waits: the delivery as it was to be, and the file with its bytes. Bad files are logged."""
+        for envelope in sorted(self._directory.glob("*.envelope")):
+            try:
+                delivery = records.decode(envelope.read_bytes())
+            except (OSError, ValueError) as exc:
+                log.error("%s cannot be read and stays: %s", envelope, exc)
+                continue
+            if isinstance(delivery, Delivery):
+                yield delivery, envelope.with_suffix(".eml")
+
+    def remove(self, message: Path) -> None:
+        """Forget a message that the store now has."""
+        message.with_suffix(".envelope").unlink(missing_ok=True)
+        message.unlink(missing_ok=True)
+
+
+def _write_durably(path: Path, pieces: Iterator[bytes]) -> None:
+    with path.open("xb") as file:
+        for piece in pieces:
+            file.write(piece)
+        file.flush()
+        os.fsync(file.fileno())

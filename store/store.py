@@ -1,0 +1,385 @@
+"""A store: its directory, its key, its streams and the index over them, behind one object.
+
+    path/mailkeep.store     what it is: format, id, key (JSON, 0600)
+    path/streams/NAME/      packs of one stream
+    path/index/             LMDB, derived
+
+Readers need no lock and may run beside the writer. A reader first applies to the index whatever the writer
+has not, so it sees every message that was acknowledged before it began.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self
+
+from store import content
+from store.errors import (
+    AmbiguousIdError,
+    DamagedError,
+    FormatError,
+    IndexFailedError,
+    NotFoundError,
+    StoreError,
+    StoreLockedError,
+    StoreNotFoundError,
+)
+from store.ids import DELIVERY_ID_BYTES, ChunkId, ContentId, DeliveryId, now_us
+from store.index import Counters, Index, Snapshot, Term
+from store.indexer import Indexer
+from store.ingest import Ingest
+from store.layout import FORMAT_VERSION
+from store.log import DEFAULT_PACK_BYTES, StreamLock, StreamLog, sync_directory
+from store.packs import PackReader
+from store.records import Content, Delivery, EntryType, Outcome, Outcomes, Replay
+from store.scan import Location
+from store.view import CaughtUp, View
+from store.writer import GroupFacts, Pending, Writer
+
+log = logging.getLogger(__name__)
+
+DEFAULT_RESERVE_BYTES = 64 << 20
+FOREVER_US = (1 << 63) - 1
+_NETWORK_FILE_SYSTEMS = {
+    "nfs",
+    "nfs4",
+    "cifs",
+    "smb3",
+    "smbfs",
+    "9p",
+    "fuse.sshfs",
+    "ceph",
+    "afs",
+    "glusterfs",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class StoredDelivery:
+    """A delivery with what became of it. `outcomes` has the last reply for each recipient that got one."""
+
+    delivery: Delivery
+    outcomes: dict[int, Outcome] = field(default_factory=dict)
+    replays: tuple[Replay, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """Which deliveries: a time interval [since, until) in µs, and terms that all must hold."""
+
+    since_us: int = 0
+    until_us: int = FOREVER_US
+    terms: tuple[tuple[Term, bytes], ...] = ()
+    newest_first: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """Totals over all streams; sizes in bytes. `pack_bytes` and `index_bytes` are what the disk holds."""
+
+    counters: Counters
+    pack_bytes: int
+    index_bytes: int
+    streams: tuple[str, ...]
+    last_commit_us: int
+
+
+class Store:
+    """An open store. Close it; use it as a context manager."""
+
+    def __init__(self, path: Path, identity: dict[str, str], *, readonly: bool = False) -> None:
+        self.path = path
+        self.id = bytes.fromhex(identity["id"])
+        self.key = bytes.fromhex(identity["key"])
+        self.damage: list[str] = []
+        self._streams = path / "streams"
+        self._packs = PackReader(self._streams)
+        self._writer: Writer | None = None
+        self._indexer: Indexer | None = None
+        self._pending = Pending()
+        self._readonly = readonly
+        self.index = self._open_index()
+        self.view = View(self.index, self._streams, self.id)
+        if not readonly:
+            for stream in self.view.names():
+                self._note(self.view.catch_up(stream))
+
+    @classmethod
+    def open(cls, path: Path, *, create: bool = False) -> Store:
+        """Raises `StoreNotFoundError`, `FormatError`, or another `StoreError`."""
+        identity = path / "mailkeep.store"
+        if create and not identity.exists():
+            _create(path)
+        try:
+            known = json.loads(identity.read_text())
+            version = int(known["format"])
+        except FileNotFoundError as exc:
+            raise StoreNotFoundError(f"there is no store at {path}") from exc
+        except (ValueError, KeyError, TypeError) as exc:
+            raise DamagedError(f"{identity} cannot be read: {exc}") from exc
+        except OSError as exc:
+            raise StoreError(f"{identity} cannot be read: {exc.strerror}") from exc
+        if version > FORMAT_VERSION:
+            raise FormatError(f"{path} has format {version}; this version reads up to {FORMAT_VERSION}")
+        # Somebody who may look but not write sees the index as the service left it (half a second behind).
+        return cls(path, known, readonly=not os.access(path / "index", os.W_OK) and (path / "index").exists())
+
+    def _open_index(self) -> Index:
+        path = self.path / "index"
+        try:
+            return Index(path, readonly=self._readonly)
+        except (DamagedError, IndexFailedError) as exc:
+            if self._readonly:
+                raise
+            aside = path.with_name(f"index.damaged-{time.strftime('%Y%m%dT%H%M%S')}")
+            log.error("%s; put aside as %s and rebuilt from the streams", exc, aside)
+            path.rename(aside)
+            return Index(path)
+
+    def _note(self, caught: CaughtUp) -> None:
+        self.damage += [str(damage) for damage in caught.damage]
+
+    def start_writing(
+        self,
+        stream: str,
+        *,
+        pack_bytes: int = DEFAULT_PACK_BYTES,
+        reserve_bytes: int = DEFAULT_RESERVE_BYTES,
+        level: int = 3,
+        on_group: Callable[[GroupFacts], None] | None = None,
+    ) -> Writer:
+        """Take the stream (made if new) and start its writer. Raises `StoreLockedError` when it is taken."""
+        directory = self._streams / stream
+        lock = StreamLock(directory)
+        try:
+            sync_directory(self._streams)
+            caught = self.view.catch_up(stream)
+            if caught.torn and caught.torn.offset == 0:
+                caught.torn.path.unlink()
+            appender = StreamLog(
+                directory, self.id, caught.state,
+                lock=lock, new_pack=bool(caught.damage), pack_bytes=pack_bytes, level=level,
+            )  # fmt: skip
+        except BaseException:
+            lock.release()
+            raise
+        self._note(caught)
+        self._indexer = Indexer(self.view)
+        self._writer = Writer(
+            appender, self.index, directory,
+            publish=self._indexer.put, reserve_bytes=reserve_bytes, on_group=on_group,
+        )  # fmt: skip
+        self._pending = self._indexer.pending = self._writer.pending
+        return self._writer
+
+    def start_writing_beside(self, name: str) -> Writer:
+        """A stream of one's own for a short-lived writer: NAME, or the first free NAME-2, NAME-3…"""
+        number = 1
+        while True:
+            stream = name if number == 1 else f"{name}-{number}"
+            try:
+                return self.start_writing(stream)
+            except StoreLockedError:
+                number += 1
+
+    @property
+    def index_lag(self) -> int:
+        """Commits that are durable and not yet in the index."""
+        return self._indexer.waiting if self._indexer else 0
+
+    def begin(self) -> Ingest:
+        """A new message. Needs `start_writing`."""
+        return Ingest(self.writer, self.key)
+
+    @property
+    def writer(self) -> Writer:
+        """The writer that `start_writing` began."""
+        if self._writer is None:
+            raise StoreError("the store is open for reading only")
+        return self._writer
+
+    def deliveries(self, query: Query) -> Iterator[StoredDelivery]:
+        """What was captured, in order of time. Damaged entries are logged and passed over."""
+        with self.index.read() as snapshot:
+            for delivery in _candidates(snapshot, query):
+                try:
+                    yield self._load(snapshot, delivery)
+                except DamagedError as exc:
+                    log.error("delivery %s: %s", delivery.hex(), exc)
+
+    def delivery(self, delivery: DeliveryId) -> StoredDelivery:
+        """Raises `NotFoundError`, `DamagedError`."""
+        with self.index.read() as snapshot:
+            return self._load(snapshot, delivery)
+
+    def resolve(self, prefix: str) -> DeliveryId:
+        """The delivery whose id begins with these hex digits. Raises `NotFoundError`, `AmbiguousIdError`."""
+        text = prefix.strip().lower()
+        if not text or len(text) > 2 * DELIVERY_ID_BYTES or text.strip("0123456789abcdef"):
+            raise NotFoundError(f"{prefix!r} is no delivery id (up to 32 hexadecimal digits)")
+        with self.index.read() as snapshot:
+            found = snapshot.resolve(text)
+        if not found:
+            raise NotFoundError(f"there is no delivery {prefix!r}")
+        if len(found) > 1:
+            raise AmbiguousIdError(
+                f"{prefix!r} fits {found[0].hex()[:12]}, {found[1].hex()[:12]} and perhaps more"
+            )
+        return found[0]
+
+    def may_be_retry(self, queue_id: bytes) -> bool:
+        """Whether a delivery with this queue id is known."""
+        if queue_id in self._pending.queue_ids:
+            return True
+        with self.index.read() as snapshot:
+            return (
+                next(snapshot.by_term(Term.QUEUE_ID, queue_id, 0, FOREVER_US, newest_first=True), None)
+                is not None
+            )
+
+    def settle_index(self, timeout_s: float = 5.0) -> None:
+        """Wait until what is durable now is in the index too."""
+        if self._indexer:
+            self._indexer.settle(timeout_s)
+
+    def recipe(self, content_id: ContentId) -> Content:
+        """How a content's bytes are put together. Raises `NotFoundError`, `DamagedError`."""
+        where = self._pending.contents.get(content_id)
+        if where is None:
+            with self.index.read() as snapshot:
+                where = snapshot.content(content_id)
+        entry = self._packs.entry(where) if where else None
+        if not isinstance(entry, Content) or entry.id != content_id:
+            raise NotFoundError(f"content {content_id.hex()[:16]} is not in the store")
+        return entry
+
+    def read(self, content_id: ContentId) -> Iterator[bytes]:
+        """A message's bytes; see `store.content.assemble` for what must be kept in mind."""
+        return content.assemble(self.recipe(content_id), self._fetch, self.key)
+
+    def _fetch(self, chunk: ChunkId) -> bytes:
+        where = self._pending.chunks.get(chunk)
+        if where is None:
+            with self.index.read() as snapshot:
+                where = snapshot.chunk(chunk)
+        if where is None:
+            raise DamagedError(f"chunk {chunk.hex()} is missing")
+        return self._packs.chunk(where)
+
+    def _load(self, snapshot: Snapshot, delivery: DeliveryId) -> StoredDelivery:
+        entries = snapshot.delivery(delivery)
+        if not entries:
+            raise NotFoundError(f"there is no delivery {delivery.hex()}")
+        return self._assemble(entries)
+
+    def _assemble(self, entries: list[tuple[EntryType, Location]]) -> StoredDelivery:
+        found: Delivery | None = None
+        outcomes: dict[int, Outcome] = {}
+        replays = []
+        for _, where in entries:
+            match self._packs.entry(where):
+                case Delivery() as entry:
+                    found = entry
+                case Outcomes() as entry:
+                    outcomes.update((outcome.recipient, outcome) for outcome in entry.outcomes)
+                case Replay() as entry:
+                    replays.append(entry)
+        if found is None:
+            raise DamagedError("its record is missing")
+        return StoredDelivery(found, outcomes, tuple(replays))
+
+    def run(self, selection: bytes) -> str | None:
+        """The unfinished replay run for this selection, if there is one."""
+        with self.index.read() as snapshot:
+            return snapshot.run(selection)
+
+    def stats(self) -> Stats:
+        """Totals."""
+        with self.index.read() as snapshot:
+            names = self.view.names()
+            states = [snapshot.state(name) for name in names]
+            counters = snapshot.counters()
+        index_bytes = (self.path / "index" / "data.mdb").stat().st_blocks * 512
+        return Stats(
+            counters, self.pack_bytes(), index_bytes, tuple(names),
+            max((state.last_commit_us for state in states if state), default=0),
+        )  # fmt: skip
+
+    def pack_bytes(self) -> int:
+        """What the packs take on disk."""
+        return sum(path.stat().st_size for path in self._streams.glob("*/*.pack"))
+
+    def close(self) -> None:
+        """Write what was handed over, index it, and let go."""
+        if self._writer:
+            self._writer.close()
+        if self._indexer:
+            self._indexer.close()
+        self._packs.close()
+        self.index.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def _candidates(snapshot: Snapshot, query: Query) -> Iterator[DeliveryId]:
+    interval = (query.since_us, query.until_us)
+    if not query.terms:
+        yield from snapshot.by_time(*interval, newest_first=query.newest_first)
+        return
+    (kind, value), *others = query.terms
+    for delivery in snapshot.by_term(kind, value, *interval, newest_first=query.newest_first):
+        if all(snapshot.has_term(other, text, delivery) for other, text in others):
+            yield delivery
+
+
+def _create(path: Path) -> None:
+    _refuse_network_file_system(path)
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if any(path.iterdir()):
+        raise StoreError(f"{path} is neither a store nor empty; not made into one")
+    (path / "streams").mkdir(mode=0o700)
+    text = json.dumps(
+        {
+            "format": FORMAT_VERSION,
+            "id": os.urandom(16).hex(),
+            "key": os.urandom(32).hex(),
+            "created_us": now_us(),
+        }
+    )
+    fresh = path / "mailkeep.store.new"
+    fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        os.write(fd, text.encode() + b"\n")
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    fresh.rename(path / "mailkeep.store")
+    sync_directory(path)
+    sync_directory(path.parent)
+
+
+def _refuse_network_file_system(path: Path) -> None:
+    # LMDB's locks and a memory map are not to be trusted over a network.
+    target = str(path.absolute())
+    best, kind = "", ""
+    try:
+        mounts = Path("/proc/self/mountinfo").read_text().splitlines()
+    except OSError:
+        return
+    for line in mounts:
+        fields = line.split()
+        point = fields[4]
+        if len(point) >= len(best) and (target + "/").startswith(point.rstrip("/") + "/"):
+            best, kind = point, fields[fields.index("-") + 1]
+    if kind in _NETWORK_FILE_SYSTEMS:
+        raise StoreError(f"{path} is on a network file system ({kind}); the store needs a local disk")

@@ -1,0 +1,293 @@
+"""The single writer of a stream: many waiting deliveries, one flush.
+
+A submission with entries is durable when its `done` is called with None, never before: its group's records
+and COMMIT are then on disk. Chunks of a message still on its way are appended without a flush; a later
+group makes them durable before any entry that names them. While one group is being flushed the next one
+gathers by itself, so a busy server gets large groups and an idle one no delay. Knows nothing of SMTP.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from store import records
+from store.errors import StoreError, StoreFailedError, StoreFullError
+from store.ids import ChunkId, ContentId
+from store.index import Index, Snapshot
+from store.log import StreamLog
+from store.records import Content, Delivery, Entry
+from store.scan import Group, Location
+
+log = logging.getLogger(__name__)
+
+BLOCK_BYTES = 256 << 10
+"""small chunks are compressed together up to about this many bytes"""
+_GROUP_BYTES = 16 << 20
+_GROUP_ENTRIES = 2000
+_LAZY_DELAY_S = 0.25
+_FULL_DELAY_S = 2.0
+
+Done = Callable[[StoreError | None], None]
+
+
+@dataclass(slots=True)
+class Tally:
+    """What one message's chunks came to; written by the writer's thread alone."""
+
+    new_bytes: int = 0
+    duplicate_bytes: int = 0
+    taken_bytes: int = 0
+
+
+@dataclass(slots=True)
+class Submission:
+    """Chunks and entries to be written. With `lazy` they wait for the next group that anybody needs."""
+
+    chunks: list[tuple[ChunkId, bytes]] = field(default_factory=list)
+    entries: list[Entry] = field(default_factory=list)
+    tally: Tally | None = None
+    done: Done | None = None
+    lazy: bool = False
+    epoch: int | None = None
+    """the writer's `epoch` when the first chunks of this message were handed over; None: all are here"""
+
+
+class Pending:
+    """What is durable and not yet in the index. Read by any thread, changed by writer and indexer."""
+
+    def __init__(self) -> None:
+        self.chunks: dict[ChunkId, Location] = {}
+        self.contents: dict[ContentId, Location] = {}
+        self.queue_ids: dict[bytes, int] = {}
+
+    def add(self, group: Group) -> None:
+        """Take in a group that has just become durable."""
+        self.chunks.update(group.chunks)
+        for entry, where in group.entries:
+            if isinstance(entry, Content):
+                self.contents[entry.id] = where
+            elif isinstance(entry, Delivery) and entry.queue_id:
+                self.queue_ids[entry.queue_id] = group.state.commits
+
+    def drop(self, group: Group) -> None:
+        """Forget a group that the index now has."""
+        for chunk, _ in group.chunks:
+            self.chunks.pop(chunk, None)
+        for entry, _ in group.entries:
+            if isinstance(entry, Content):
+                self.contents.pop(entry.id, None)
+            elif isinstance(entry, Delivery) and self.queue_ids.get(entry.queue_id) == group.state.commits:
+                del self.queue_ids[entry.queue_id]
+
+
+@dataclass(frozen=True, slots=True)
+class GroupFacts:
+    """Figures about one group, for metrics."""
+
+    submissions: int
+    seconds: float
+    written_bytes: int
+
+
+class Writer:
+    """Owns a `StreamLog` and the thread that writes to it. `submit` may be called from any thread."""
+
+    def __init__(
+        self,
+        stream: StreamLog,
+        index: Index,
+        directory: Path,
+        *,
+        publish: Callable[[Group], None],
+        reserve_bytes: int,
+        on_group: Callable[[GroupFacts], None] | None = None,
+    ) -> None:
+        self.pending = Pending()
+        self.epoch = 0
+        self.failure: StoreFailedError | None = None
+        self._stream = stream
+        self._index = index
+        self._directory = directory
+        self._publish = publish
+        self._reserve_bytes = reserve_bytes
+        self._on_group = on_group
+        self._queue: queue.SimpleQueue[Submission | None] = queue.SimpleQueue()
+        self._stopping = False
+        self._lazy: list[Submission] = []
+        self._lazy_due = 0.0
+        self._block: list[tuple[ChunkId, bytes]] = []
+        self._block_bytes = 0
+        self._fresh: set[ChunkId] = set()
+        self._located: list[tuple[ChunkId, Location]] = []
+        self._thread = threading.Thread(target=self._run, name=f"writer-{stream.name}", daemon=True)
+        self._thread.start()
+
+    def submit(self, submission: Submission) -> None:
+        """Hand over; never blocks. `done` is called in the writer's thread, or at once when it is dead."""
+        if self.failure is not None:
+            if submission.done:
+                submission.done(self.failure)
+            return
+        self._queue.put(submission)
+
+    def close(self) -> None:
+        """Write what was handed over, then stop and let go of the stream."""
+        self._queue.put(None)
+        self._thread.join()
+        self._stream.close()
+
+    def _run(self) -> None:
+        while not (self._stopping and self._queue.empty() and not self._lazy):
+            batch = self._gather()
+            if not batch:
+                continue
+            try:
+                self._write(batch)
+            except StoreFullError as exc:
+                self._undo(batch, exc)
+            except Exception as exc:  # noqa: BLE001 - a bug here must fail the waiters, not leave them hanging
+                self._die(batch, exc)
+
+    def _gather(self) -> list[Submission]:
+        """Everything that waits; lazy submissions are kept back until somebody else needs a flush."""
+        wait = max(0.0, self._lazy_due - time.monotonic()) if self._lazy else None
+        batch: list[Submission] = []
+        size = entries = 0
+        try:
+            item = self._queue.get(timeout=0 if self._stopping else wait)
+            while True:
+                if item is None:
+                    self._stopping = True
+                elif item.lazy:
+                    if not self._lazy:
+                        self._lazy_due = time.monotonic() + _LAZY_DELAY_S
+                    self._lazy.append(item)
+                else:
+                    batch.append(item)
+                    size += sum(len(data) for _, data in item.chunks)
+                    entries += len(item.entries)
+                if size >= _GROUP_BYTES or entries >= _GROUP_ENTRIES:
+                    break
+                item = self._queue.get_nowait()
+        except queue.Empty:
+            pass
+        due = self._stopping or time.monotonic() >= self._lazy_due
+        if self._lazy and (due or any(item.entries for item in batch)):
+            batch += self._lazy
+            self._lazy = []
+        return batch
+
+    def _write(self, batch: list[Submission]) -> None:
+        started = time.perf_counter()
+        if self.failure is not None:
+            raise self.failure
+        self._check_room(urgent=all(item.lazy for item in batch))
+        encoded: list[bytes] = []
+        written: list[Entry] = []
+        contents: set[ContentId] = set()
+        failed: list[Submission] = []
+        self._stream.roll()
+        with self._index.read() as snapshot:
+            for item in batch:
+                if item.epoch is not None and item.epoch != self.epoch:
+                    failed.append(item)
+                    continue
+                self._take_chunks(item, snapshot)
+                for entry in item.entries:
+                    if isinstance(entry, Content) and self._has_content(entry.id, contents, snapshot):
+                        continue
+                    written.append(entry)
+                    encoded.append(records.encode(entry))
+        if encoded:
+            self._write_block()
+            where = self._stream.append_entries(encoded)
+            before = self._stream.written_bytes
+            state = self._stream.commit()
+            group = Group(self._stream.name, state, self._located, list(zip(written, where, strict=True)))
+            self._located, self._fresh = [], set()
+            self.pending.add(group)
+            self._publish(group)
+            if self._on_group:
+                seconds = time.perf_counter() - started
+                self._on_group(GroupFacts(len(batch), seconds, self._stream.written_bytes - before))
+        for item in batch:
+            if item.done and item not in failed:
+                item.done(None)
+        for item in failed:
+            if item.done:
+                item.done(StoreFullError(f"{self._directory} was full while the message was on its way"))
+
+    def _take_chunks(self, item: Submission, snapshot: Snapshot) -> None:
+        for chunk, data in item.chunks:
+            known = chunk in self._fresh or chunk in self.pending.chunks or snapshot.chunk(chunk) is not None
+            if item.tally:
+                item.tally.taken_bytes += len(data)
+                if known:
+                    item.tally.duplicate_bytes += len(data)
+                else:
+                    item.tally.new_bytes += len(data)
+            if known:
+                continue
+            self._fresh.add(chunk)
+            self._block.append((chunk, data))
+            self._block_bytes += len(data)
+            if self._block_bytes >= BLOCK_BYTES:
+                self._write_block()
+
+    def _write_block(self) -> None:
+        if self._block:
+            self._located += self._stream.append_chunks(self._block)
+            self._block, self._block_bytes = [], 0
+
+    def _has_content(self, content: ContentId, here: set[ContentId], snapshot: Snapshot) -> bool:
+        if content in here or content in self.pending.contents or snapshot.content(content) is not None:
+            return True
+        here.add(content)
+        return False
+
+    def _check_room(self, *, urgent: bool) -> None:
+        # Replies to what was already delivered are small and cannot be had again: they may use the reserve.
+        reserve = self._reserve_bytes // 4 if urgent else self._reserve_bytes
+        space = os.statvfs(self._directory)
+        if space.f_bavail * space.f_frsize < reserve:
+            raise StoreFullError(f"{self._directory} has less than {reserve} bytes free")
+
+    def _forget_group(self) -> None:
+        # Chunks of messages still on their way go too, so those messages must fail: see Submission.epoch.
+        self.epoch += 1
+        self._block, self._block_bytes = [], 0
+        self._located, self._fresh = [], set()
+
+    def _undo(self, batch: list[Submission], exc: StoreFullError) -> None:
+        log.error("%s", exc)
+        self._forget_group()
+        try:
+            self._stream.rollback()
+        except StoreFailedError as worse:
+            self._die(batch, worse)
+            return
+        for item in batch:
+            if item.done and not item.lazy:
+                item.done(exc)
+        if not self._stopping:
+            self._lazy = [item for item in batch if item.lazy] + self._lazy
+            self._lazy_due = time.monotonic() + _FULL_DELAY_S
+
+    def _die(self, batch: list[Submission], exc: Exception) -> None:
+        log.critical("the store takes no more: %s", exc, exc_info=not isinstance(exc, StoreError))
+        failure = exc if isinstance(exc, StoreFailedError) else StoreFailedError(f"internal error: {exc!r}")
+        self.failure = failure
+        self._stream.failed = True
+        self._forget_group()
+        waiting = batch + self._lazy
+        self._lazy = []
+        for item in waiting:
+            if item.done:
+                item.done(failure)
