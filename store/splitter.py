@@ -1,13 +1,13 @@
 """Cuts a message's bytes, as they come, into pieces such that equal mail parts become equal chunks.
 
-Promise: the pieces put together again (`rebuild`) are the message, byte for byte, whatever bytes it is made of; and
-the pieces depend on the message alone, never on how it was cut into feeds. Time is linear in the message's
-size; less than `WINDOW` bytes are held between feeds. Nothing here fails on odd input: what does not look
-like mail is kept as it is.
+Promise: the pieces put together again (`rebuild`) are the message, byte for byte, whatever bytes it is made
+of; and the pieces depend on the message alone, never on how it was cut into feeds. Time is linear in the
+message's size; less than `WINDOW` bytes are held between feeds. Nothing here fails on odd input: what does
+not look like mail is kept as it is.
 
-Border: bytes in, pieces out; no I/O, no hashing, no MIME tree. What a part is gets decided by content alone:
-header block | bodies of text parts | delimiters with their part headers | base64 bodies, decoded. A base64
-body is decoded only where encoding it again gave the same bytes; where it turns odd it goes on raw.
+Border: bytes in, pieces out; no I/O, no hashing, no MIME tree. Content alone decides what a part is:
+header block | bodies of text parts | delimiters with their part headers | base64 bodies, decoded. Base64
+is decoded only where encoding it again gives the same bytes; where it turns odd it goes on raw.
 """
 
 from __future__ import annotations
@@ -36,9 +36,8 @@ characters are 45, 48, 54 and 57 bytes), so that a file is cut alike whatever wi
 
 _SPAN = 32 * 1024  # how far a decision looks ahead: the longest match of _EVENT and the first lines of a run
 WINDOW = MAX_PIECE + _SPAN + 96 * 1024
-"""Bytes gathered before a part of a message is cut; the last term keeps small feeds from being joined too often."""
+"""Bytes gathered before a message is cut; the last term keeps small feeds from being joined too often."""
 
-_MAX_LINE = 998  # RFC 5322 2.1.1: characters a line, without its CRLF
 _LINES_A_STEP = 1024  # base64 lines decoded in one go: what fits the CPU's cache
 _KNOWN_BOUNDARIES = 64
 
@@ -46,8 +45,8 @@ _HEADER_END = re.compile(rb"\n\r?\n")
 
 # The two things that end a text: a line that may be a MIME delimiter (group 1; group 2: part headers, when
 # there is a blank line after them), and a blank line before base64 (group 3: its first line, 4: the line's
-# end). All repeats are possessive and bounded, and a header line never begins with "-": so attempts
-# do not overlap, and a match is never longer than 26 KiB.
+# end). All repeats are possessive and bounded (998: RFC 5322 2.1.1), and a header line never begins with "-":
+# so attempts do not overlap, and a match is never longer than 26 KiB.
 _EVENT = re.compile(
     rb"\n(?:"
     rb"--([^\r\n]{1,200}+)"
@@ -71,8 +70,9 @@ class Kind(enum.IntEnum):
 class Piece:
     """A stretch of a message.
 
-    `width` 0: `data` are the message's bytes. Else `data` were base64, `width` characters a line, with `eol` between lines.
-    `joins`: goes on the run of the piece before (same `width` and `eol`; between encoded pieces stands one `eol`).
+    `width` 0: `data` are the message's bytes. Else they were base64, `width` characters a line, with `eol`
+    between lines. `joins`: goes on the run of the piece before, which has the same `width` and `eol`;
+    between two such pieces stands one more `eol`.
     """
 
     kind: Kind
@@ -122,22 +122,35 @@ def rebuild(pieces: Iterable[Piece]) -> bytes:
 
 
 class Splitter:
-    """Cuts one message. `feed` bytes as they come, then `finish` once; each gives the pieces that are complete."""
+    """Cuts one message: `feed` its bytes as they come, then `finish` once; both give the pieces so far complete."""
 
-    __slots__ = ("_body", "_data", "_eol", "_feeds", "_glue", "_joins", "_known", "_out", "_scan", "_size", "_step", "_width")
+    __slots__ = (
+        "_body",
+        "_data",
+        "_eol",
+        "_feeds",
+        "_glue",
+        "_in_header",
+        "_joins",
+        "_known",
+        "_out",
+        "_scan",
+        "_size",
+        "_width",
+    )
 
     def __init__(self) -> None:
         self._feeds: list[bytes] = []
         self._size = 0
         self._data = b""
         self._out: list[Piece] = []
-        self._step = self._header
-        self._joins = False  # whether the next piece can go on the run of the last one
-        # Text not yet given out: data[_glue:_body] are delimiters, part headers and small bodies; data[_body:] is the
-        # body they lead to, in which no event begins before _scan. Inside a run _glue is where it goes on.
+        self._in_header = True
+        self._joins = False  # whether the next piece goes on the run of the last one
+        # Text not yet given out: data[_glue:_body] are delimiters, part headers and small bodies; data[_body:]
+        # is the body they lead to; no event begins in it before _scan. In a base64 run _glue is where it goes on.
         self._glue = self._body = self._scan = 0
-        self._width, self._eol = 0, b""
-        self._known: dict[bytes, None] = {}  # boundaries that have been seen to delimit a part, oldest first
+        self._width, self._eol = 0, b""  # of the base64 run we are in; width 0: in text
+        self._known: dict[bytes, None] = {}  # boundaries that were seen to delimit a part, oldest first
 
     def feed(self, data: bytes) -> list[Piece]:
         """Take the next bytes of the message."""
@@ -152,18 +165,196 @@ class Splitter:
     def _cut(self, *, final: bool) -> list[Piece]:
         self._data = self._feeds[0] if len(self._feeds) == 1 else b"".join(self._feeds)
         self._out = []
-        while self._step(final):
+        if self._in_header:
+            self._header()
+        while self._run(final=final) if self._width else self._text(final=final):
             pass
-        if final:
-            self._close(self._size)
-            self._data, self._feeds, self._size = b"", [], 0
-        else:
-            # The byte before the text stays: its first line may be a delimiter, which is found by the "\n" before it.
-            gone = max(0, self._glue - 1)
-            self._feeds = [self._data[gone:]]
-            self._data = b""
-            self._size -= gone
-            self._glue -= gone
-            self._body -= gone
-            self._scan -= gone
+        # The byte before the text stays: when a delimiter comes first, the "\n" before it is how it is found.
+        gone = len(self._data) if final else max(0, self._glue - 1)
+        self._feeds = [self._data[gone:]]
+        self._size -= gone
+        self._glue -= gone
+        self._body -= gone
+        self._scan -= gone
+        self._data = b""
         return self._out
+
+    def _header(self) -> None:
+        data = self._data
+        self._in_header = False
+        if data.startswith((b"\n", b"\r\n")):
+            end = data.index(b"\n") + 1
+        else:
+            blank = _HEADER_END.search(data, 0, MAX_HEADER)
+            end = blank.end() if blank else min(len(data), MAX_HEADER)
+        self._emit(Kind.HEADER, 0, end)
+        self._begin_text(end)
+        self._begin_run(end)
+
+    def _text(self, *, final: bool) -> bool:
+        """Cuts text up to the next base64 run (True), or as far as can be seen (False)."""
+        data = self._data
+        # An event is only looked at when all that decides on it is there; else the feeds would decide too.
+        limit = len(data) if final else len(data) - _SPAN
+        while (event := _EVENT.search(data, self._scan)) and event.start() < limit:
+            at = event.start()
+            boundary, headers, line, _ = event.groups()
+            if line is not None:
+                if self._begin_run(event.start(3)):
+                    return True
+                self._scan = event.end(3)
+            elif end := self._delimits(event, boundary, headers):
+                self._end_body(max(self._body, at - 1 if data[at - 1] == 13 else at))
+                self._body = end
+                while end - self._glue > MAX_PIECE:
+                    self._emit(Kind.TEXT, self._glue, self._glue + MAX_PIECE)
+                    self._glue += MAX_PIECE
+                if self._begin_run(end):
+                    return True
+                self._scan = end - 1
+            else:
+                self._scan = event.end(1)
+        if final:
+            self._flush(len(data))
+        else:
+            self._scan = max(self._scan, limit)
+            self._goes_on(limit - 1)  # the next event begins at limit or later, maybe with the "\r" before it
+        return False
+
+    def _delimits(self, event: re.Match[bytes], boundary: bytes, headers: bytes | None) -> int:
+        """Where the part behind a delimiter line begins; 0 when the line is none.
+
+        Part headers speak for a delimiter; one that closes, or has no part headers, must be known already:
+        texts are full of dashes.
+        """
+        known, boundary = self._known, boundary.rstrip(b" \t")
+        if headers is not None and (boundary in known or b"content-" in headers.lower()):
+            known.pop(boundary, None)
+            known[boundary] = None
+            if len(known) > _KNOWN_BOUNDARIES:
+                del known[next(iter(known))]
+            return event.end()
+        return event.end(1) if boundary.endswith(b"--") and boundary[:-2] in known else 0
+
+    def _goes_on(self, upto: int) -> None:
+        """The body reaches at least to `upto`: give out what this decides."""
+        if upto - self._body >= MIN_BODY and self._glue < self._body:
+            self._emit(Kind.TEXT, self._glue, self._body)
+            self._glue = self._body
+        while upto - self._body > MAX_PIECE:
+            # Here large texts are cut by length; cutting by content would have its place here.
+            self._emit(Kind.TEXT, self._body, self._body + MAX_PIECE)
+            self._glue = self._body = self._body + MAX_PIECE
+
+    def _end_body(self, end: int) -> None:
+        """The body ends at `end`: a piece of its own when it is long enough."""
+        self._goes_on(end)
+        if end - self._body >= MIN_BODY:
+            self._emit(Kind.TEXT, self._body, end)
+            self._glue = end
+
+    def _flush(self, end: int) -> None:
+        """All text ends at `end`."""
+        self._end_body(end)
+        for start in range(self._glue, end, MAX_PIECE):
+            self._emit(Kind.TEXT, start, min(start + MAX_PIECE, end))
+        self._begin_text(end)
+
+    def _begin_text(self, at: int) -> None:
+        self._glue = self._body = at
+        self._scan = max(0, at - 1)
+
+    def _begin_run(self, at: int) -> bool:
+        """Whether base64 worth decoding begins at `at`, behind a blank line; then all text before it is given out."""
+        line = _BASE64_LINE.match(self._data, at)
+        if line is None or len(line[1]) % 4:
+            return False
+        width, eol = len(line[1]), line[2]
+        if _decode_lines(self._data, at, -(-MIN_RUN // (width + len(eol))), width, eol) is None:
+            return False
+        self._flush(at)
+        self._width, self._eol = width, eol
+        self._joins = False
+        return True
+
+    def _run(self, *, final: bool) -> bool:
+        """Decodes a base64 run up to its end (True), or as far as whole pieces are there (False)."""
+        data, width, eol = self._data, self._width, self._eol
+        stride = width + len(eol)
+        most = min(RUN_BYTES // (width // 4 * 3), MAX_PIECE // stride)
+        at = self._glue
+        while final or len(data) - at >= (most + 1) * stride + 2:
+            joins = self._joins
+            if joins and not data.startswith(eol, at):
+                break
+            start = at + len(eol) if joins else at
+            decoded, lines = _decode(data, start, most, width, eol)
+            end = start + lines * stride
+            if lines < most:
+                last = _LAST_LINE.match(data, end)
+                if last and len(last[0]) <= width and (tail := _decode_exactly(last[0])) is not None:
+                    decoded.append(tail)
+                    end = last.end() + len(eol)
+            if not decoded:
+                break
+            # Here decoded bytes are cut by length; cutting by content would have its place here.
+            self._out.append(Piece(Kind.ATTACHMENT, b"".join(decoded), width, eol, joins))
+            self._joins = True
+            at = end - len(eol)
+            if lines < most:
+                break
+        else:
+            self._glue = self._body = self._scan = at
+            return False
+        self._glue = self._body = self._scan = at
+        self._width, self._joins = 0, False
+        return True
+
+    def _emit(self, kind: Kind, start: int, end: int) -> None:
+        if end > start:
+            self._out.append(Piece(kind, self._data[start:end], joins=self._joins))
+            self._joins = True
+
+
+def _decode(data: bytes, at: int, most: int, width: int, eol: bytes) -> tuple[list[bytes], int]:
+    """Decodes the uniform lines from `at` on, up to `most`: their bytes, and how many lines they are.
+
+    Steps grow from a few lines, and after the first odd line halve down to one: so the work is in
+    proportion to the lines found, also when somebody sends a great many runs that soon turn odd.
+    """
+    decoded: list[bytes] = []
+    lines, step, odd = 0, 16, False
+    while step and lines < most:
+        n = min(step, most - lines)
+        part = _decode_lines(data, at + lines * (width + len(eol)), n, width, eol)
+        if part is None:
+            odd = True
+        else:
+            decoded.append(part)
+            lines += n
+        step = step // 2 if odd else min(step * 2, _LINES_A_STEP)
+    return decoded, lines
+
+
+def _decode_lines(data: bytes, at: int, lines: int, width: int, eol: bytes) -> bytes | None:
+    """The bytes in `lines` full lines of base64 at `at`, each ended by `eol`; None when they are not that."""
+    stride = width + len(eol)
+    end = at + lines * stride
+    if end > len(data):
+        return None
+    for i in range(len(eol)):
+        if data[at + width + i : end : stride] != eol[i : i + 1] * lines:
+            return None
+    text = data[at:end].translate(None, b"\r\n")
+    decoded = _decode_exactly(text) if len(text) == lines * width else None
+    # Less than three bytes for each four characters is padding: that is a last line, and not for here.
+    return decoded if decoded is not None and len(decoded) == lines * width // 4 * 3 else None
+
+
+def _decode_exactly(text: bytes) -> bytes | None:
+    """Decoded base64; None unless encoding it again gives `text`."""
+    try:
+        decoded = binascii.a2b_base64(text, strict_mode=True)
+    except binascii.Error:
+        return None
+    return decoded if binascii.b2a_base64(decoded, newline=False) == text else None

@@ -1,0 +1,144 @@
+"""Cut and flipped bytes: never a wrong message, never a lost one before the cut, damage never cut away."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from store.errors import DamagedError, NotFoundError
+from store.scan import Damage, Group, TornTail, initial_state, scan_groups
+from store.store import Query, Store
+from tests.store.conftest import put_message
+
+MESSAGES = [b"Subject: %d\r\n\r\nbody of number %d\r\n" % (n, n) for n in range(4)]
+
+
+@pytest.fixture
+def built(tmp_path: Path) -> tuple[Path, list[tuple[int, bytes]]]:
+    """A store without index, and for each message the pack's size once it was durable."""
+    path = tmp_path / "built"
+    ends = []
+    with Store.open(path, create=True) as store:
+        store.start_writing("host")
+        for message in MESSAGES:
+            put_message(store, message)
+            ends.append((pack_of(path).stat().st_size, message))
+    shutil.rmtree(path / "index")
+    return path, ends
+
+
+def pack_of(path: Path) -> Path:
+    return next((path / "streams" / "host").glob("*.pack"))
+
+
+def messages_in(path: Path) -> list[bytes]:
+    with Store.open(path) as store:
+        return [b"".join(store.read(s.delivery.content)) for s in store.deliveries(Query(newest_first=False))]
+
+
+def test_cut_at_every_byte(built: tuple[Path, list[tuple[int, bytes]]], tmp_path: Path) -> None:
+    path, ends = built
+    whole = pack_of(path).read_bytes()
+    for cut in range(len(whole)):
+        pack_of(path).write_bytes(whole[:cut])
+        kept = [message for end, message in ends if end <= cut]
+        store_id = bytes.fromhex(_identity(path)["id"])
+        groups = [
+            g for g in scan_groups(path / "streams/host", store_id, "host", initial_state(store_id, "host"))
+        ]
+        assert sum(isinstance(g, Group) for g in groups) == len(kept), cut
+        assert not any(isinstance(g, Damage) for g in groups), cut
+        if cut % 37 == 0:  # the whole way through LMDB now and then: it is the slow part
+            assert messages_in(path) == kept, cut
+            with Store.open(path) as store:  # and it can be written to again
+                store.start_writing("host")
+                put_message(store, b"after")
+            shutil.rmtree(path / "index")
+            assert messages_in(path) == [*kept, b"after"], cut
+            shutil.rmtree(path / "index")
+            for extra in sorted((path / "streams/host").glob("*.pack"))[1:]:
+                extra.unlink()
+
+
+def _identity(path: Path) -> dict[str, str]:
+    import json
+
+    found: dict[str, str] = json.loads((path / "mailkeep.store").read_text())
+    return found
+
+
+def test_every_flipped_byte_is_found_and_none_returned(built: tuple[Path, list[tuple[int, bytes]]]) -> None:
+    path, ends = built
+    whole = pack_of(path).read_bytes()
+    identity = _identity(path)
+    store_id = bytes.fromhex(identity["id"])
+    last = (1, len(whole))
+    for at in range(len(whole)):
+        pack_of(path).write_bytes(whole[:at] + bytes([whole[at] ^ 0x20]) + whole[at + 1 :])
+        start = initial_state(store_id, "host")
+        found = list(scan_groups(path / "streams/host", store_id, "host", start, durable=last))
+        assert any(isinstance(item, Damage) for item in found), at
+        assert not any(isinstance(item, TornTail) for item in found), at
+
+
+def test_a_flip_after_indexing_is_never_returned_as_mail(path: Path) -> None:
+    with Store.open(path, create=True) as store:
+        store.start_writing("host")
+        contents = {put_message(store, message).content: message for message in MESSAGES}
+    whole = pack_of(path).read_bytes()
+    for at in range(0, len(whole), 13):
+        pack_of(path).write_bytes(whole[:at] + bytes([whole[at] ^ 0x01]) + whole[at + 1 :])
+        with Store.open(path) as store:
+            for content, message in contents.items():
+                try:
+                    assert b"".join(store.read(content)) == message
+                except (DamagedError, NotFoundError):
+                    continue
+
+
+def test_damage_before_an_acknowledged_message_is_kept_and_written_around(path: Path) -> None:
+    with Store.open(path, create=True) as store:
+        store.start_writing("host")
+        sizes = []
+        for message in MESSAGES:
+            put_message(store, message)
+            sizes.append(pack_of(path).stat().st_size)
+    shutil.rmtree(path / "index")
+    whole = pack_of(path).read_bytes()
+    hurt = whole[: sizes[0] + 60] + b"\0\0\0\0" + whole[sizes[0] + 64 :]
+    pack_of(path).write_bytes(hurt)
+    with Store.open(path) as store:
+        assert store.damage
+        store.start_writing("host")
+        put_message(store, b"later")
+    assert pack_of(path).read_bytes()[: len(hurt)] == hurt, "damage is evidence; it is never cut"
+    with Store.open(path) as store:
+        found = [s.delivery.subject for s in store.deliveries(Query(newest_first=False))]
+        assert found[-1] == b""
+        assert {b"0", b"2", b"3"} <= set(found)
+
+
+def test_a_stream_cut_behind_the_index_is_noticed(path: Path) -> None:
+    with Store.open(path, create=True) as store:
+        store.start_writing("host")
+        for message in MESSAGES:
+            put_message(store, message)
+    pack = pack_of(path)
+    pack.write_bytes(pack.read_bytes()[:-10])
+    with Store.open(path) as store:
+        assert any("missing" in damage for damage in store.damage)
+        assert len(list(store.deliveries(Query()))) == len(MESSAGES) - 1
+
+
+def test_a_pack_of_another_store_is_refused(path: Path, tmp_path: Path) -> None:
+    for where in (path, tmp_path / "other"):
+        with Store.open(where, create=True) as store:
+            store.start_writing("host")
+            put_message(store, MESSAGES[0])
+    shutil.copy(pack_of(tmp_path / "other"), pack_of(path))
+    shutil.rmtree(path / "index")
+    with Store.open(path) as store:
+        assert any("belongs to" in damage for damage in store.damage)
+        assert not list(store.deliveries(Query()))
