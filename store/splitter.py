@@ -38,19 +38,19 @@ _SPAN = 32 * 1024  # how far a decision looks ahead: the longest match of _EVENT
 WINDOW = MAX_PIECE + _SPAN + 96 * 1024
 """Bytes gathered before a message is cut; the last term keeps small feeds from being joined too often."""
 
-_LINES_A_STEP = 1024  # base64 lines decoded in one go: what fits the CPU's cache
+_LINES_A_STEP = 512  # base64 lines decoded in one go: what fits the CPU's cache
 _KNOWN_BOUNDARIES = 64
 
 _HEADER_END = re.compile(rb"\n\r?\n")
 
-# The two things that end a text: a line that may be a MIME delimiter (group 1; group 2: part headers, when
-# there is a blank line after them), and a blank line before base64 (group 3: its first line, 4: the line's
-# end). All repeats are possessive and bounded (998: RFC 5322 2.1.1), and a header line never begins with "-":
-# so attempts do not overlap, and a match is never longer than 26 KiB.
+# The two things that end a text: a line that may be a MIME delimiter (group 1; either with part headers and a
+# blank line behind it, group 2, or maybe one that closes), and a blank line before base64 (group 3: its
+# first line, 4: that line's end). All repeats are possessive and bounded (998: RFC 5322 2.1.1), and a header
+# line never begins with "-": so attempts do not overlap, and a match is never longer than 26 KiB.
 _EVENT = re.compile(
     rb"\n(?:"
     rb"--([^\r\n]{1,200}+)"
-    rb"(?:\r?\n(?![ \t])((?:(?:[A-Za-z][!-9;-~]{0,76}+:|[ \t])[^\n]{0,998}+\n){0,24}+)\r?\n)?"
+    rb"(?:\r?\n(?![ \t])((?:(?:[A-Za-z][!-9;-~]{0,76}+:|[ \t])[^\n]{0,998}+\n){0,24}+)\r?\n|(?<=[- \t]))"
     rb"|\r?\n([A-Za-z0-9+/]{16,998}+)(\r?\n)"
     rb")"
 )
@@ -122,7 +122,7 @@ def rebuild(pieces: Iterable[Piece]) -> bytes:
 
 
 class Splitter:
-    """Cuts one message: `feed` its bytes as they come, then `finish` once; both give the pieces so far complete."""
+    """Cuts one message: `feed` its bytes as they come, then `finish`; both give what pieces are complete."""
 
     __slots__ = (
         "_body",
@@ -146,8 +146,9 @@ class Splitter:
         self._out: list[Piece] = []
         self._in_header = True
         self._joins = False  # whether the next piece goes on the run of the last one
-        # Text not yet given out: data[_glue:_body] are delimiters, part headers and small bodies; data[_body:]
-        # is the body they lead to; no event begins in it before _scan. In a base64 run _glue is where it goes on.
+        # Text not yet given out: data[_glue:_body] are delimiters, part headers, small bodies; data[_body:]
+        # is the body they lead to, and no event begins in it before _scan. In a base64 run all
+        # three are where the run goes on.
         self._glue = self._body = self._scan = 0
         self._width, self._eol = 0, b""  # of the base64 run we are in; width 0: in text
         self._known: dict[bytes, None] = {}  # boundaries that were seen to delimit a part, oldest first
@@ -265,12 +266,15 @@ class Splitter:
         self._scan = max(0, at - 1)
 
     def _begin_run(self, at: int) -> bool:
-        """Whether base64 worth decoding begins at `at`, behind a blank line; then all text before it is given out."""
+        """Whether base64 worth decoding begins at `at`; then all text before it is given out."""
         line = _BASE64_LINE.match(self._data, at)
         if line is None or len(line[1]) % 4:
             return False
         width, eol = len(line[1]), line[2]
-        if _decode_lines(self._data, at, -(-MIN_RUN // (width + len(eol))), width, eol) is None:
+        enough = -(-MIN_RUN // (width + len(eol)))
+        if _count_lines(self._data, at, enough, width, eol) < enough:
+            return False
+        if _decode_lines(self._data[at : at + enough * (width + len(eol))], enough * width) is None:
             return False
         self._flush(at)
         self._width, self._eol = width, eol
@@ -319,36 +323,41 @@ class Splitter:
 def _decode(data: bytes, at: int, most: int, width: int, eol: bytes) -> tuple[list[bytes], int]:
     """Decodes the uniform lines from `at` on, up to `most`: their bytes, and how many lines they are.
 
-    Steps grow from a few lines, and after the first odd line halve down to one: so the work is in
-    proportion to the lines found, also when somebody sends a great many runs that soon turn odd.
+    Steps grow from a few lines, and are halved at each odd one: so the work is in proportion to the lines
+    found, also when somebody sends a great many runs that soon turn odd.
     """
+    stride = width + len(eol)
     decoded: list[bytes] = []
-    lines, step, odd = 0, 16, False
-    while step and lines < most:
-        n = min(step, most - lines)
-        part = _decode_lines(data, at + lines * (width + len(eol)), n, width, eol)
+    lines, step, odd = 0, 32, False
+    while lines < most and (n := _count_lines(data, at, min(step, most - lines), width, eol)):
+        part = _decode_lines(data[at : at + n * stride], n * width)
         if part is None:
-            odd = True
-        else:
-            decoded.append(part)
-            lines += n
-        step = step // 2 if odd else min(step * 2, _LINES_A_STEP)
+            step, odd = n // 2, True
+            continue
+        decoded.append(part)
+        lines += n
+        at += n * stride
+        if not odd:
+            step = min(2 * step, _LINES_A_STEP)
     return decoded, lines
 
 
-def _decode_lines(data: bytes, at: int, lines: int, width: int, eol: bytes) -> bytes | None:
-    """The bytes in `lines` full lines of base64 at `at`, each ended by `eol`; None when they are not that."""
+def _count_lines(data: bytes, at: int, most: int, width: int, eol: bytes) -> int:
+    """How many lines from `at` on, up to `most`, have `eol` behind `width` characters."""
     stride = width + len(eol)
-    end = at + lines * stride
-    if end > len(data):
-        return None
+    end = at + most * stride
     for i in range(len(eol)):
-        if data[at + width + i : end : stride] != eol[i : i + 1] * lines:
-            return None
-    text = data[at:end].translate(None, b"\r\n")
-    decoded = _decode_exactly(text) if len(text) == lines * width else None
+        ends = data[at + width + i : end : stride]
+        most = min(most, len(ends) - len(ends.lstrip(eol[i : i + 1])))
+    return most
+
+
+def _decode_lines(lines: bytes, characters: int) -> bytes | None:
+    """The bytes in full lines of base64 with `characters` in all; None when they are not just that."""
+    text = lines.translate(None, b"\r\n")
+    decoded = _decode_exactly(text) if len(text) == characters else None
     # Less than three bytes for each four characters is padding: that is a last line, and not for here.
-    return decoded if decoded is not None and len(decoded) == lines * width // 4 * 3 else None
+    return decoded if decoded is not None and len(decoded) == characters // 4 * 3 else None
 
 
 def _decode_exactly(text: bytes) -> bytes | None:
