@@ -167,7 +167,8 @@ class Capturer:
                             ingest.hand_over(taken.done)
                             taken.wait(_DRAIN_TIMEOUT_S)
                 ingest.commit(
-                    delivery.leg, delivery.envelope, queue_id=delivery.queue_id, attributes=delivery.attributes,
+                    delivery.leg, delivery.envelope,
+                    queue_id=delivery.queue_id, attributes=delivery.attributes,
                     notes=(*delivery.notes, "from-spool"), done=waiter.done,
                 )  # fmt: skip
                 waiter.wait(_DRAIN_TIMEOUT_S)
@@ -268,7 +269,7 @@ class Capture:
         notes: Sequence[str] = (),
         timeout_s: float,
     ) -> Captured:
-        """The same for threads. `CaptureFailedError` too when the time is over, though it may yet be captured."""
+        """The same for threads. Raises too when the time is over, though it may yet be captured."""
         waiter = _Waiter()
         delivery = self._ingest.commit(
             leg, envelope, queue_id=queue_id or self._ingest.top_received_id(), attributes=attributes,

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO
 
 from store import records
-from store.log import sync_directory
+from store.files import sync_directory
 from store.records import Delivery
 
 log = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ class Spooled:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._file: IO[bytes] | None = tempfile.SpooledTemporaryFile(  # noqa: SIM115 - closed by discard or keep
-            max_size=_IN_MEMORY_BYTES, dir=directory
+            max_size=_IN_MEMORY_BYTES, dir=str(directory)
         )
 
     def write(self, data: bytes) -> None:

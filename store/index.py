@@ -20,6 +20,7 @@ import msgspec
 from blake3 import blake3
 
 from store.errors import DamagedError, IndexFailedError, StoreFullError
+from store.files import adopt
 from store.ids import ChunkId, ContentId, DeliveryId
 from store.records import EntryType
 from store.scan import Location, StreamState
@@ -226,8 +227,10 @@ class Index:
 
     def __init__(self, path: Path, *, readonly: bool = False) -> None:
         self.path = path
-        if not readonly:
-            path.mkdir(mode=0o700, exist_ok=True)
+        fresh = not readonly and not (path / "data.mdb").exists()
+        if not readonly and not path.exists():
+            path.mkdir(mode=0o700)
+            adopt(path)
         try:
             self._env = lmdb.open(
                 str(path), map_size=MAP_BYTES, max_dbs=len(self._TABLES), readonly=readonly, mode=0o600,
@@ -239,6 +242,9 @@ class Index:
             }
         except lmdb.Error as exc:
             raise IndexFailedError(f"the index at {path} cannot be opened: {exc}") from exc
+        if fresh:
+            adopt(path / "data.mdb")
+            adopt(path / "lock.mdb")
 
     @contextlib.contextmanager
     def read(self) -> Iterator[Snapshot]:

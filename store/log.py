@@ -13,6 +13,7 @@ from pathlib import Path
 
 from store import layout, records
 from store.errors import StoreFailedError, StoreFullError, StoreLockedError
+from store.files import adopt, sync_directory
 from store.ids import ChunkId, now_us
 from store.layout import Commit, PackHeader, RecordType
 from store.scan import Location, StreamState, pack_numbers, pack_path, read_pack_header, stream_number
@@ -82,6 +83,7 @@ class StreamLog:
         path = pack_path(self._directory, number)
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
+            adopt(path)
             os.write(fd, header.encode())
             os.fsync(fd)
             sync_directory(self._directory)
@@ -202,8 +204,11 @@ class StreamLock:
     """The right to write to one stream, held through flock until released or the process ends."""
 
     def __init__(self, directory: Path) -> None:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not directory.exists():
+            directory.mkdir(mode=0o700)
+            adopt(directory)
         self._fd = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        adopt(directory / "lock")
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as exc:
@@ -215,12 +220,3 @@ class StreamLock:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
-
-
-def sync_directory(directory: Path) -> None:
-    """Make the names in a directory durable."""
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

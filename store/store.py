@@ -30,12 +30,13 @@ from store.errors import (
     StoreLockedError,
     StoreNotFoundError,
 )
+from store.files import sync_directory
 from store.ids import DELIVERY_ID_BYTES, ChunkId, ContentId, DeliveryId, now_us
 from store.index import Counters, Index, Snapshot, Term
 from store.indexer import Indexer
 from store.ingest import Ingest
 from store.layout import FORMAT_VERSION
-from store.log import DEFAULT_PACK_BYTES, StreamLock, StreamLog, sync_directory
+from store.log import DEFAULT_PACK_BYTES, StreamLock, StreamLog
 from store.packs import PackReader
 from store.records import Content, Delivery, EntryType, Outcome, Outcomes, Replay
 from store.scan import Location
