@@ -1,0 +1,51 @@
+"""Loopback ports: find a free one, and wait until a server greets on it.
+
+Knows nothing of who listens there.
+"""
+
+from __future__ import annotations
+
+import random
+import socket
+import time
+from collections.abc import Callable
+
+LOOPBACK = "127.0.0.1"
+
+# Below the range that Linux hands out to outgoing connections (32768 and up): a port
+# found free here is not taken by someone's client a moment before the server binds it.
+_FIRST, _LAST = 20000, 32000
+_POLL_INTERVAL_S = 0.02
+
+
+def free_port() -> int:
+    """A loopback TCP port that nobody listens on now. Raises OSError when none is found."""
+    for _ in range(200):
+        port = random.randint(_FIRST, _LAST)  # noqa: S311 - a port is no secret
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((LOOPBACK, port))
+            except OSError:
+                continue
+            return port
+    raise OSError(f"no free port between {_FIRST} and {_LAST} on {LOOPBACK}")
+
+
+def greets(port: int) -> bool:
+    """True when a server on that port sends its first line within a second."""
+    try:
+        with socket.create_connection((LOOPBACK, port), timeout=1.0) as connection:
+            return bool(connection.recv(1))
+    except OSError:
+        return False
+
+
+def wait_until(condition: Callable[[], bool], *, timeout_s: float) -> bool:
+    """Ask until it is true or the time is over; tells which."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(_POLL_INTERVAL_S)
+    return True
