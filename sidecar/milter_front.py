@@ -4,12 +4,13 @@ Runs libmilter (by pymilter's module `milter`, imported at start only) in a thre
 ends without cutting a message where it can. What is done with mail is in `sidecar.milter_session`.
 
 There is one milter in a process, once: libmilter cannot be started again after it was stopped. The process's
-main thread must not block SIGHUP, SIGINT and SIGTERM: where no other thread takes them, libmilter's own
-does, and cuts the sessions.
+main thread must not block SIGHUP, SIGINT and SIGTERM: a thread of libmilter waits for them too, and where it
+gets one, libmilter ends. The front then tells `MilterEvents.died`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import shutil
 import signal
@@ -28,7 +29,8 @@ _log = logging.getLogger(__name__)
 
 _NAME = "mailkeep"
 _SIGNALS = {signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2}
-_JOIN_TIMEOUT_S = 10.0
+# It may also sleep its 5 s over the closed socket, with nothing left to do: no reason to wait for it.
+_JOIN_TIMEOUT_S = 1.0
 # The last callback has returned, but libmilter has yet to write its reply, and tells nobody when it has;
 # stopped before, Postfix would defer a message that is captured.
 _LAST_REPLY_S = 0.2
@@ -89,8 +91,8 @@ class MilterFront:
 
     @property
     def running(self) -> bool:
-        """Whether libmilter listens."""
-        return self._thread is not None and self._thread.is_alive()
+        """Whether mail is taken."""
+        return self._thread is not None and self._thread.is_alive() and not self._stopping
 
     def start(self) -> None:
         """Listen, and take mail from now on. Raises MilterMissingError, MilterListenError."""
@@ -124,10 +126,13 @@ class MilterFront:
         if self._thread is None:
             return
         time.sleep(_LAST_REPLY_S)
-        self._milter.stop()
+        # libmilter holds the lock that its stop() wants for up to 5 s at a time, until somebody connects.
+        stopper = threading.Thread(target=self._milter.stop, name="milter-stop", daemon=True)
+        stopper.start()
+        while stopper.is_alive():
+            _knock(self._address)
+            stopper.join(0.05)
         self._thread.join(_JOIN_TIMEOUT_S)
-        if self._thread.is_alive():
-            _log.warning("libmilter did not end within %.0f s", _JOIN_TIMEOUT_S)
         if self._address.is_unix:
             Path(self._address.path).unlink(missing_ok=True)
 
@@ -184,6 +189,17 @@ def _libmilter_name(address: Address) -> str:
     if address.is_unix:
         return f"unix:{address.path}"
     return f"{'inet6' if ':' in address.host else 'inet'}:{address.port}@{address.host}"
+
+
+def _knock(address: Address) -> None:
+    """Connect and go; where nobody listens any more, nothing happens."""
+    with contextlib.suppress(OSError):
+        if address.is_unix:
+            with socket.socket(socket.AF_UNIX) as caller:
+                caller.settimeout(1.0)
+                caller.connect(address.path)
+        else:
+            socket.create_connection((address.host, address.port), timeout=1.0).close()
 
 
 def _make_free(address: Address) -> None:

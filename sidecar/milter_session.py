@@ -60,7 +60,10 @@ class MilterEvents(Protocol):
         """A message has ended."""
 
     def died(self, reason: str) -> None:
-        """libmilter has ended by itself: no connection is taken any more; the process should be restarted."""
+        """libmilter has ended by itself: no connection is taken any more, and the process should end, too.
+
+        Also when libmilter took a SIGTERM before the main thread did, which can happen just after start.
+        """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -219,19 +222,20 @@ class Session:
 
     def eom(self, context: Context) -> Reply:
         """The message has ended: make it durable, or answer 451."""
-        result = Result.DEFERRED
+        result, code = Result.DEFERRED, "4.3.0"
         try:
             message = self._current
             _read_macros(context, Stage.END_OF_MESSAGE, message.attributes)
             result = message.commit(message.attributes.pop(attribute_name(QUEUE_ID), b""))
         except CaptureFailedError as error:
             _log.warning("message deferred: %s", error)
+            code = "4.3.1" if error.full else code  # RFC 3463: mail system full
         except Exception:  # noqa: BLE001 - whatever it is, the answer is 451 and the session goes on
             _log.exception("message deferred for a fault of our own")
         finally:
             self._end(result)
         if result is Result.DEFERRED:
-            context.setreply("451", "4.3.0", "Message could not be stored, try again later")
+            context.setreply("451", code, "Message could not be stored, try again later")
             return Reply.TEMPFAIL
         return Reply.CONTINUE
 
