@@ -60,7 +60,7 @@ class CaptureEvents:
 
     captured: Callable[[Leg, Receipt], None] = lambda _leg, _receipt: None
     failed: Callable[[Leg, str], None] = lambda _leg, _reason: None
-    uncaptured: Callable[[Leg], None] = lambda _leg: None
+    uncaptured: Callable[[Leg, int], None] = lambda _leg, _size: None
 
 
 class _Doorbell:
@@ -317,7 +317,7 @@ class Capture:
             where,
             exc,
         )
-        self._capturer.events.uncaptured(leg)
+        self._capturer.events.uncaptured(leg, delivery.size)
         fact = Uncaptured(
             time_us=delivery.time_us,
             leg=leg,

@@ -112,7 +112,7 @@ class Metrics(Collector):
         }
         self._values["build_info", version] = 1
         self._histograms = {spec.name: _Histogram(spec.bounds) for spec in TABLE if spec.kind == "histogram"}
-        self._readings: dict[str, Callable[[], float]] = {}
+        self._readings: dict[tuple[str, ...], Callable[[], float]] = {}
         self.registry = CollectorRegistry()
         self.registry.register(self)
         ProcessCollector(registry=self.registry)
@@ -186,11 +186,11 @@ class Metrics(Collector):
             self._histograms["commit_group_messages"].add(messages)
             self._values["last_commit_timestamp_seconds",] = time.time()
 
-    def watch(self, name: str, read: Callable[[], float]) -> None:
-        """Take a gauge without labels (such as `store_bytes`) from `read` at each scrape."""
-        if (name,) not in self._values:
-            raise ValueError(f"there is no metric {name} without labels")
-        self._readings[name] = read
+    def watch(self, name: str, read: Callable[[], float], *labels: str) -> None:
+        """Take a gauge (such as `store_bytes`) from `read` at each scrape."""
+        if (name, *labels) not in self._values:
+            raise ValueError(f"there is no metric {name} with labels {labels}")
+        self._readings[name, *labels] = read
 
     def render(self) -> bytes:
         """Everything in Prometheus' text format."""
@@ -198,7 +198,7 @@ class Metrics(Collector):
 
     def value(self, name: str, *labels: str) -> float:
         """A counter's or gauge's number now, by its name without the prefix and its label values."""
-        read = self._readings.get(name)
+        read = self._readings.get((name, *labels))
         return self._values[name, *labels] if read is None else _read(name, read)
 
     def collect(self) -> Iterator[Metric]:
@@ -206,8 +206,8 @@ class Metrics(Collector):
         with self._lock:
             values = dict(self._values)
             histograms = {name: (list(h.counts), h.total) for name, h in self._histograms.items()}
-        for name, read in list(self._readings.items()):  # outside the lock: it may look at the disk
-            values[name,] = _read(name, read)
+        for key, read in list(self._readings.items()):  # outside the lock: it may look at the disk
+            values[key] = _read(key[0], read)
         for spec in TABLE:
             name = PREFIX + spec.name
             if spec.kind == "histogram":

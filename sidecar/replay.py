@@ -1,7 +1,7 @@
 """Put messages back: deliver them again through LMTP, one recipient at a time, with a record of each.
 
-The bytes are read from the store while they are sent, and the end is released only after the whole message has
-proved right. After each reply the record of it is durable before the next message goes out, so a run that
+The bytes are read from the store while they are sent, and the end is released only after the whole message
+has proved right. After each reply the record of it is durable before the next message goes out, so a run that
 was killed or met refusals goes on with what is missing; at most one message in between may come twice.
 """
 

@@ -1,0 +1,296 @@
+"""`mailkeep serve`: wire the rooms together, run until told to stop, stop without losing anything.
+
+SIGTERM and SIGINT: accept no more, finish what is in flight, commit, exit 0. SIGHUP: take up what can be
+taken up. If the store fails for good, everything waiting has had its 451 and the process ends with 1, so
+that whoever supervises starts it anew and start-up verifies what is on disk; with `on_failure = "accept"`
+it stays, since mail is to go through.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+from sidecar import log as logging_setup
+from sidecar import notify
+from sidecar.capture import CaptureEvents, Capturer
+from sidecar.config import Config, ConfigError, LmtpConfig, reloadable_changes
+from sidecar.front import FrontLimits, FrontServer
+from sidecar.http import HttpEndpoint
+from sidecar.metrics import Metrics
+from sidecar.milter_front import MilterFront
+from sidecar.milter_session import MilterLimits
+from sidecar.spool import Spool
+from sidecar.watch import LmtpEvents, MilterWatch
+from store.store import Store
+
+log = logging.getLogger(__name__)
+
+DRAIN_TIMEOUT_S = 30.0
+_LOOK_S = 0.5
+_SPOOL_S = 30.0
+_SIZE_S = 30.0
+
+
+class StartError(Exception):
+    """The service cannot start; the text says which part and why."""
+
+    hint = "Nothing was accepted. Mend what is named and start again."
+    exit_code = 1
+
+
+class Service:
+    """All that runs in one `mailkeep serve`."""
+
+    def __init__(self, config: Config, load: Callable[[], Config]) -> None:
+        self._config = config
+        self._loaded = config
+        self._load = load
+        self._metrics = Metrics(version("mailkeep"))
+        self._stop = asyncio.Event()
+        self._exit_code = 0
+        self._ready = False
+        self._failure = ""
+
+    async def run(self) -> int:
+        """Serve until stopped; the exit code. Raises StartError, StoreError."""
+        self._loop = asyncio.get_running_loop()
+        for line in self._config.lines():
+            log.info("%s", line)
+        store = await asyncio.to_thread(Store.open, self._config.store.path, create=True)
+        try:
+            with store:
+                await self._run(store)
+        finally:
+            log.info("stopped")
+        return self._exit_code
+
+    async def _run(self, store: Store) -> None:
+        config = self._config
+        metrics = self._metrics
+        store.start_writing(
+            config.store.stream_name,
+            pack_bytes=config.store.pack_size_bytes,
+            reserve_bytes=config.store.reserve_bytes,
+            level=config.store.compression_level,
+            on_group=lambda group: metrics.group_committed(
+                group.submissions, group.seconds, group.written_bytes
+            ),
+        )
+        for damage in store.damage:
+            log.error("the store is damaged: %s (run `mailkeep check`)", damage)
+        self._capturer = Capturer(
+            store,
+            accept=config.capture.on_failure == "accept",
+            spool=Spool(config.spool_path),
+            events=CaptureEvents(
+                captured=lambda leg, receipt: metrics.message_captured(
+                    leg, receipt.size, receipt.new_bytes, receipt.duplicate_bytes
+                ),
+                failed=metrics.capture_failed,
+                uncaptured=metrics.message_uncaptured,
+            ),
+        )
+        self._store = store
+        self._watch_store()
+        endpoint = self._start_endpoint()
+        front = milter = None
+        try:
+            front = await self._start_front()
+            milter = self._start_milter()
+            self._handle_signals(front, milter)
+            self._ready = True
+            notify.ready("capturing mail")
+            log.info("ready")
+            await self._look_after()
+        finally:
+            self._ready = False
+            notify.stopping("finishing what is in flight")
+            await self._drain(front, milter)
+            if endpoint:
+                await asyncio.to_thread(endpoint.stop)
+
+    # -- starting
+
+    def _start_endpoint(self) -> HttpEndpoint | None:
+        if self._config.metrics is None:
+            return None
+        try:
+            endpoint = HttpEndpoint(self._config.metrics.listen, self._metrics.render, self._not_ready)
+        except OSError as exc:
+            raise StartError(f"[metrics] listen = {self._config.metrics.listen}: {exc}") from exc
+        log.info("metrics at %s", endpoint.address)
+        return endpoint
+
+    async def _start_front(self) -> FrontServer | None:
+        lmtp = self._config.lmtp
+        if lmtp is None:
+            return None
+        front = FrontServer(
+            self._capturer, listen=lmtp.listen, downstream=lmtp.downstream, limits=_front_limits(lmtp),
+            events=LmtpEvents(self._metrics), socket_mode=lmtp.socket_mode, socket_group=lmtp.socket_group,
+        )  # fmt: skip
+        try:
+            await front.start()
+        except (OSError, ValueError) as exc:
+            raise StartError(f"[lmtp] listen = {lmtp.listen}: {exc}") from exc
+        log.info("LMTP at %s, in front of %s", front.address, lmtp.downstream)
+        return front
+
+    def _start_milter(self) -> MilterFront | None:
+        config = self._config.milter
+        if config is None:
+            return None
+        milter = MilterFront(
+            config.listen, self._capturer, MilterLimits(commit_timeout_s=config.commit_timeout_s),
+            MilterWatch(self._metrics, self._milter_died),
+            socket_mode=config.socket_mode, socket_group=config.socket_group,
+        )  # fmt: skip
+        milter.start()
+        self._metrics.watch("in_flight_messages", lambda: milter.in_flight, "milter")
+        log.info("milter at %s", config.listen)
+        return milter
+
+    def _watch_store(self) -> None:
+        store = self._store
+        size = _Slow(store.pack_bytes, _SIZE_S)  # looks at every pack: not at each scrape
+        self._metrics.watch("store_bytes", size)
+        self._metrics.watch("store_free_bytes", lambda: _free_bytes(store.path))
+        self._metrics.watch("index_lag_commits", lambda: store.index_lag)
+        spool = self._capturer.spool
+        self._metrics.watch("spool_messages", lambda: spool.waiting() if spool else 0)
+
+    # -- running
+
+    async def _look_after(self) -> None:
+        """Until stopped: watchdog, a dead store, the spool."""
+        interval = min(_LOOK_S, notify.watchdog_interval_s() or _LOOK_S)
+        spool_due = 0.0
+        while not self._stop.is_set():
+            try:
+                await asyncio.wait_for(self._stop.wait(), interval)
+            except TimeoutError:
+                notify.watchdog()
+            failure = self._store.writer.failure
+            if failure is not None:
+                self._failure = str(failure)
+                if not self._capturer.accept:
+                    log.critical("the store has failed, ending: %s", failure)
+                    self._exit_code = 1
+                    return
+            elif time.monotonic() >= spool_due:
+                await self._drain_spool()
+                spool_due = time.monotonic() + _SPOOL_S
+
+    async def _drain_spool(self) -> None:
+        if self._capturer.spool and self._capturer.spool.waiting():
+            count = await asyncio.to_thread(self._capturer.drain_spool)
+            log.info("%d messages came from the spool into the store", count)
+
+    def _not_ready(self) -> list[str]:
+        reasons = []
+        if not self._ready:
+            reasons.append("starting or stopping")
+        if self._failure:
+            reasons.append(f"the store has failed: {self._failure}")
+        if _free_bytes(self._config.store.path) < self._config.store.reserve_bytes:
+            reasons.append("free space is below the reserve: mail is being deferred")
+        return reasons
+
+    def _milter_died(self, reason: str) -> None:
+        self._exit_code = 1
+        self._loop.call_soon_threadsafe(self._stop.set)
+        log.critical("the milter has ended by itself: %s", reason)
+
+    # -- signals
+
+    def _handle_signals(self, front: FrontServer | None, milter: MilterFront | None) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._loop.add_signal_handler(number, self._stop.set)
+        self._loop.add_signal_handler(signal.SIGHUP, self._reload, front, milter)
+
+    def _reload(self, front: FrontServer | None, milter: MilterFront | None) -> None:
+        notify.reloading()
+        try:
+            fresh = self._load()
+        except ConfigError as exc:
+            log.error("not reloaded, all goes on as before: %s", exc)
+            notify.ready("capturing mail; the last reload failed")
+            return
+        changes, _ = reloadable_changes(self._loaded, fresh)
+        _, restart = reloadable_changes(self._config, fresh)
+        if restart:
+            log.warning("these need a restart and stay as they were: %s", ", ".join(restart))
+        logging_setup.set_level(fresh.log.level)
+        self._capturer.accept = fresh.capture.on_failure == "accept"
+        if front and fresh.lmtp:
+            front.limits = _front_limits(fresh.lmtp)
+            front.downstream = fresh.lmtp.downstream
+        if milter and fresh.milter:
+            milter.limits = MilterLimits(commit_timeout_s=fresh.milter.commit_timeout_s)
+        self._loaded = fresh
+        log.info("reloaded: %s", ", ".join(changes) or "nothing has changed")
+        notify.ready("capturing mail")
+
+    # -- stopping
+
+    async def _drain(self, front: FrontServer | None, milter: MilterFront | None) -> None:
+        stopping: list[asyncio.Task[object]] = []
+        if front:
+            stopping.append(asyncio.create_task(front.drain(DRAIN_TIMEOUT_S)))
+        if milter:
+            stopping.append(asyncio.create_task(asyncio.to_thread(milter.stop, DRAIN_TIMEOUT_S)))
+        for result in await asyncio.gather(*stopping, return_exceptions=True):
+            if isinstance(result, BaseException):
+                log.error("a front did not stop in order", exc_info=result)
+
+
+class _Slow:
+    """A reading that is taken anew only when it is older than `age_s`."""
+
+    def __init__(self, read: Callable[[], float], age_s: float) -> None:
+        self._read = read
+        self._age_s = age_s
+        self._value = 0.0
+        self._due = 0.0
+
+    def __call__(self) -> float:
+        if time.monotonic() >= self._due:
+            self._value = self._read()
+            self._due = time.monotonic() + self._age_s
+        return self._value
+
+
+def _front_limits(lmtp: LmtpConfig) -> FrontLimits:
+    return FrontLimits(
+        max_connections=lmtp.max_connections,
+        idle_timeout_s=lmtp.idle_timeout_s,
+        delivery_timeout_s=lmtp.delivery_timeout_s,
+        connect_timeout_s=lmtp.connect_timeout_s,
+    )
+
+
+def _free_bytes(path: Path) -> int:
+    space = os.statvfs(path)
+    return space.f_bavail * space.f_frsize
+
+
+def serve(config: Config, load: Callable[[], Config]) -> int:
+    """Run the service in this thread; the exit code. Raises StartError, StoreError, MilterError."""
+    logging_setup.set_up(config.log.level, config.log.format)
+    try:
+        import uvloop
+
+        return uvloop.run(_main(config, load))
+    except ImportError:
+        return asyncio.run(_main(config, load))
+
+
+async def _main(config: Config, load: Callable[[], Config]) -> int:
+    return await Service(config, load).run()
