@@ -1,0 +1,148 @@
+"""The LMTP listener and its sessions: who may come in, and how they are all brought to an end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import grp
+import logging
+import os
+import socket
+import stat
+from pathlib import Path
+from typing import cast
+
+from sidecar.capture import Capturer
+from sidecar.front.policy import TOO_MANY_CONNECTIONS, FrontEvents, FrontLimits
+from sidecar.front.session import LmtpFront
+from sidecar.lmtp import Capabilities
+from sidecar.units import Address
+
+log = logging.getLogger(__name__)
+
+_BACKLOG = 128
+
+
+class _Refuser(asyncio.Protocol):
+    """Says 421 to a connection beyond the limit, and closes."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        refused = cast(asyncio.WriteTransport, transport)
+        refused.write(TOO_MANY_CONNECTIONS)
+        refused.close()
+
+
+class FrontServer:
+    """Listens at `listen` and relays to `downstream`; one for the process, in one event loop.
+
+    `limits` and `downstream` may be replaced while it runs: sessions look at them for each step.
+    """
+
+    def __init__(
+        self,
+        capturer: Capturer,
+        *,
+        listen: Address,
+        downstream: Address,
+        limits: FrontLimits | None = None,
+        events: FrontEvents | None = None,
+        hostname: str = "",
+        socket_mode: int = 0o660,
+        socket_group: str = "",
+    ) -> None:
+        self.capturer = capturer
+        self.downstream = downstream
+        self.limits = limits or FrontLimits()
+        self.events = events or FrontEvents()
+        self.hostname = hostname or socket.gethostname()
+        self.capabilities: Capabilities | None = None
+        """what the mailbox server could do when it was last reached"""
+        self.draining = False
+        self.address = listen
+        """where it listens; once started with port 0, the port that was given"""
+        self._socket_mode = socket_mode
+        self._socket_group = socket_group
+        self._server: asyncio.Server | None = None
+        self._sessions: set[LmtpFront] = set()
+
+    async def start(self) -> None:
+        """Listen. Raises OSError, and ValueError for port 25 (RFC 2033 5 forbids LMTP there)."""
+        loop = asyncio.get_running_loop()
+        if self.address.is_unix:
+            listener = _bind_unix(Path(self.address.path), self._socket_mode, self._socket_group)
+            self._server = await loop.create_unix_server(self._accept, sock=listener, backlog=_BACKLOG)
+        else:
+            if self.address.port == 25:
+                raise ValueError("LMTP must not listen on port 25")
+            self._server = await loop.create_server(
+                self._accept, self.address.host, self.address.port, backlog=_BACKLOG
+            )
+            self.address = Address(self.address.host, self._server.sockets[0].getsockname()[1])
+
+    def close_listeners(self) -> None:
+        """Take no more connections; those that are here go on. Idempotent."""
+        if self._server is not None and self._server.is_serving():
+            self._server.close()
+            if self.address.is_unix:
+                Path(self.address.path).unlink(missing_ok=True)
+
+    async def drain(self, timeout_s: float) -> bool:
+        """Stop: no new connections, idle ones get 421, transactions may finish within `timeout_s`.
+
+        Returns whether all did; the others are cut off without a reply, and their clients will come again.
+        """
+        self.close_listeners()
+        self.draining = True
+        await asyncio.sleep(0)  # whoever was accepted just now gets its task
+        for session in self._sessions:
+            session.wakeup.wake()
+        tasks = [session.task for session in self._sessions if session.task is not None]
+        if not tasks:
+            return True
+        _, late = await asyncio.wait(tasks, timeout=timeout_s)
+        for task in late:
+            task.cancel()
+        if late:
+            log.error("%d LMTP sessions did not end within %g s and were cut off", len(late), timeout_s)
+            await asyncio.wait(late)
+        return not late
+
+    def left(self, session: LmtpFront) -> None:
+        """A session ended, which may be long after its client went away."""
+        self._sessions.discard(session)
+        self.events.connections(-1)
+
+    def _accept(self) -> asyncio.Protocol:
+        if len(self._sessions) >= self.limits.max_connections:
+            return _Refuser()
+        # Counted here and not when its task starts: a burst is accepted in one go.
+        session = LmtpFront(self, asyncio.get_running_loop())
+        self._sessions.add(session)
+        self.events.connections(+1)
+        return session
+
+
+def _bind_unix(path: Path, mode: int, group: str) -> socket.socket:
+    """A bound unix socket. One that a dead process left behind is replaced; one that answers is not."""
+    if path.exists() and stat.S_ISSOCK(path.stat().st_mode):
+        with contextlib.closing(socket.socket(socket.AF_UNIX)) as probe:
+            probe.settimeout(1.0)
+            try:
+                probe.connect(str(path))
+            except ConnectionRefusedError:
+                path.unlink()
+            else:
+                raise FileExistsError(f"{path}: another process listens here")
+    listener = socket.socket(socket.AF_UNIX)
+    try:
+        listener.bind(str(path))
+        # Before listen, so that nobody connects who may not.
+        path.chmod(mode)
+        if group:
+            os.chown(path, -1, grp.getgrnam(group).gr_gid)
+    except (OSError, KeyError) as exc:
+        listener.close()
+        if isinstance(exc, KeyError):
+            raise OSError(f"{path}: there is no group {group!r}") from exc
+        raise
+    return listener
