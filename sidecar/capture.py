@@ -242,7 +242,8 @@ class Capture:
         attributes: Mapping[str, bytes],
         notes: Sequence[str] = (),
     ) -> Captured:
-        """Returns when the message is durable. With no `queue_id` the top Received header's id is taken.
+        """Returns when the message is durable. Through LMTP, with no `queue_id`, the top Received header's id
+        is taken; a milter does not see the Received header of its own MTA, so there it would be another's.
 
         Raises `CaptureFailedError`, in accept mode never. May be cancelled: the commit itself goes on.
         """
@@ -250,7 +251,7 @@ class Capture:
         future: asyncio.Future[None] = loop.create_future()
         bell = self._capturer.doorbell(loop)
         delivery = self._ingest.commit(
-            leg, envelope, queue_id=queue_id or self._ingest.top_received_id(), attributes=attributes,
+            leg, envelope, queue_id=self._queue_id(leg, queue_id), attributes=attributes,
             notes=notes, done=lambda error: bell.resolve(future, error),
         )  # fmt: skip
         try:
@@ -272,7 +273,7 @@ class Capture:
         """The same for threads. Raises too when the time is over, though it may yet be captured."""
         waiter = _Waiter()
         delivery = self._ingest.commit(
-            leg, envelope, queue_id=queue_id or self._ingest.top_received_id(), attributes=attributes,
+            leg, envelope, queue_id=self._queue_id(leg, queue_id), attributes=attributes,
             notes=notes, done=waiter.done,
         )  # fmt: skip
         try:
@@ -293,6 +294,9 @@ class Capture:
         """Forget the message. Idempotent; does nothing after commit."""
         if self._spooled:
             self._spooled.discard()
+
+    def _queue_id(self, leg: Leg, told: bytes) -> bytes:
+        return told or (self._ingest.top_received_id() if leg is Leg.LMTP else b"")
 
     def _succeeded(self, leg: Leg, delivery: Delivery) -> Captured:
         if self._spooled:

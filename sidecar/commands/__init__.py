@@ -1,0 +1,1 @@
+"""The commands, a file each: read the words, call one function, print."""
