@@ -22,8 +22,9 @@ from sidecar.demo.process import (
     SYSTEM_PATH,
     ServerFailedError,
     ServerProcess,
-    last_lines,
+    refuse_taken,
     server_directory,
+    why_it_failed,
 )
 
 _START_TIMEOUT_S = 30.0
@@ -47,6 +48,7 @@ mail_location = maildir:~/Maildir
 mail_plugins = quota
 mail_max_userip_connections = 100
 postmaster_address = postmaster@localhost
+quota_full_tempfail = {quota_full_tempfail}
 shutdown_clients = yes
 
 service imap-login {{
@@ -88,7 +90,6 @@ plugin {{
   quota = count:User quota
   quota_vsizes = yes
   quota_grace = 0
-  quota_full_tempfail = {quota_full_tempfail}
 }}
 {settings}
 """
@@ -187,6 +188,7 @@ class PrivateDovecot:
         program = _program()
         if reason or program is None:
             raise ServerFailedError(reason or "Dovecot is not installed")
+        refuse_taken(self.lmtp_port, self.imap_port)
         self._write_files()
         config = self.directory / "dovecot.conf"
         process = ServerProcess([program, "-F", "-c", str(config)], output=self.directory / "output.log")
@@ -214,10 +216,12 @@ class PrivateDovecot:
 
     def _wait_ready(self, process: ServerProcess) -> None:
         def settled() -> bool:
-            return not process.running or (greets(self.lmtp_port) and greets(self.imap_port))
+            return not process.running or (
+                greets(self.lmtp_port, b"220 ") and greets(self.imap_port, b"* OK")
+            )
 
         if not wait_until(settled, timeout_s=_START_TIMEOUT_S) or not process.running:
-            logs = last_lines(self.directory / "output.log", self.directory / "dovecot.log")
+            logs = why_it_failed(self.directory / "output.log", self.directory / "dovecot.log")
             raise ServerFailedError(f"Dovecot did not start:\n{logs}")
 
     def _write_files(self) -> None:

@@ -22,21 +22,27 @@ def free_port() -> int:
     """A loopback TCP port that nobody listens on now. Raises OSError when none is found."""
     for _ in range(200):
         port = random.randint(_FIRST, _LAST)  # noqa: S311 - a port is no secret
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((LOOPBACK, port))
-            except OSError:
-                continue
+        if is_free(port):
             return port
     raise OSError(f"no free port between {_FIRST} and {_LAST} on {LOOPBACK}")
 
 
-def greets(port: int) -> bool:
-    """True when a server on that port sends its first line within a second."""
+def is_free(port: int) -> bool:
+    """True when a server could listen there now."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((LOOPBACK, port))
+        except OSError:
+            return False
+    return True
+
+
+def greets(port: int, greeting: bytes) -> bool:
+    """True when a server on that port begins with this greeting within a second."""
     try:
         with socket.create_connection((LOOPBACK, port), timeout=1.0) as connection:
-            return bool(connection.recv(1))
+            return connection.recv(len(greeting), socket.MSG_WAITALL) == greeting
     except OSError:
         return False
 

@@ -25,8 +25,9 @@ from sidecar.demo.process import (
     SYSTEM_PATH,
     ServerFailedError,
     ServerProcess,
-    last_lines,
+    refuse_taken,
     server_directory,
+    why_it_failed,
 )
 
 _START_TIMEOUT_S = 30.0
@@ -158,6 +159,7 @@ class PrivatePostfix:
             raise ServerFailedError("this Postfix runs already")
         if reason := self.why_unavailable():
             raise ServerFailedError(reason)
+        refuse_taken(self.port)
         self._write_files()
         master = f"{_built_in('daemon_directory')}/master"
         process = ServerProcess(
@@ -237,10 +239,10 @@ class PrivatePostfix:
 
     def _wait_ready(self, process: ServerProcess) -> None:
         def settled() -> bool:
-            return not process.running or greets(self.port)
+            return not process.running or greets(self.port, b"220 ")
 
         if not wait_until(settled, timeout_s=_START_TIMEOUT_S) or not process.running:
-            logs = last_lines(self.directory / "output.log", self.directory / "mail.log")
+            logs = why_it_failed(self.directory / "output.log", self.directory / "mail.log")
             raise ServerFailedError(f"Postfix did not start:\n{logs}")
 
     def _write_files(self) -> None:

@@ -8,21 +8,23 @@ process of it is left, also when the server itself died or hung half-way.
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from sidecar.demo.ports import wait_until
+from sidecar.demo.ports import LOOPBACK, is_free, wait_until
 
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
+_COMPLAINT = re.compile(r"\b(?:fatal|error|panic)\b", re.IGNORECASE)
 _KILL_TIMEOUT_S = 10.0
 _MAX_PATH_BYTES = 70  # leaves room for the longest name that Dovecot makes below it
 
 
 class ServerFailedError(Exception):
-    """A private server did not start, or one of its commands failed; the text holds its last log lines."""
+    """A private server did not start, or one of its commands failed; the text holds its last complaints."""
 
 
 class ServerProcess:
@@ -111,11 +113,16 @@ def server_directory(given: Path, name: str) -> Path:
     return directory
 
 
-def last_lines(*logs: Path, count: int = 15) -> str:
-    """The end of each log that exists, for an error's text."""
-    return "\n".join(
-        line
-        for log in logs
-        if log.exists()
-        for line in log.read_text(encoding="utf-8", errors="replace").splitlines()[-count:]
-    )
+def refuse_taken(*ports: int) -> None:
+    """Raises ServerFailedError when something listens there: its greeting would pass for our server's."""
+    taken = [str(port) for port in ports if not is_free(port)]
+    if taken:
+        raise ServerFailedError(f"Address already in use: {LOOPBACK}, port {' and '.join(taken)}")
+
+
+def why_it_failed(*logs: Path, count: int = 10) -> str:
+    """The last complaints in the logs that exist (or, without any, their last lines), for an error's text."""
+    texts = [log.read_text(encoding="utf-8", errors="replace") for log in logs if log.exists()]
+    lines = [line for text in texts for line in text.splitlines()]
+    complaints = [line for line in lines if _COMPLAINT.search(line)]
+    return "\n".join((complaints or lines)[-count:])
