@@ -289,8 +289,9 @@ class LmtpFront(Wire):
             await self._leave()
             self.reply(refusal or policy.INTERNAL_ERROR)
             return
+        message = Message(self, transaction, downstream, held_back=held_back)
         self.reply(policy.GO_AHEAD)
-        if await Message(self, transaction, downstream, held_back=held_back).run():
+        if await message.run():
             self._forget()
             self.xforward.clear()
 

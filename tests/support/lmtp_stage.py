@@ -123,4 +123,4 @@ async def until(condition: Callable[[], object]) -> None:
 
 async def settle() -> None:
     """Long enough for what should not happen to happen."""
-    await asyncio.sleep(0.15)
+    await asyncio.sleep(0.1)
