@@ -13,7 +13,11 @@ def command(
     config: Annotated[
         Path | None,
         typer.Option(
-            "--config", "-c", envvar="MAILKEEP_CONFIG", help="The configuration file (TOML).", show_default=False
+            "--config",
+            "-c",
+            envvar="MAILKEEP_CONFIG",
+            help="The configuration file (TOML).",
+            show_default=False,
         ),
     ] = None,
 ) -> None:
