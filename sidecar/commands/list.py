@@ -1,0 +1,45 @@
+"""`mailkeep list`."""
+
+from __future__ import annotations
+
+import sys
+from itertools import islice
+
+from sidecar.commands import options
+from sidecar.present import print_deliveries, print_json_lines
+from sidecar.select import Selection, select
+
+
+def command(
+    *,
+    to: options.ToOption = None,
+    sender: options.FromOption = None,
+    since: options.SinceOption = None,
+    until: options.UntilOption = None,
+    queue_id: options.QueueIdOption = None,
+    message_id: options.MessageIdOption = None,
+    subject: options.SubjectOption = None,
+    leg: options.LegOption = None,
+    status: options.StatusOption = None,
+    limit: options.LimitOption = 50,
+    json: options.JsonOption = False,
+    config: options.ConfigOption = None,
+    store: options.StoreOption = None,
+) -> None:
+    """List captured mail, newest first, with the reply for each recipient.
+
+    \b
+    Example: mailkeep list --to anna@example.org --since 2h
+    Exit codes: 0 listed, maybe nothing; 2 wrong usage or configuration;
+    10 and above: the store cannot be read, as the message says.
+    """
+    selection = Selection(
+        to=to, sender=sender, since=since, until=until, queue_id=queue_id, message_id=message_id,
+        subject=subject, leg=leg, status=status, limit=limit + 1 if limit else 0,
+    )  # fmt: skip
+    with options.open_store(config, store) as opened:
+        found = select(opened, selection)
+        (print_json_lines if json else print_deliveries)(islice(found, limit or None))
+        if next(found, None) is not None:
+            sys.stdout.flush()
+            print(f"mailkeep: there are more than {limit}; --limit 0 lists all", file=sys.stderr)

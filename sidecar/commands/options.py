@@ -1,0 +1,95 @@
+"""Options that several commands share, and how they find their store."""
+
+from __future__ import annotations
+
+import enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sidecar.status import Status
+from sidecar.units import parse_time
+from store.ids import now_us
+from store.store import Store
+
+
+class LegName(enum.StrEnum):
+    """Where a message was captured, as a filter."""
+
+    LMTP = "lmtp"
+    MILTER = "milter"
+
+
+def _check_time(text: str | None) -> str | None:
+    if text is not None:
+        try:
+            parse_time(text, now_us())
+        except ValueError as exc:
+            raise typer.BadParameter(str(exc)) from exc
+    return text
+
+
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option("--config", metavar="FILE", envvar="MAILKEEP_CONFIG", help="Configuration file."),
+]
+StoreOption = Annotated[
+    Path | None,
+    typer.Option("--store", metavar="PATH", help="The store's directory; needs no configuration."),
+]
+IdsArgument = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="ID", help="Deliveries by id, or by unique beginnings.", show_default=False),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
+ToOption = Annotated[
+    str | None,
+    typer.Option("--to", metavar="ADDRESS", help="Recipient: an address, @domain, or a pattern with *."),
+]
+FromOption = Annotated[
+    str | None,
+    typer.Option("--from", metavar="ADDRESS", help="Envelope sender, like --to; '<>' is the null sender."),
+]
+SinceOption = Annotated[
+    str | None,
+    typer.Option(
+        "--since",
+        metavar="TIME",
+        callback=_check_time,
+        help="Captured then or later: 2h, 'yesterday 14:00', 2026-03-31.",
+    ),
+]
+UntilOption = Annotated[
+    str | None,
+    typer.Option("--until", metavar="TIME", callback=_check_time, help="Captured before that."),
+]
+QueueIdOption = Annotated[str | None, typer.Option("--queue-id", metavar="ID", help="Postfix's queue id.")]
+MessageIdOption = Annotated[
+    str | None, typer.Option("--message-id", metavar="ID", help="Message-ID, with or without <>.")
+]
+SubjectOption = Annotated[
+    str | None, typer.Option("--subject", metavar="TEXT", help="Part of the subject, in any case.")
+]
+LegOption = Annotated[LegName | None, typer.Option("--leg", help="Where it was captured.")]
+StatusOption = Annotated[Status | None, typer.Option("--status", help="What became of it.")]
+LimitOption = Annotated[
+    int, typer.Option("--limit", metavar="N", min=0, help="The newest N only; 0 for all.")
+]
+
+
+def open_store(config: Path | None, store: Path | None) -> Store:
+    """The store at `store`, else the configured one. Raises `ConfigError`, `StoreError`."""
+    return Store.open(store or _configured_path(config))
+
+
+def _configured_path(config: Path | None) -> Path:
+    from sidecar.config import DEFAULT_PATH, ConfigError, load_default  # --store does without its cost
+
+    if config is None and not DEFAULT_PATH.exists():
+        raise ConfigError(
+            f"no store is named: there is no --store, no --config, MAILKEEP_CONFIG is not set, "
+            f"and {DEFAULT_PATH} does not exist",
+            "Name the store by --store PATH, or the configuration by --config FILE.",
+        )
+    return load_default(config).store.path

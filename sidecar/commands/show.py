@@ -1,0 +1,45 @@
+"""`mailkeep show`."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from sidecar.commands import options
+from sidecar.describe import describe, description_lines, description_object
+from sidecar.present import print_json
+
+
+def command(
+    delivery: Annotated[str, typer.Argument(metavar="ID", help="A delivery's id, or a unique beginning.")],
+    *,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Write the message's exact bytes and nothing else.")
+    ] = False,
+    json: options.JsonOption = False,
+    config: options.ConfigOption = None,
+    store: options.StoreOption = None,
+) -> None:
+    """Show one delivery: envelope, replies, parts, replays, and both legs; or the message itself.
+
+    \b
+    Example: mailkeep show 3f2a91 --raw > message.eml
+    Exit codes: 0 shown; 2 wrong usage or configuration; 15 damaged: what --raw has
+    written is right but not all; 17 no such delivery; 18 the id fits several;
+    other codes above 10: the store cannot be read, as the message says.
+    """
+    if raw and json:
+        raise typer.BadParameter("--raw and --json exclude each other")
+    with options.open_store(config, store) as opened:
+        stored = opened.delivery(opened.resolve(delivery))
+        if raw:
+            for piece in opened.read(stored.delivery.content):
+                sys.stdout.buffer.write(piece)
+            sys.stdout.buffer.flush()
+        elif json:
+            print_json(description_object(describe(opened, stored)))
+        else:
+            for line in description_lines(describe(opened, stored)):
+                print(line)
