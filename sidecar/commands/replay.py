@@ -153,12 +153,15 @@ def _print_result(result: Result, *, json: bool) -> None:
 
     target = result.target
     if json:
-        print_json(
-            {
-                "id": target.delivery.id.hex(), "recipient": text(target.recipient),
-                "restored": result.restored, "already": result.already, "reply": text(result.reply) or None, "error": result.error or None,
-            }
-        )  # fmt: skip
+        told = {
+            "id": target.delivery.id.hex(),
+            "recipient": text(target.recipient),
+            "restored": result.restored,
+            "already": result.already,
+            "reply": text(result.reply) or None,
+            "error": result.error or None,
+        }
+        print_json(told)
         return
     said = "was put back before" if result.already else text(result.reply) or f"not sent: {result.error}"
     print(f"{short_id(target.delivery.id)}  {escaped(text(target.recipient))}  {escaped(said)}")
