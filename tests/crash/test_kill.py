@@ -2,9 +2,9 @@
 
     8 clients --> mailkeep serve (killed again and again) --> sink
 
-After each kill: every message that got its 250s, and every message whose end the mailbox server saw, is in the
-store and intact; nothing is in the store that was never sent; `check` is clean. `MAILKEEP_KILLS` says how
-often (make crash: 200).
+After each kill: every message that got its 250s, and every message whose end the mailbox server saw, is in
+the store and intact; nothing is in the store that was never sent; `check` is clean. `MAILKEEP_KILLS` says
+how often (make crash: 200).
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -45,9 +46,8 @@ def test_cut_at_every_byte(built: tuple[Path, list[tuple[int, bytes]]], tmp_path
         pack_of(path).write_bytes(whole[:cut])
         kept = [message for end, message in ends if end <= cut]
         store_id = bytes.fromhex(_identity(path)["id"])
-        groups = [
-            g for g in scan_groups(path / "streams/host", store_id, "host", initial_state(store_id, "host"))
-        ]
+        start = initial_state(store_id, "host")
+        groups = list(scan_groups(path / "streams/host", store_id, "host", start))
         assert sum(isinstance(g, Group) for g in groups) == len(kept), cut
         assert not any(isinstance(g, Damage) for g in groups), cut
         if cut % 37 == 0:  # the whole way through LMDB now and then: it is the slow part
@@ -63,14 +63,12 @@ def test_cut_at_every_byte(built: tuple[Path, list[tuple[int, bytes]]], tmp_path
 
 
 def _identity(path: Path) -> dict[str, str]:
-    import json
-
     found: dict[str, str] = json.loads((path / "mailkeep.store").read_text())
     return found
 
 
 def test_every_flipped_byte_is_found_and_none_returned(built: tuple[Path, list[tuple[int, bytes]]]) -> None:
-    path, ends = built
+    path, _ = built
     whole = pack_of(path).read_bytes()
     identity = _identity(path)
     store_id = bytes.fromhex(identity["id"])

@@ -64,7 +64,8 @@ def test_equal_messages_take_no_more_room(store: Store) -> None:
 
 
 def test_facts_of_the_header(store: Store) -> None:
-    folded = b"received: from a\r\n by b\r\n with ESMTP id 4ABCdef123\r\nSUBJECT: one\r\n two\r\n\r\nSubject: no\r\n"
+    trace = b"received: from a\r\n by b\r\n with ESMTP id 4ABCdef123\r\n"
+    folded = trace + b"SUBJECT: one\r\n two\r\n\r\nSubject: no\r\n"
     ingest = store.begin()
     ingest.feed(folded)
     assert ingest.top_received_id() == b"4ABCdef123"
@@ -104,12 +105,15 @@ def test_ids_may_be_abbreviated(store: Store) -> None:
     for _ in range(40):
         put_message(store, SMALL)
     store.settle_index()
-    with pytest.raises(AmbiguousIdError):
-        for digit in "0123456789abcdef":
-            try:
-                store.resolve(digit)
-            except NotFoundError:
-                continue
+    digits = {found.delivery.id.hex()[0] for found in store.deliveries(Query())}
+    assert len(digits) < 42, "42 ids begin with 16 digits at most"
+    ambiguous = 0
+    for digit in digits:
+        try:
+            store.resolve(digit)
+        except AmbiguousIdError:
+            ambiguous += 1
+    assert ambiguous
 
 
 def test_outcomes_join_their_delivery(store: Store) -> None:
