@@ -107,13 +107,13 @@ class Downstream(asyncio.Protocol):
 
     # -- commands and replies
 
-    def send(self, data: bytes, *, replies: int) -> None:
+    def send(self, *data: bytes, replies: int) -> None:
         """Send commands to which so many replies will come. Raises DownstreamError."""
         transport = self._transport
         if self._failure is not None or transport is None:
             raise self._failure or DownstreamError(_NO_CONNECTION, "not connected")
         self._expected += replies
-        transport.write(data)
+        transport.writelines(data)  # uvloop copies nothing
 
     def next_reply(self) -> Reply | None:
         """The next reply if it is here. Raises DownstreamError when none is here and none will come."""
@@ -222,7 +222,7 @@ class Downstream(asyncio.Protocol):
             if self._writer.lax_end:
                 return self._smuggling()
             self._held.append(end)
-        self.send(b"".join(self._held), replies=recipients)
+        self.send(*self._held, replies=recipients)
         self._held = []
         self._held_bytes = 0
         return None
@@ -231,7 +231,7 @@ class Downstream(asyncio.Protocol):
         if self._writer is None:
             self._held.insert(0, b"BDAT %d\r\n" % self._held_bytes)
             self._chunks_open += 1
-        self.send(b"".join(self._held), replies=0)
+        self.send(*self._held, replies=0)
         self._held = []
         self._held_bytes = 0
 
