@@ -10,6 +10,7 @@ from store.store import Query, Store
 from tests.support.lmtp_stage import Client, Stage
 
 RECIPIENTS = (b"RCPT TO:<one@example.org>", b"RCPT TO:<two@example.org>")
+ODD_LINES = b"0123456789\0\xff..\r\n.\r\n" * 90_000
 MESSAGE = b"Received: by mx.example\r\n\tid 4Real; now\r\nSubject: x\r\n\r\n" + ODD_LINES
 SMALL = b"Subject: small\r\n\r\nhello\r\n"
 
