@@ -22,9 +22,8 @@ _SOME, _NONE = 3, 4
 
 
 def command(
-    ids: Annotated[
-        list[str] | None, typer.Argument(metavar="[ID]...", help="Deliveries, abbreviated or whole.")
-    ] = None,
+    ids: options.IdsArgument = None,
+    *,
     to: options.ToOption = None,
     sender: options.FromOption = None,
     since: options.SinceOption = None,
