@@ -176,10 +176,10 @@ def test_a_start_that_fails_half_way_says_why_and_leaves_nothing(
     monkeypatch.setattr("sidecar.demo.postfix._START_TIMEOUT_S", 2.0)
 
     # Both masters run, and their other services too; only the one that greets cannot.
-    with pytest.raises(ServerFailedError, match="(?i)fatal.*nonsense"):
+    with pytest.raises(ServerFailedError, match=r"(?i)fatal.*nonsense"):
         PrivateDovecot(server_directory, settings={"auth_mechanisms": "nonsense"}).start()
     assert processes_in(server_directory) == {}
-    with pytest.raises(ServerFailedError, match="(?i)fatal.*nonsense"):
+    with pytest.raises(ServerFailedError, match=r"(?i)fatal.*nonsense"):
         PrivatePostfix(server_directory, lmtp="127.0.0.1:1", settings={"smtpd_timeout": "nonsense"}).start()
     assert processes_in(server_directory) == {}
 

@@ -1,0 +1,59 @@
+# Everything a person or CI does here. `make test` and `make demo` do all their own set-up.
+
+VENV   := .venv
+PYTEST := $(VENV)/bin/python -m pytest -W error
+
+.PHONY: help setup packages demo test check e2e bench crash fuzz format clean
+
+help:
+	@echo "make demo       see it work: private Postfix and Dovecot, mail captured, deleted and put back"
+	@echo "make test       set up everything and run all tests (what CI runs)"
+	@echo "make setup      only .venv, with the command at $(VENV)/bin/mailkeep"
+	@echo "make check      format, lint, import rules, types, tests without real servers"
+	@echo "make e2e        tests with real Postfix and Dovecot"
+	@echo "make crash      the service killed 200 times under load"
+	@echo "make fuzz bench format clean"
+
+setup:
+	@deploy/setup/venv.sh
+
+packages:
+	@deploy/setup/packages.sh
+
+demo:
+	@deploy/setup/packages.sh
+	@deploy/setup/venv.sh
+	@$(VENV)/bin/mailkeep demo
+
+test:
+	@deploy/setup/packages.sh
+	@deploy/setup/venv.sh
+	@$(MAKE) --no-print-directory check
+	@$(MAKE) --no-print-directory e2e
+
+check: setup
+	$(VENV)/bin/ruff format --check --quiet .
+	$(VENV)/bin/ruff check --quiet .
+	$(VENV)/bin/lint-imports --no-logo
+	$(VENV)/bin/mypy
+	$(PYTEST) -q tests --ignore=tests/e2e --ignore=tests/fuzz --ignore=tests/bench
+
+e2e: setup
+	$(PYTEST) -q tests/e2e
+
+crash: setup
+	MAILKEEP_KILLS=200 $(PYTEST) -q tests/crash
+
+fuzz: setup
+	$(PYTEST) -q tests/fuzz
+
+bench: setup
+	$(VENV)/bin/python -m tests.bench
+
+format: setup
+	$(VENV)/bin/ruff format .
+	$(VENV)/bin/ruff check --fix .
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .demo
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
