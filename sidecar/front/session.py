@@ -263,7 +263,7 @@ class LmtpFront(Wire):
         """End the transaction without a message, here and downstream."""
         downstream = self.transaction.downstream
         self._forget()
-        self.xforward.clear()
+        self.xforward = {}  # a new one: a commit may still hold the old
         if downstream is not None and not downstream.lost:
             try:
                 await downstream.reset(self.wakeup.now() + self.server.limits.reply_timeout_s)
@@ -293,7 +293,7 @@ class LmtpFront(Wire):
         self.reply(policy.GO_AHEAD)
         if await message.run():
             self._forget()
-            self.xforward.clear()
+            self.xforward = {}  # a new one: a commit may still hold the old
 
     def _pipelines_data(self) -> bool:
         """Whether DATA may go on in one write with the MAIL and RCPTs before it: saves a round trip."""
