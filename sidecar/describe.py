@@ -74,7 +74,7 @@ def description_object(found: Description) -> dict[str, Any]:
             }
             for number, recipient in enumerate(delivery.envelope.recipients)
         ],
-        "attributes": {escaped(name): text(value) for name, value in delivery.attributes.items()},
+        "attributes": {name: text(value) for name, value in delivery.attributes.items()},
         "parts": [
             {
                 "encoding": "base64" if part.width else "raw",
