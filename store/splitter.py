@@ -170,8 +170,7 @@ class Splitter:
             self._header()
         while self._run(final=final) if self._width else self._text(final=final):
             pass
-        # The byte before the text stays: when a delimiter comes first, the "\n" before it is how it is found.
-        gone = len(self._data) if final else max(0, self._glue - 1)
+        gone = self._glue
         self._feeds = [self._data[gone:]]
         self._size -= gone
         self._glue -= gone
@@ -205,7 +204,8 @@ class Splitter:
                     return True
                 self._scan = event.end(3)
             elif end := self._delimits(event, boundary, headers):
-                self._end_body(max(self._body, at - 1 if data[at - 1] == 13 else at))
+                # RFC 2046 5.1.1: the line end before a delimiter is part of it (not when it ended a header).
+                self._end_body(max(self._body, at - 1 if data[at - 1 : at] == b"\r" else at))
                 self._body = end
                 while end - self._glue > MAX_PIECE:
                     self._emit(Kind.TEXT, self._glue, self._glue + MAX_PIECE)

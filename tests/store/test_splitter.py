@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 import zstandard
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
+from store import splitter as splitter_module
 from store.splitter import (
     MAX_HEADER,
     MAX_PIECE,
@@ -143,7 +144,9 @@ def test_mail_comes_back_and_pieces_do_not_depend_on_feeds(message: bytes, sizes
 
 
 @given(mails(filler=3 * WINDOW), st.lists(st.integers(1000, FEED), min_size=1, max_size=5))
-@settings(max_examples=60, deadline=None)
+@settings(
+    max_examples=60, deadline=None, phases=[Phase.reuse, Phase.generate]
+)  # shrinking megabytes takes hours
 def test_large_mail_too(message: bytes, sizes: list[int]) -> None:
     is_lawful(message, sizes, [len(message) or 1])
 
@@ -166,6 +169,44 @@ def test_encode_run_does_not_mind_where_chunks_were_cut(
     borders = [0, *sorted(min(cut, len(data)) for cut in cuts), len(data)]
     pieces = [data[a:b] for a, b in itertools.pairwise(borders)]
     assert b"".join(encode_run(pieces, width, eol)) == encode(data, width, eol)
+
+
+FIRST = HEADER + part(b"y" * 100_000)
+TAIL = part(TEXT) + b"\r\n--=_b--\r\n"
+RANDOM = random.Random(2).randbytes(2 * RUN_BYTES + 5_700)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        *((FIRST + part(b"x" * (MAX_PIECE + d)), TAIL) for d in (-2, -1, 0, 1, 2, 400)),
+        (FIRST + part(b"x" * MAX_PIECE), b"\r\n\r\n" + encode(RANDOM[:9000], 76, b"\r\n") + TAIL),
+        (
+            HEADER + b"x" * WINDOW,
+            b"\r\n--a--\r\n--a\r\nContent-A: b\r\n\r\n" + TEXT + b"\r\n--a--\r\n\r\n" + TAIL,
+        ),
+        (HEADER + b"x" * WINDOW + part(b"z") * 200, TAIL + attachment(RANDOM[:2000], eol=b"\n")),
+        (HEADER + b"x" * WINDOW, b"\n\n" + encode(RANDOM[:2000], 60, b"\n") + b"\n\n" + TEXT),
+    ],
+)
+def test_what_is_seen_may_end_anywhere(before: bytes, after: bytes) -> None:
+    """The last byte that is decided on falls before, into and behind what decides: it changes nothing."""
+    message = before + after + b"-" * 2 * splitter_module._SPAN
+    pieces = is_lawful(message)
+    for seen in range(len(before) - 5, len(before) + 200):
+        assert split(message, [seen + splitter_module._SPAN, len(message)]) == pieces
+
+
+@pytest.mark.parametrize("eol", [b"\r\n", b"\n"])
+@pytest.mark.parametrize("end", [b"", b"\r\n", b"AA==", b"\nA\r\n"])
+def test_a_run_may_be_cut_off_anywhere(eol: bytes, end: bytes) -> None:
+    for size in (2 * RUN_BYTES, 2 * RUN_BYTES + 57):
+        run = encode(RANDOM[:size], 76, eol)
+        message = HEADER + run + end
+        pieces = is_lawful(message)
+        second = len(HEADER) + RUN_BYTES // 57 * (76 + len(eol)) * 2
+        for seen in range(second - 90, second + 90):
+            assert split(message, [seen, len(message)]) == pieces
 
 
 def corpus_mails(archive: Path) -> Iterator[tuple[str, bytes]]:
