@@ -38,7 +38,7 @@ from store.ingest import Ingest
 from store.layout import FORMAT_VERSION
 from store.log import DEFAULT_PACK_BYTES, StreamLock, StreamLog
 from store.packs import PackReader
-from store.records import Content, Delivery, EntryType, Outcome, Outcomes, Replay
+from store.records import Content, Delivery, EntryType, Leg, Outcome, Outcomes, Replay
 from store.scan import Location
 from store.view import CaughtUp, View
 from store.writer import GroupFacts, Pending, Writer
@@ -235,14 +235,13 @@ class Store:
         return found[0]
 
     def may_be_retry(self, queue_id: bytes) -> bool:
-        """Whether a delivery with this queue id is known."""
+        """Whether a delivery with this queue id has come through LMTP: the milter's capture of the same mail
+        is no earlier attempt. Raises `DamagedError`."""
         if queue_id in self._pending.queue_ids:
             return True
         with self.index.read() as snapshot:
-            return (
-                next(snapshot.by_term(Term.QUEUE_ID, queue_id, 0, FOREVER_US, newest_first=True), None)
-                is not None
-            )
+            found = snapshot.by_term(Term.QUEUE_ID, queue_id, 0, FOREVER_US, newest_first=True)
+            return any(self._load(snapshot, delivery).delivery.leg == Leg.LMTP for delivery in found)
 
     def settle_index(self, timeout_s: float = 5.0) -> None:
         """Wait until what is durable now is in the index too."""

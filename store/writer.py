@@ -22,7 +22,7 @@ from store.errors import StoreError, StoreFailedError, StoreFullError
 from store.ids import ChunkId, ContentId
 from store.index import Index, Snapshot
 from store.log import StreamLog
-from store.records import Content, Delivery, Entry
+from store.records import Content, Delivery, Entry, Leg
 from store.scan import Group, Location
 
 log = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ class Pending:
         for entry, where in group.entries:
             if isinstance(entry, Content):
                 self.contents[entry.id] = where
-            elif isinstance(entry, Delivery) and entry.queue_id:
+            elif isinstance(entry, Delivery) and entry.queue_id and entry.leg == Leg.LMTP:
                 self.queue_ids[entry.queue_id] = group.state.commits
 
     def drop(self, group: Group) -> None:
