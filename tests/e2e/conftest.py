@@ -15,6 +15,8 @@ from sidecar.demo.postfix import PrivatePostfix
 
 HERE = Path(__file__).parent
 IN_CI = bool(os.environ.get("CI"))
+NOT_IN_A_CLONE = "lies beside the repository, not in it"
+"""the one reason for which a test may be skipped in CI as well"""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -35,7 +37,8 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
 
 def failed_if_skipped_in_ci(report: Any) -> Any:
     """A green CI must mean that the real servers were really used, whatever made a test skip."""
-    if IN_CI and report.skipped and not hasattr(report, "wasxfail"):
+    may_be_absent = NOT_IN_A_CLONE in str(report.longrepr)
+    if IN_CI and report.skipped and not hasattr(report, "wasxfail") and not may_be_absent:
         report.outcome = "failed"
         report.longrepr = f"skipped, which CI must not do: {report.longrepr}"
     return report
