@@ -106,6 +106,8 @@ class Capturer:
         self.accept = accept
         self.spool = spool
         self.events = events or CaptureEvents()
+        self._capturing = True
+        self._unwritten: dict[DeliveryId, Outcomes] = {}
         self._doorbells: dict[asyncio.AbstractEventLoop, _Doorbell] = {}
 
     def begin(self) -> Capture:
@@ -116,32 +118,53 @@ class Capturer:
         """Keep the replies; rides the next group commit. Never blocks, never raises."""
         if outcomes:
             fact = Outcomes(delivery=delivery, time_us=now_us(), outcomes=tuple(outcomes))
-            self.store.writer.submit(Submission(entries=[fact], lazy=True))
+            self._unwritten[delivery] = fact
+
+            def written(_error: StoreError | None) -> None:
+                self._unwritten.pop(delivery, None)
+
+            self.store.writer.submit(Submission(entries=[fact], lazy=True, done=written))
 
     def seen(self, queue_id: bytes) -> bool:
-        """Whether a delivery with this queue id is known, so that this may be a retry. Cheap."""
+        """Whether a delivery with this queue id is known, so that this may be a retry. Cheap.
+
+        While messages cannot be captured nothing is taken for a retry: it could not be read back.
+        """
         try:
-            return bool(queue_id) and self.store.may_be_retry(queue_id)
+            return bool(queue_id) and self._capturing and self.store.may_be_retry(queue_id)
         except StoreError:
             log.exception("cannot tell whether %r is a retry; taken as new", queue_id)
             return False
 
-    async def known_replies(self, queue_id: bytes, content: ContentId) -> dict[bytes, bytes]:
-        """Recipient -> the 2xx reply it got, over earlier LMTP deliveries of this queue id and content."""
-        return await asyncio.get_running_loop().run_in_executor(None, self._known_replies, queue_id, content)
+    async def known_replies(
+        self, queue_id: bytes, content: ContentId, besides: DeliveryId
+    ) -> dict[bytes, bytes]:
+        """What earlier LMTP deliveries of this queue id and content came to: recipient -> reply.
 
-    def _known_replies(self, queue_id: bytes, content: ContentId) -> dict[bytes, bytes]:
+        A 2xx wins over what came later; b"" for a recipient whose reply is not known. `besides` is the
+        delivery at hand.
+        """
+        look = self._known_replies
+        return await asyncio.get_running_loop().run_in_executor(None, look, queue_id, content, besides)
+
+    def _known_replies(self, queue_id: bytes, content: ContentId, besides: DeliveryId) -> dict[bytes, bytes]:
+        unwritten = dict(self._unwritten)  # first: what leaves it meanwhile is in the index after settling
         self.store.settle_index()
-        since = now_us() - RETRY_WINDOW_US
         known: dict[bytes, bytes] = {}
-        query = Query(since_us=since, terms=((Term.QUEUE_ID, queue_id),), newest_first=False)
+        query = Query(
+            since_us=now_us() - RETRY_WINDOW_US, terms=((Term.QUEUE_ID, queue_id),), newest_first=False
+        )
         for stored in self.store.deliveries(query):
             delivery = stored.delivery
-            if (delivery.leg, delivery.queue_id, delivery.content) != (Leg.LMTP, queue_id, content):
+            if delivery.id == besides or (delivery.leg, delivery.content) != (Leg.LMTP, content):
                 continue
-            for outcome in stored.outcomes.values():
-                if outcome.reply.startswith(b"2"):
-                    known[delivery.envelope.recipients[outcome.recipient].address] = outcome.reply
+            outcomes = dict(stored.outcomes)
+            if delivery.id in unwritten:
+                outcomes.update((outcome.recipient, outcome) for outcome in unwritten[delivery.id].outcomes)
+            for number, recipient in enumerate(delivery.envelope.recipients):
+                reply = outcomes[number].reply if number in outcomes else b""
+                if not known.get(recipient.address, b"").startswith(b"2"):
+                    known[recipient.address] = reply
         return known
 
     def read(self, content: ContentId) -> Iterator[bytes]:
@@ -179,6 +202,10 @@ class Capturer:
                 self.spool.remove(message)
             done += 1
         return done
+
+    def noted(self, *, captured: bool) -> None:
+        """How the last commit went."""
+        self._capturing = captured
 
     def doorbell(self, loop: asyncio.AbstractEventLoop) -> _Doorbell:
         """The way back from the writer's thread to `loop`."""
@@ -302,12 +329,14 @@ class Capture:
         if self._spooled:
             self._spooled.discard()
         receipt = self._ingest.receipt(delivery)
+        self._capturer.noted(captured=True)
         self._capturer.events.captured(leg, receipt)
         return Captured(
             delivery.id, delivery.content, receipt.size, receipt.new_bytes, receipt.duplicate_bytes
         )
 
     def _failed(self, leg: Leg, delivery: Delivery, exc: StoreError) -> Captured:
+        self._capturer.noted(captured=False)
         full = isinstance(exc, StoreFullError)
         reason = "timeout" if isinstance(exc, _TimedOutError) else "full" if full else "failed"
         self._capturer.events.failed(leg, reason)

@@ -89,10 +89,7 @@ def _run(arguments: Sequence[str] | None) -> int:
 
 def _in_words(exc: Exception) -> tuple[str, str, int] | None:
     """What happened, what to do, and the exit code. None for a fault of ours, which keeps its traceback."""
-    from sidecar.config import ConfigError
-    from store.errors import StoreError
-
-    if isinstance(exc, StoreError | ConfigError):
+    if hasattr(exc, "hint") and hasattr(exc, "exit_code"):  # how every fault that we expect tells itself
         return str(exc), exc.hint, exc.exit_code
     if isinstance(exc, OSError):
         return str(exc.strerror) if exc.filename is None else f"{exc.filename}: {exc.strerror}", "", 1

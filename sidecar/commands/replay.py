@@ -161,9 +161,10 @@ def _print_result(result: Result, *, json: bool) -> None:
             "error": result.error or None,
         }
         print_json(told)
+        sys.stdout.flush()  # whoever reads along wants to know now
         return
     said = "was put back before" if result.already else text(result.reply) or f"not sent: {result.error}"
-    print(f"{short_id(target.delivery.id)}  {escaped(text(target.recipient))}  {escaped(said)}")
+    print(f"{short_id(target.delivery.id)}  {escaped(text(target.recipient))}  {escaped(said)}", flush=True)
 
 
 @contextmanager

@@ -49,7 +49,7 @@ class Message:
         self._capture = self._capturer.begin()
         self._keeping = True
         self._downstream = downstream
-        self._answers = Answers(session, len(transaction.accepted))
+        self._answers = Answers(session, transaction)
         self._downstream_s: float | None = None
         # What everybody without an answer is told, and by whom; nothing more goes downstream then.
         self._verdict: tuple[bytes, str] | None = None
@@ -149,7 +149,7 @@ class Message:
 
     async def _deliver(self, captured: Captured, deadline: float) -> None:
         """Only called with the message durable (or let through by policy). Raises DownstreamError."""
-        recipients: Sequence[int] = range(len(self._transaction.accepted))
+        recipients: Sequence[int] = self._transaction.accepted
         if self._held_back:
             retry = Retry(self._session, self._transaction, self._downstream, self._answers)
             recipients, refusal = await retry.prepare(captured, deadline)

@@ -49,7 +49,7 @@ class FrontEvents:
         """So many recipients of a retry had a known 2xx and were answered with it."""
 
     def redelivered(self, recipients: int) -> None:
-        """So many recipients of a retry had no known 2xx and were delivered to, perhaps once more."""
+        """So many recipients of a retry, whose reply was never known, are delivered to, perhaps once more."""
 
     def fault(self) -> None:
         """An exception that nobody expected was answered with 451."""

@@ -34,7 +34,7 @@ class Retry:
         self._downstream = downstream
 
     async def prepare(self, captured: Captured, deadline: float) -> tuple[list[int], Reply | None]:
-        """The recipients that `finish` will bring replies for, or a refusal of the message for all of them.
+        """The places that `finish` will bring replies for, or a refusal of the message for all of them.
 
         Those who need no delivery are answered. Raises DownstreamError, and StoreError when the message
         cannot be read back.
@@ -42,18 +42,20 @@ class Retry:
         if captured.delivery is None:
             # Let through uncaptured, but it was held back and is nowhere to be read from. Next time, perhaps.
             return [], Reply.of(policy.NOT_KEPT)
-        known = await self._server.capturer.known_replies(self._queue_id, captured.content)
-        everybody = range(len(self._transaction.accepted))
+        known = await self._server.capturer.known_replies(self._queue_id, captured.content, captured.delivery)
+        everybody = self._transaction.accepted
         rest = []
-        for recipient in everybody:
-            reply = known.get(self._transaction.accepted[recipient].address)
-            if reply is None:
-                rest.append(recipient)
+        unknown = 0
+        for place in everybody:
+            reply = known.get(self._transaction.recipients[place].address)
+            if reply is not None and reply.startswith(b"2"):
+                self._answers.give(place, reply + b"\r\n", "earlier")
             else:
-                self._answers.give(recipient, reply + b"\r\n", "earlier")
+                rest.append(place)
+                unknown += reply == b""
         self._answers.tell()
         self._server.events.suppressed(len(everybody) - len(rest))
-        self._server.events.redelivered(len(rest))
+        self._server.events.redelivered(unknown)
         if len(rest) < len(everybody):
             await self._downstream.reset(deadline)
             rest = await self._begin_again(rest, deadline)
@@ -61,21 +63,21 @@ class Retry:
             return [], None
         return rest, await self._send_stored(captured.content, deadline)
 
-    async def _begin_again(self, recipients: list[int], deadline: float) -> list[int]:
+    async def _begin_again(self, places: list[int], deadline: float) -> list[int]:
         """A transaction of its own for these. Who is refused now is answered; the others are returned."""
-        if not recipients:
+        if not places:
             return []
-        lines = [self._transaction.accepted_lines[recipient] for recipient in recipients]
+        lines = [self._transaction.lines[place] for place in places]
         mail, *replies = await self._downstream.begin(
             self._transaction.mail_line, lines, self._server.limits.reply_timeout_s
         )
         accepted = []
-        for recipient, reply in zip(recipients, replies, strict=True):
+        for place, reply in zip(places, replies, strict=True):
             if mail.positive and reply.positive:
-                accepted.append(recipient)
+                accepted.append(place)
             else:
                 refusal = reply if mail.positive else mail
-                self._answers.give(recipient, refusal.raw, "downstream")
+                self._answers.give(place, refusal.raw, "downstream")
         self._answers.tell()
         if not accepted:
             await self._downstream.reset(deadline)

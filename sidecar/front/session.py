@@ -221,9 +221,8 @@ class LmtpFront(Wire):
             self.reply(reply.raw)
             if recipient is None:
                 transaction.mail_accepted = reply.positive
-            elif reply.positive and transaction.mail_accepted:
-                transaction.accepted.append(recipient)
-                transaction.accepted_lines.append(line)
+            else:
+                transaction.answered(line, recipient, reply)
             if self.wakeup.now() - begun > _SLOW_S:
                 self.flush()  # a client counts its patience from reply to reply
 

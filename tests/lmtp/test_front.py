@@ -139,12 +139,17 @@ async def test_replies_come_back_as_they_are(stage: Stage) -> None:
     await client.send(BODY + b".\r\n")
     assert await client.replies(2) == [many, b"552 5.2.2 over \xf0quota\r\n"]
     await until(lambda: stage.capturer.kept[0].outcomes)
-    assert [(o.recipient, o.reply, o.source) for o in stage.capturer.kept[0].outcomes] == [
-        (0, many[:-2], "downstream"),
-        (1, b"552 5.2.2 over \xf0quota", "downstream"),
-    ]
+    assert (
+        [(o.recipient, o.reply, o.source) for o in stage.capturer.kept[0].outcomes]
+        == [
+            (1, stage.sink.rcpt_replies[key(TWO)][:-2], "downstream"),  # first: known since RCPT
+            (0, many[:-2], "downstream"),
+            (2, b"552 5.2.2 over \xf0quota", "downstream"),
+        ]
+    )
     assert [r.address for r in stage.capturer.kept[0].envelope.recipients] == [
         b"one@example.org",
+        b"two@example.org",
         b"three@example.org",
     ]
 
@@ -257,7 +262,7 @@ async def test_ten_thousand_recipients(stage: Stage) -> None:
     finals = await client.replies(9_999)
     del lines[7]
     assert finals == [b"250 2.0.0 %s Saved\r\n" % key(line)[8:] for line in lines]
-    assert len(stage.capturer.kept[0].outcomes) == 9_999
+    assert len(stage.capturer.kept[0].outcomes) == 10_000  # the refusal at RCPT included
 
 
 async def test_too_many_recipients(stage: Stage) -> None:

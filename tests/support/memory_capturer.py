@@ -47,15 +47,17 @@ class MemoryCapturer(Capturer):
     def seen(self, queue_id: bytes) -> bool:
         return queue_id in self.seen_ids or any(queue_id and kept.queue_id == queue_id for kept in self.kept)
 
-    async def known_replies(self, queue_id: bytes, content: ContentId) -> dict[bytes, bytes]:
-        return {
-            kept.envelope.recipients[outcome.recipient].address: outcome.reply
-            for kept in self.kept
-            for outcome in kept.outcomes
-            if kept.queue_id == queue_id
-            and content_id(kept.message) == content
-            and outcome.reply.startswith(b"2")
-        }
+    async def known_replies(
+        self, queue_id: bytes, content: ContentId, besides: DeliveryId
+    ) -> dict[bytes, bytes]:
+        known: dict[bytes, bytes] = {}
+        for kept in self.kept:
+            if kept.queue_id == queue_id and content_id(kept.message) == content and kept.id != besides:
+                replies = {outcome.recipient: outcome.reply for outcome in kept.outcomes}
+                for number, recipient in enumerate(kept.envelope.recipients):
+                    if not known.get(recipient.address, b"").startswith(b"2"):
+                        known[recipient.address] = replies.get(number, b"")
+        return known
 
     def read(self, content: ContentId) -> Iterator[bytes]:
         message = next(kept.message for kept in self.kept if content_id(kept.message) == content)
