@@ -171,7 +171,7 @@ def test_encode_run_does_not_mind_where_chunks_were_cut(
     assert b"".join(encode_run(pieces, width, eol)) == encode(data, width, eol)
 
 
-FIRST = HEADER + part(b"y" * 100_000)
+FIRST = HEADER + part(b"y" * 200_000)
 TAIL = part(TEXT) + b"\r\n--=_b--\r\n"
 RANDOM = random.Random(2).randbytes(2 * RUN_BYTES + 5_700)
 
@@ -195,6 +195,7 @@ def test_what_is_seen_may_end_anywhere(before: bytes, after: bytes) -> None:
     pieces = is_lawful(message)
     for seen in range(len(before) - 5, len(before) + 200):
         assert split(message, [seen + splitter_module._SPAN, len(message)]) == pieces
+        assert split(message, [seen, len(message)]) == pieces
 
 
 @pytest.mark.parametrize("eol", [b"\r\n", b"\n"])
@@ -273,6 +274,18 @@ def test_one_text_is_one_piece_under_any_boundary() -> None:
 def test_a_first_delimiter_right_after_the_header_is_found() -> None:
     mail = HEADER + part(TEXT)[2:] + b"\r\n--=_b--\r\n"
     assert TEXT in data_of(is_lawful(mail, [77]), Kind.TEXT)
+
+
+def test_a_delimiter_right_after_part_headers_is_found() -> None:
+    mail = HEADER + part(b"") + part(TEXT)[2:] + b"\r\n--=_b--\r\n"
+    assert TEXT in data_of(is_lawful(mail, [77]), Kind.TEXT)
+
+
+def test_a_part_without_headers_begins_behind_a_known_boundary_only() -> None:
+    other = b"<html>" + TEXT
+    mail = HEADER + part(TEXT) + part(other, headers=b"") + b"\r\n--=_b--\r\n"
+    assert other in data_of(is_lawful(mail, [77]), Kind.TEXT)
+    assert len(is_lawful(HEADER + TEXT + part(other, headers=b""), [77])) == 2
 
 
 def test_one_body_is_the_same_pieces_under_any_header() -> None:
