@@ -47,16 +47,16 @@ def check(
 ) -> Iterator[Finding]:
     """What is wrong with the store, as it is found; `checked` counts along."""
     for name in store.view.names():
-        caught = store.view.catch_up(name)
+        state = store.state(name)
         checked.streams += 1
         directory = store.path / "streams" / name
-        end = (caught.state.pack, caught.state.offset)
+        end = (state.pack, state.offset)
         start = initial_state(store.id, name)
         for found in scan_groups(directory, store.id, name, start, durable=end):
             if isinstance(found, Damage):
                 yield Finding("damage", f"{found.path}:{found.offset}", found.what)
             elif isinstance(found, Group):
-                if found.state.commits > caught.state.commits:
+                if found.state.commits > state.commits:
                     break  # written since we began
                 checked.commits += 1
                 yield from _check_group(store, found, checked, read_data=read_data)

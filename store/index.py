@@ -225,21 +225,19 @@ class Index:
 
     _TABLES = ("meta", "chunks", "contents", "deliveries", "ids", "terms")
 
-    def __init__(self, path: Path, *, readonly: bool = False) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
-        fresh = not readonly and not (path / "data.mdb").exists()
-        if not readonly and not path.exists():
+        fresh = not (path / "data.mdb").exists()
+        if not path.exists():
             path.mkdir(mode=0o700)
             adopt(path)
         try:
             self._env = lmdb.open(
-                str(path), map_size=MAP_BYTES, max_dbs=len(self._TABLES), readonly=readonly, mode=0o600,
+                str(path), map_size=MAP_BYTES, max_dbs=len(self._TABLES), mode=0o600,
                 subdir=True, lib_version=_ENGINE_0_9,
             )  # fmt: skip
             self._env.reader_check()  # slots of readers that were killed would pin old pages for ever
-            self._tables = {
-                name: self._env.open_db(name.encode(), create=not readonly) for name in self._TABLES
-            }
+            self._tables = {name: self._env.open_db(name.encode(), create=True) for name in self._TABLES}
         except lmdb.Error as exc:
             raise IndexFailedError(f"the index at {path} cannot be opened: {exc}") from exc
         if fresh:

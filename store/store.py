@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -39,7 +40,7 @@ from store.layout import FORMAT_VERSION
 from store.log import DEFAULT_PACK_BYTES, StreamLock, StreamLog
 from store.packs import PackReader
 from store.records import Content, Delivery, EntryType, Leg, Outcome, Outcomes, Replay
-from store.scan import Location
+from store.scan import Location, StreamState
 from store.view import CaughtUp, View
 from store.writer import GroupFacts, Pending, Writer
 
@@ -94,7 +95,7 @@ class Stats:
 class Store:
     """An open store. Close it; use it as a context manager."""
 
-    def __init__(self, path: Path, identity: dict[str, str], *, readonly: bool = False) -> None:
+    def __init__(self, path: Path, identity: dict[str, str]) -> None:
         self.path = path
         self.id = bytes.fromhex(identity["id"])
         self.key = bytes.fromhex(identity["key"])
@@ -104,12 +105,11 @@ class Store:
         self._writer: Writer | None = None
         self._indexer: Indexer | None = None
         self._pending = Pending()
-        self._readonly = readonly
+        self._scratch: tempfile.TemporaryDirectory[str] | None = None
         self.index = self._open_index()
         self.view = View(self.index, self._streams, self.id)
-        if not readonly:
-            for stream in self.view.names():
-                self._note(self.view.catch_up(stream))
+        for stream in self.view.names():
+            self._note(self.view.catch_up(stream))
 
     @classmethod
     def open(cls, path: Path, *, create: bool = False) -> Store:
@@ -128,16 +128,18 @@ class Store:
             raise StoreError(f"{identity} cannot be read: {exc.strerror}") from exc
         if version > FORMAT_VERSION:
             raise FormatError(f"{path} has format {version}; this version reads up to {FORMAT_VERSION}")
-        # Somebody who may look but not write sees the index as the service left it (half a second behind).
-        return cls(path, known, readonly=not os.access(path / "index", os.W_OK) and (path / "index").exists())
+        return cls(path, known)
 
     def _open_index(self) -> Index:
         path = self.path / "index"
+        if not os.access(self.path, os.W_OK) or (path.exists() and not os.access(path / "data.mdb", os.W_OK)):
+            # LMDB needs to write even to read. On a medium that is read-only, or for somebody who may only
+            # look, the index is built from the streams for as long as this store is open.
+            self._scratch = tempfile.TemporaryDirectory(prefix="mailkeep-index-")
+            return Index(Path(self._scratch.name))
         try:
-            return Index(path, readonly=self._readonly)
+            return Index(path)
         except (DamagedError, IndexFailedError) as exc:
-            if self._readonly:
-                raise
             aside = path.with_name(f"index.damaged-{time.strftime('%Y%m%dT%H%M%S')}")
             log.error("%s; put aside as %s and rebuilt from the streams", exc, aside)
             path.rename(aside)
@@ -188,6 +190,10 @@ class Store:
                 return self.start_writing(stream)
             except StoreLockedError:
                 number += 1
+
+    def state(self, stream: str) -> StreamState:
+        """How far a stream is known now; what was committed since the last look is taken in first."""
+        return self.view.catch_up(stream).state
 
     @property
     def index_lag(self) -> int:
@@ -305,7 +311,7 @@ class Store:
             names = self.view.names()
             states = [snapshot.state(name) for name in names]
             counters = snapshot.counters()
-        index_bytes = (self.path / "index" / "data.mdb").stat().st_blocks * 512
+        index_bytes = (self.index.path / "data.mdb").stat().st_blocks * 512
         return Stats(
             counters, self.pack_bytes(), index_bytes, tuple(names),
             max((state.last_commit_us for state in states if state), default=0),
@@ -323,6 +329,8 @@ class Store:
             self._indexer.close()
         self._packs.close()
         self.index.close()
+        if self._scratch:
+            self._scratch.cleanup()
 
     def __enter__(self) -> Self:
         return self

@@ -173,6 +173,18 @@ def test_a_damaged_index_is_put_aside_and_rebuilt(path: Path) -> None:
     assert list(path.glob("index.damaged-*"))
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+def test_somebody_who_may_only_look(store: Store, path: Path) -> None:
+    delivery = put_message(store, SMALL)
+    for entry in [path.parent, *path.rglob("*"), path]:
+        entry.chmod(0o755 if entry.is_dir() else 0o644)
+    for parent in path.parents:
+        if parent.stat().st_uid == 0 and "pytest" in parent.name:
+            parent.chmod(0o755)
+    code = _READER.replace("with", "import os; os.setgid(65534); os.setuid(65534)\nwith", 1)
+    subprocess.run([sys.executable, "-c", code, str(path), delivery.id.hex()], check=True, timeout=30)
+
+
 def test_two_streams_one_index(path: Path) -> None:
     with Store.open(path, create=True) as store:
         store.start_writing("one")
