@@ -165,7 +165,6 @@ class Splitter:
 
     def _cut(self, *, final: bool) -> list[Piece]:
         self._data = self._feeds[0] if len(self._feeds) == 1 else b"".join(self._feeds)
-        self._out = []
         if self._in_header:
             self._header()
         while self._run(final=final) if self._width else self._text(final=final):
@@ -177,7 +176,8 @@ class Splitter:
         self._body -= gone
         self._scan -= gone
         self._data = b""
-        return self._out
+        out, self._out = self._out, []
+        return out
 
     def _header(self) -> None:
         data = self._data

@@ -44,6 +44,8 @@ def split(message: bytes, sizes: Iterable[int] = (FEED,)) -> list[Piece]:
             break
         pieces += splitter.feed(message[at : at + size])
         assert splitter._size < WINDOW
+        assert not splitter._out
+        assert not splitter._data
         at += size
     return pieces + splitter.finish()
 
