@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-import time
 
 from store.errors import StoreError
 from store.scan import Group
@@ -31,6 +30,7 @@ class Indexer:
         self._done = 0
         self._moved = threading.Condition()
         self._hurry = threading.Event()
+        self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="indexer", daemon=True)
         self._thread.start()
 
@@ -53,6 +53,7 @@ class Indexer:
 
     def close(self) -> None:
         """Apply what is left, then stop. What cannot be applied is found in the streams at the next start."""
+        self._closing.set()
         self._queue.put(None)
         self._hurry.set()
         self._thread.join()
@@ -75,18 +76,17 @@ class Indexer:
                     break
             self._hurry.clear()
             if groups:
-                self._apply(groups, last_try=stopping)
+                self._apply(groups)
 
-    def _apply(self, groups: list[Group], *, last_try: bool) -> None:
+    def _apply(self, groups: list[Group]) -> None:
         while True:
             try:
                 self._view.apply(groups)
                 break
             except (StoreError, OSError) as exc:
                 log.error("the index falls behind: %s", exc)
-                if last_try:
+                if self._closing.wait(_RETRY_S):  # a full disk must not keep the process from ending
                     return
-                time.sleep(_RETRY_S)
         for group in groups:
             self.pending.drop(group)
         with self._moved:
