@@ -119,9 +119,14 @@ class Service:
         self.process.send_signal(number)
 
     def wait(self) -> int:
-        """Its exit code, once it has ended."""
+        """Its exit code, once it has ended. Raises TimeoutExpired, and leaves nothing running."""
         assert self.process
-        return self.process.wait(STOP_TIMEOUT_S)
+        try:
+            return self.process.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+            raise
 
     def reload(self) -> str:
         """SIGHUP; what it logged of the reload."""
