@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 
 COMMANDS = {
     "serve": "sidecar.commands.serve",
+    "demo": "sidecar.commands.demo",
     "list": "sidecar.commands.list",
     "show": "sidecar.commands.show",
     "export": "sidecar.commands.export",

@@ -11,7 +11,7 @@ import os
 import re
 import signal
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from sidecar.demo.ports import LOOPBACK, is_free, wait_until
@@ -28,9 +28,14 @@ class ServerFailedError(Exception):
 
 
 class ServerProcess:
-    """A running server in a session of its own. Ends with `stop`."""
+    """A running server in a session of its own. Ends with `stop`.
 
-    def __init__(self, command: Sequence[str], *, output: Path) -> None:
+    `environment`: all it gets; by default nothing but a PATH of the system's programs.
+    """
+
+    def __init__(
+        self, command: Sequence[str], *, output: Path, environment: Mapping[str, str] | None = None
+    ) -> None:
         with output.open("ab") as sink:
             self._leader = subprocess.Popen(  # noqa: S603 - no shell, and our own command line
                 command,
@@ -39,7 +44,8 @@ class ServerProcess:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
                 umask=0o022,
-                env={"PATH": SYSTEM_PATH},  # MAIL_CONFIG and the like would point it at another instance
+                # MAIL_CONFIG and the like would point Postfix at another instance.
+                env={"PATH": SYSTEM_PATH} if environment is None else environment,
             )
 
     @property
@@ -51,6 +57,11 @@ class ServerProcess:
     def running(self) -> bool:
         """True while the leader lives."""
         return self._leader.poll() is None
+
+    @property
+    def exit_code(self) -> int | None:
+        """The leader's, as subprocess tells it; None while it runs."""
+        return self._leader.poll()
 
     def members(self) -> list[int]:
         """Process ids of all that is left of the session, zombies aside."""
