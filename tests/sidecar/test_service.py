@@ -1,4 +1,4 @@
-"""`mailkeep serve` as a process: starts, tells systemd, answers, stops in order, and says why it cannot start."""
+"""`mailkeep serve` as a process: starts, tells systemd, stops in order, and says why it cannot start."""
 
 from __future__ import annotations
 
