@@ -160,6 +160,7 @@ def test_over_quota_for_now_comes_again_for_that_recipient_alone(
     assert statuses(postfix.log_text(), sent.queue_id, ANNA) == ["sent"]
     assert statuses(postfix.log_text(), sent.queue_id, BERT)[-1] == "sent"
     assert [len(inbox(dovecot, user)) for user in (ANNA, BERT)] == [1, 1]
+    assert service.metrics()["redelivered_unknown_total"] == 0, "his 452 was known"
 
 
 # ---- somebody is down ---------------------------------------------------------------------------
@@ -317,6 +318,34 @@ def test_a_lost_reply_that_nobody_knows_is_delivered_again_and_counted(
     metrics = service.metrics()
     assert metrics["redelivered_unknown_total"] == 1
     assert metrics["retries_suppressed_total"] == 0
+
+
+def test_a_mailbox_server_that_dies_with_the_message_in_hand(
+    start_postfix: StartPostfix, server_directory: Path, running: ExitStack
+) -> None:
+    """Whether it kept the message nobody can know: no 250 is invented, and the second delivery is counted.
+
+    Setup: Postfix --lmtp--> mailkeep --lmtp--> sink that takes the whole message and is gone; then well again.
+    Test: Postfix hears 451 and tries again; the same bytes a second time, `sent`, one redelivery counted.
+    """
+    sink = LmtpSink(drop_at=b"end")
+    thread = running.enter_context(SinkThread(sink))
+    service = running.enter_context(
+        Service(server_directory / "mailkeep", lmtp={"downstream": thread.address})
+    )
+    postfix = start_postfix(lmtp=service.address, settings={"minimal_backoff_time": "1h"})
+
+    sent = postfix.send(SENDER, [ANNA], SMALL)
+    assert wait_until(lambda: len(fates(postfix.log_text(), sent.queue_id)) == 1, timeout_s=DEADLINE_S)
+    sink.drop_at = b""
+    delivered_by(postfix)
+
+    first, second = fates(postfix.log_text(), sent.queue_id)
+    assert (first.status, first.reply[:9]) == ("deferred", "451 4.4.2")
+    assert second.status == "sent"
+    once, again = sink.delivered
+    assert once.message == again.message
+    assert service.metrics()["redelivered_unknown_total"] == 1
 
 
 # ---- signals ------------------------------------------------------------------------------------

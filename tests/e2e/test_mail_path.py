@@ -167,8 +167,8 @@ def test_both_legs_of_every_mail_are_captured_with_their_envelopes(road: Road) -
 
     Setup: client --smtp--> Postfix --milter--> mailkeep; Postfix --lmtp--> mailkeep --lmtp--> Dovecot.
     Test: the milter leg has everybody whom the client named (BCC too, and who was refused later), in the
-    client's order; the LMTP leg has those whom Dovecot accepted; a mail that Dovecot wanted for nobody has
-    no LMTP leg.
+    client's order; the LMTP leg has all whom Postfix asked for, too; a mail that Dovecot wanted for nobody
+    has no LMTP leg.
     """
     assert len(road.captures) == len(MAILS) + len(DELIVERED)
     for name, mail in MAILS.items():
@@ -179,8 +179,7 @@ def test_both_legs_of_every_mail_are_captured_with_their_envelopes(road: Road) -
         assert offered["message_id"] == f"<{name.replace(' ', '-')}@client.example>"
     for name in DELIVERED:
         delivered = road.lmtp(name)
-        accepted = set(MAILS[name].to) - {NOBODY}
-        assert {recipient["address"] for recipient in delivered["recipients"]} == accepted
+        assert {recipient["address"] for recipient in delivered["recipients"]} == set(MAILS[name].to)
         assert delivered["sender"] == MAILS[name].sender
     assert (road.queue_ids["all refused"], "lmtp") not in road.captures
 
@@ -208,20 +207,16 @@ def test_the_outcomes_are_dovecots_replies(road: Road, name: str) -> None:
     """What mailkeep has written down is what Postfix heard.
 
     Setup: Postfix <--lmtp-- mailkeep <--lmtp-- Dovecot: a reply for each recipient.
-    Test: for each recipient the reply in `list --json` is the one in Postfix's log, to the letter; who was
-    refused at RCPT has his 550 in the log and is nobody to whom a message was given.
+    Test: for each recipient the reply in `list --json` is the one in Postfix's log, to the letter: `Saved`
+    for whom it was delivered to, the 550 that RCPT was answered with for whom Dovecot does not know.
     """
     heard = {fate.recipient: fate for fate in fates(road.postfix.log_text(), road.queue_ids[name])}
-    assert set(heard) == set(MAILS[name].to)
     kept = {recipient["address"]: recipient["reply"] for recipient in road.lmtp(name)["recipients"]}
+    assert kept == {address: fate.reply for address, fate in heard.items()}
     for address, reply in kept.items():
-        assert heard[address].status == "sent"
-        assert heard[address].reply == reply
-        assert reply.startswith("250 2.0.0 ")
-        assert reply.endswith(" Saved")
-    for address in set(heard) - set(kept):
-        assert heard[address].status == "bounced"
-        assert heard[address].reply.startswith("550 5.1.1 ")
+        delivered = address != NOBODY
+        assert heard[address].status == ("sent" if delivered else "bounced")
+        assert reply.startswith("250 2.0.0 " if delivered else "550 5.1.1 ")
 
 
 @pytest.mark.parametrize("name", DELIVERED)
@@ -238,6 +233,8 @@ def test_the_store_has_the_bytes_that_dovecot_has(road: Road, name: str) -> None
     assert len(raw) == road.lmtp(name)["size"]
     assert raw.endswith(sent)
     for recipient in road.lmtp(name)["recipients"]:
+        if recipient["address"] == NOBODY:
+            continue
         stored = inbox(road.dovecot, recipient["address"].replace("+lists", ""))
         assert stored.count(raw) == 1, (recipient, stored[-1][:1000], raw[:1000])
 
@@ -292,10 +289,12 @@ def test_the_metrics_agree_with_what_was_done(road: Road) -> None:
         assert metrics[f'received_bytes_total{{leg="{leg}"}}'] == sum(found["size"] for found in captures)
         assert metrics[f'uncaptured_messages_total{{leg="{leg}"}}'] == 0
         assert metrics[f'in_flight_messages{{leg="{leg}"}}'] == 0
-    recipients = sum(len(found["recipients"]) for found in legs["lmtp"])
+    replies = [who["reply"] for found in legs["lmtp"] for who in found["recipients"]]
     assert metrics["delivered_messages_total"] == len(DELIVERED)
     outcomes = {name: value for name, value in metrics.items() if name.startswith("outcomes_total")}
-    assert outcomes.pop('outcomes_total{class="2xx",source="downstream"}') == recipients
+    for code in "25":
+        given = sum(reply.startswith(code) for reply in replies)
+        assert outcomes.pop(f'outcomes_total{{class="{code}xx",source="downstream"}}') == given > 0
     assert set(outcomes.values()) == {0}
     assert {value for name, value in metrics.items() if name.startswith("capture_failures_total")} == {0}
     assert metrics["retries_suppressed_total"] == metrics["redelivered_unknown_total"] == 0
