@@ -21,7 +21,8 @@ class Interruption:
 
     def __init__(self) -> None:
         self._came = False
-        self._raised = False
+        self.raised = False
+        """Whether KeyboardInterrupt has been raised; nothing more will be."""
         self._allowed = False
         self._former: dict[signal.Signals, Any] = {}
 
@@ -61,6 +62,6 @@ class Interruption:
             self._raise_once()
 
     def _raise_once(self) -> None:
-        if self._came and not self._raised:
-            self._raised = True
+        if self._came and not self.raised:
+            self.raised = True
             raise KeyboardInterrupt

@@ -38,6 +38,11 @@ class Answer:
     reply: str
     by: str
 
+    @property
+    def positive(self) -> bool:
+        """Whether the mail was taken for this recipient."""
+        return self.reply.startswith("2")
+
 
 class Road(Protocol):
     """How mail gets to mailkeep."""

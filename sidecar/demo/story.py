@@ -7,21 +7,20 @@ word alone; what the demo knows of the store it has from the commands that an op
 from __future__ import annotations
 
 import imaplib
-import re
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any
 
 from rich.text import Text
 
+from sidecar.demo.evidence import Evidence, is_copy
 from sidecar.demo.hints import hints
 from sidecar.demo.interruption import Interruption
 from sidecar.demo.mails import ANNA, OFFER, USERS, Mail, all_mails
 from sidecar.demo.ports import wait_until
 from sidecar.demo.process import ServerFailedError
-from sidecar.demo.roads import Answer, Road
+from sidecar.demo.roads import Road
 from sidecar.demo.stage import Stage
 from sidecar.demo.teller import Teller
 from sidecar.units import format_size
@@ -42,43 +41,43 @@ _METRICS = (
     "mailkeep_commit_seconds_sum",
 )
 
-# What final delivery may put on top of a message, and nothing else.
-_TRACE = re.compile(rb"(?:(?:Return-Path|Delivered-To|Received):.*\r\n(?:[ \t].*\r\n)*)*")
-
 
 def play(*, keep: bool, without: frozenset[str]) -> int:
     """The whole demo; the exit code. Ends all that it started, however it ends."""
     teller = Teller()
     began = time.monotonic()
-    finished = False
+    took_s = 0.0
+    interrupted = False
     with Interruption() as interruption, Stage(without) as stage:
         try:
             with interruption.allowed():
                 story = Story(stage, teller, interruption)
                 story.tell()
-                finished = True
+                took_s = time.monotonic() - began
                 if keep:
                     story.wait()
         except KeyboardInterrupt:
-            if not finished:
-                return _INTERRUPTED
+            interrupted = not took_s
         except BrokenPipeError:
             raise
         except (ServerFailedError, OSError, imaplib.IMAP4.error, subprocess.TimeoutExpired) as exc:
-            teller.failures.append(f"it could not go on: {exc}")
-        teller.title("7. The end" if finished else "The end")
+            # A connection that an interruption has cut short complains in its own words.
+            interrupted = interruption.raised and not took_s
+            if not interruption.raised:
+                teller.failures.append(f"it could not go on: {exc}")
+        teller.title("7. The end" if took_s else "The end")
         with teller.step("Stopping") as step:
             code = stage.stop_serve()
             step.text = "mailkeep serve is stopped"
         if code is not None:
             teller.proof("it ended in order on SIGTERM, exit code 0", [f"it was {code}"] if code else [])
         stage.keep_directory = bool(teller.failures)
-    took_s = time.monotonic() - began
+    stopped = "All servers are stopped, their directory is removed."
     if not teller.failures:
         teller.title(
-            f"Everything held, in {took_s:.0f} s. All servers are stopped, their directory is removed."
+            f"Interrupted. {stopped}" if interrupted else f"Everything held, in {took_s:.0f} s. {stopped}"
         )
-        return 0
+        return _INTERRUPTED if interrupted else 0
     teller.title("NOT everything held:")
     for failure in teller.failures:
         teller.note(failure, style="red")
@@ -97,13 +96,14 @@ class Story:
         self._interruption = interruption
         self._mails = all_mails()
         self._captures: dict[tuple[str, str], dict[str, Any]] = {}
+        self._evidence = Evidence(self._mails, {}, {})
 
     def tell(self) -> None:
         """From the start of the servers to the last figure. Raises ServerFailedError and others."""
         self._start()
         road = self._stage.road()
         self._send(road)
-        self._show(road)
+        self._show()
         self._compare()
         self._lose_and_restore()
         self._figures()
@@ -159,17 +159,20 @@ class Story:
                 "the queue is empty, every reply is known" if self._stage.postfix else "every reply is known"
             )
         legs = Counter(leg for _, leg in self._captures)
-        wanted = self._wanted()
         told = f"{legs['lmtp']} on their way to mailboxes" + (
             f", {legs['milter']} as Postfix took them in" if self._stage.two_legs else ""
         )
         missing = sorted(
-            f"{message_id} is missing in the {leg} leg" for message_id, leg in wanted - set(self._captures)
+            f"{message_id} is missing in the {leg} leg"
+            for message_id, leg in self._wanted() - set(self._captures)
         )
-        self._teller.proof(
-            f"captured, all that were to be: {told}",
-            missing or ([] if complete else ["replies are missing"]),
-        )
+        claim = f"captured, all that were to be: {told}"
+        if not self._teller.proof(
+            claim, missing or ([] if complete else ["replies are missing, or mails were captured twice"])
+        ):
+            raise ServerFailedError("with mails missing, there is nothing more to show")
+        answers = {mail.message_id: road.answers(mail) for mail in self._mails}
+        self._evidence = Evidence(self._mails, self._captures, answers)
 
     def _wanted(self) -> set[tuple[str, str]]:
         """A mail goes to the mailbox server if there is anybody in it whom that server knows."""
@@ -180,15 +183,15 @@ class Story:
         listed = self._stage.serve.listed()
         self._captures = {(found["message_id"], found["leg"]): found for found in listed}
         replies = [who["reply"] for found in listed if found["leg"] == "lmtp" for who in found["recipients"]]
-        return set(self._captures) == self._wanted() and all(replies)
+        return set(self._captures) == self._wanted() and len(listed) == len(self._captures) and all(replies)
 
     # -- 3
 
-    def _show(self, road: Road) -> None:
+    def _show(self) -> None:
         teller, stage = self._teller, self._stage
         teller.title("3. What mailkeep has")
         teller.table(
-            self._headings(), (self._row(number, mail, road) for number, mail in enumerate(self._mails, 1))
+            self._headings(), (self._row(number, mail) for number, mail in enumerate(self._mails, 1))
         )
         server = stage.mailbox_server
         legs = (
@@ -203,14 +206,15 @@ class Story:
         )  # fmt: skip
         heard = "Postfix" if stage.postfix else "the client"
         teller.proof(
-            f"the replies on record are those that {heard} heard, to the letter", self._wrong_replies(road)
+            f"the replies on record are those that {heard} heard, to the letter",
+            self._evidence.wrong_replies(),
         )
-        teller.proof("refused were those that had to be, and nobody else", self._wrong_refusals(road))
+        teller.proof("refused were those that had to be, and nobody else", self._evidence.wrong_refusals())
 
     def _headings(self) -> list[str]:
         return ["#", "MAIL", "SIZE", *(["OFFERED"] if self._stage.two_legs else []), "DELIVERED", "REPLIES"]
 
-    def _row(self, number: int, mail: Mail, road: Road) -> list[Text]:
+    def _row(self, number: int, mail: Mail) -> list[Text]:
         legs = [self._captures.get((mail.message_id, leg)) for leg in ("milter", "lmtp")]
         size = next((found["size"] for found in reversed(legs) if found), len(mail.raw))
         shown = legs if self._stage.two_legs else legs[1:]
@@ -219,45 +223,20 @@ class Story:
             Text(mail.what),
             Text(format_size(size)),
             *(Text(found["id"][:_ID_DIGITS] if found else "-", style="cyan") for found in shown),
-            self._replies(mail, road),
+            self._replies(mail),
         ]
 
-    def _replies(self, mail: Mail, road: Road) -> Text:
+    def _replies(self, mail: Mail) -> Text:
         """From the store where it has them, else (refused before it came to us) from the sender's side."""
-        recorded = self._recorded(mail)
-        answers = road.answers(mail)
+        recorded = self._evidence.recorded(mail)
         lines = []
         for address in mail.recipients:
-            answer = answers.get(address, Answer("???", "nobody"))
-            reply = recorded.get(address, answer.reply)
-            good = reply.startswith("2")
+            answer = self._evidence.answer(mail, address)
+            code = recorded.get(address, answer.reply)[:3]
+            good = code.startswith("2")
             by = "" if good else f" ({answer.by})"
-            lines.append(Text(f"{reply[:3]} {address}{by}", style="" if good else "red"))
+            lines.append(Text(f"{code} {address}{by}", style="" if good else "red"))
         return Text("\n").join(lines)
-
-    def _recorded(self, mail: Mail) -> dict[str, str]:
-        """Recipient -> reply, as the store has it."""
-        found = self._captures.get((mail.message_id, "lmtp"))
-        return {who["address"]: who["reply"] or "" for who in found["recipients"]} if found else {}
-
-    def _wrong_replies(self, road: Road) -> Iterator[str]:
-        for mail in self._mails:
-            answers = road.answers(mail)
-            for address, reply in self._recorded(mail).items():
-                heard = answers[address].reply if address in answers else "nothing"
-                if reply != heard:
-                    yield f"{mail.what}, {address}: {reply!r} is on record, heard was {heard!r}"
-
-    def _wrong_refusals(self, road: Road) -> Iterator[str]:
-        for mail in self._mails:
-            answers = road.answers(mail)
-            refused = {
-                address
-                for address in mail.recipients
-                if address not in answers or answers[address].reply[:1] != "2"
-            }
-            if refused != mail.refused:
-                yield f"{mail.what}: refused were {sorted(refused)}, not {sorted(mail.refused)}"
 
     # -- 4
 
@@ -265,14 +244,16 @@ class Story:
         teller, stage = self._teller, self._stage
         teller.title("4. The same bytes")
         with teller.step(f"Reading the mailboxes {stage.protocol}, and the store by mailkeep export") as step:
-            stored = self._export()
+            messages = self._export()
             boxes = {user: self._raw_mails(user) for user in USERS}
+            count = sum(map(len, boxes.values()))
             step.text = (
-                f"{sum(map(len, boxes.values()))} mails in {len(boxes)} mailboxes read {stage.protocol}"
+                f"read {count} mails {stage.protocol}, and {len(messages)} captures by mailkeep export"
             )
+        teller.proof("every capture is what was sent, byte for byte", self._evidence.wrong_captures(messages))
         teller.proof(
-            "every mail in every mailbox equals the capture, byte for byte, and the capture what was sent",
-            self._differences(stored, boxes),
+            "every mail in every mailbox is its capture, byte for byte, and nobody has too many or too few",
+            self._evidence.wrong_mailboxes(messages, boxes),
         )
         teller.note(self._explain_bytes(), style="dim")
 
@@ -289,37 +270,16 @@ class Story:
             else added
         )
 
-    def _export(self) -> dict[str, bytes]:
-        """Message-ID -> the exact bytes that the store has of the LMTP leg."""
+    def _export(self) -> dict[tuple[str, str], bytes]:
+        """The exact bytes that the store has of each capture."""
         folder = self._stage.directory / "export"
-        self._stage.serve.output("export", "--format", "eml", "--leg", "lmtp", "--output", str(folder))
+        self._stage.serve.output("export", "--format", "eml", "--output", str(folder))
         by_id = {path.stem.rpartition("-")[2]: path.read_bytes() for path in folder.iterdir()}
-        return {
-            message_id: by_id[found["id"][:_ID_DIGITS]]
-            for (message_id, leg), found in self._captures.items()
-            if leg == "lmtp"
-        }
+        return {key: by_id[found["id"][:_ID_DIGITS]] for key, found in self._captures.items()}
 
     def _raw_mails(self, user: str) -> list[bytes]:
         with self._stage.mailbox(user) as box:
             return [mail.raw for mail in box.messages()]
-
-    def _differences(self, stored: dict[str, bytes], boxes: dict[str, list[bytes]]) -> Iterator[str]:
-        expected: Counter[str] = Counter()
-        for mail in self._mails:
-            message = stored.get(mail.message_id)
-            if message is None:
-                continue
-            if not message.endswith(mail.raw):
-                yield f"{mail.what}: the capture is not what was sent"
-            for address in set(mail.recipients) - mail.refused:
-                expected[address] += 1
-                copies = sum(_is_copy(raw, message) for raw in boxes[address])
-                if copies != 1:
-                    yield f"{mail.what}: {address} has {copies} of it"
-        for user, mails in boxes.items():
-            if len(mails) != expected[user]:
-                yield f"{user} has {len(mails)} mails, and was to get {expected[user]}"
 
     # -- 5
 
@@ -332,7 +292,7 @@ class Story:
         before = len(self._raw_mails(ANNA))
         with teller.step(f"Deleting {mail.what!r} {stage.protocol}") as step:
             with stage.mailbox(ANNA) as box:
-                lost = next((each for each in box.messages() if _is_copy(each.raw, message)), None)
+                lost = next((each for each in box.messages() if is_copy(each.raw, message)), None)
                 if lost:
                     box.delete(lost.uid)
             step.text = f"deleted Anna's mail with the {mail.what}, {stage.protocol}"
@@ -340,11 +300,11 @@ class Story:
         teller.proof(
             f"it is gone: {before} mails before, {len(left)} now, and none of them is it",
             []
-            if lost and len(left) == before - 1 and not any(_is_copy(raw, message) for raw in left)
+            if lost and len(left) == before - 1 and not any(is_copy(raw, message) for raw in left)
             else ["it is there"],
         )
         replayed = self._show_command("replay", found["id"][:_ID_DIGITS])
-        back = [raw for raw in self._raw_mails(ANNA) if _is_copy(raw, message)]
+        back = [raw for raw in self._raw_mails(ANNA) if is_copy(raw, message)]
         faults = [] if replayed == 0 else [f"mailkeep replay ended with {replayed}"]
         faults += [] if len(back) == 1 else [f"Anna has {len(back)} of it"]
         teller.proof(
@@ -366,8 +326,8 @@ class Story:
         received = format_size(sum(found["size"] for found in self._captures.values()))
         least = (offers - 1) * len(OFFER)
         teller.proof(
-            f"the PDF of {format_size(len(OFFER))} came {offers} times, in base64 of 76 and of 60 columns, and "
-            f"is stored once: of {received} of mail {new} were new",
+            f"the PDF of {format_size(len(OFFER))} came {offers} times, in base64 of 76 and of 60 columns, "
+            f"and is stored once: of {received} of mail {new} were new",
             [] if duplicate >= least else [f"{duplicate:g} bytes were there already, {least} were to be"],
         )
         checked = self._show_command("check", "--read-data")
@@ -378,30 +338,10 @@ class Story:
         teller.note(f"Some of http://127.0.0.1:{serve.metrics_port}/metrics:")
         for name in _METRICS:
             teller.console.print(Text(f"    {name} {metrics[name]:.10g}", style="cyan"))
-        teller.proof("the metrics agree, and count no failure", self._wrong_metrics(metrics))
-
-    def _wrong_metrics(self, metrics: dict[str, float]) -> Iterator[str]:
-        legs = Counter(leg for _, leg in self._captures)
-        expected = {
-            f'mailkeep_captured_messages_total{{leg="{leg}"}}': number for leg, number in legs.items()
-        }
-        never = (
-            "mailkeep_capture_failures_total",
-            "mailkeep_uncaptured_messages_total",
-            "mailkeep_retries_suppressed_total",
-        )
-        expected |= {name: 0 for name in metrics if name.startswith(never)}
-        for name, value in expected.items():
-            if metrics[name] != value:
-                yield f"{name} is {metrics[name]:g}, and was to be {value}"
+        teller.proof("the metrics agree, and count no failure", self._evidence.wrong_metrics(metrics))
 
     def _show_command(self, *arguments: str) -> int:
         """Run it and print what it printed; its exit code."""
         done = self._stage.serve.command(*arguments)
         self._teller.command(arguments, done.stdout + done.stderr)
         return done.returncode
-
-
-def _is_copy(stored: bytes, message: bytes) -> bool:
-    """Whether a mailbox has exactly this message below what final delivery puts on top."""
-    return stored.endswith(message) and _TRACE.fullmatch(stored[: len(stored) - len(message)]) is not None
