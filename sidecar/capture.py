@@ -162,7 +162,9 @@ class Capturer:
             if delivery.id in unwritten:
                 outcomes.update((outcome.recipient, outcome) for outcome in unwritten[delivery.id].outcomes)
             for number, recipient in enumerate(delivery.envelope.recipients):
-                reply = outcomes[number].reply if number in outcomes else b""
+                outcome = outcomes.get(number)
+                # A 451 of our own, as for a connection lost behind the message, says nothing of who has it.
+                reply = outcome.reply if outcome is not None and outcome.source != "mailkeep" else b""
                 if not known.get(recipient.address, b"").startswith(b"2"):
                     known[recipient.address] = reply
         return known
