@@ -325,7 +325,7 @@ def test_a_mailbox_server_that_dies_with_the_message_in_hand(
 ) -> None:
     """Whether it kept the message nobody can know: no 250 is invented, and the second delivery is counted.
 
-    Setup: Postfix --lmtp--> mailkeep --lmtp--> sink that takes the whole message and is gone; then well again.
+    Setup: Postfix --lmtp--> mailkeep --lmtp--> sink that goes away with the whole message; then it is well.
     Test: Postfix hears 451 and tries again; the same bytes a second time, `sent`, one redelivery counted.
     """
     sink = LmtpSink(drop_at=b"end")

@@ -2,8 +2,8 @@
 
 client --> ReplyHolder --> server
 
-Passes everything on. While `holding`, what the server says after the end of a message is kept back; `held`
-tells that it came. `cut` then closes every connection without passing it on.
+Passes everything on. While `holding`, what the server says after the end of a message is kept back, the end
+of its connection as well; `held` tells that it came. `cut` then ends every connection without passing it on.
 """
 
 from __future__ import annotations
@@ -86,11 +86,14 @@ class ReplyHolder:
         server.close()
 
     def _pass_back(self, server: socket.socket, client: socket.socket, ended: threading.Event) -> None:
+        holding = False
         with contextlib.suppress(OSError):
             while data := server.recv(1 << 16):
-                if self.holding and ended.is_set():
+                holding = holding or (self.holding and ended.is_set())
+                if holding:
                     self.held.set()
                 else:
                     client.sendall(data)
-        with contextlib.suppress(OSError):
-            client.shutdown(socket.SHUT_RDWR)
+        if not holding:
+            with contextlib.suppress(OSError):
+                client.shutdown(socket.SHUT_RDWR)
