@@ -6,6 +6,7 @@ is captured, or the mailboxes are those of `sidecar.demo.embedded`. Why is alway
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import tempfile
@@ -24,6 +25,7 @@ from sidecar.demo.process import SYSTEM_PATH, ServerFailedError
 from sidecar.demo.roads import Direct, Road, ThroughPostfix
 from sidecar.demo.serve import PrivateServe
 
+_PLACE_MAX_BYTES = 39
 PARTS = ("postfix", "dovecot", "milter")
 """what can be done without"""
 
@@ -57,7 +59,7 @@ class Stage:
         self.no_milter = self._why_not("milter", _why_no_milter)
 
     def __enter__(self) -> Self:
-        self.directory = Path(tempfile.mkdtemp(prefix="mailkeep-demo-")).resolve()
+        self.directory = Path(tempfile.mkdtemp(prefix="mailkeep-demo-", dir=_temporary_place())).resolve()
         # Servers that drop root walk through it; what is secret below has modes of its own.
         self.directory.chmod(0o755)
         return self
@@ -103,9 +105,7 @@ class Stage:
         return f"mailkeep serve: {fronts}, metrics on port {serve.metrics_port}"
 
     def start_postfix(self) -> str:
-        """Postfix in front of it; tells what runs now, "" when there is none."""
-        if self.no_postfix:
-            return ""
+        """Postfix in front of it; tells what runs now, or that it does not (`no_postfix` has the reason)."""
         milters = [self.serve.milter] if self.serve.milter else []
         try:
             postfix = PrivatePostfix(
@@ -115,7 +115,7 @@ class Stage:
             self.postfix = self._running.enter_context(postfix)
         except ServerFailedError as exc:
             self.no_postfix = str(exc)
-            return ""
+            return "Postfix did not start"
         return f"Postfix {_version('postconf', '-dh', 'mail_version')}: SMTP on port {postfix.port}"
 
     def stop_serve(self) -> int | None:
@@ -160,6 +160,16 @@ class Stage:
         """Where each server wrote its own story."""
         places = ("mailkeep/serve.log", "postfix/mail.log", "dovecot/dovecot.log", "dovecot/output.log")
         return [self.directory / place for place in places if (self.directory / place).exists()]
+
+
+def _temporary_place() -> Path:
+    """$TMPDIR or its like; another where that is too long for UNIX sockets, or closed to Postfix's user."""
+    given = Path(tempfile.gettempdir()).resolve()
+    for place in (given, Path("/tmp"), Path("/var/tmp")):  # noqa: S108 - mkdtemp makes the name
+        walkable = all(above.stat().st_mode & 0o001 for above in (place, *place.parents))
+        if len(os.fsencode(place)) <= _PLACE_MAX_BYTES and (walkable or os.geteuid()):
+            return place
+    return given
 
 
 def _why_no_milter() -> str | None:

@@ -7,6 +7,7 @@ word alone; what the demo knows of the store it has from the commands that an op
 from __future__ import annotations
 
 import imaplib
+import os
 import subprocess
 import time
 from collections import Counter
@@ -131,11 +132,13 @@ class Story:
             step.text = stage.start_serve()
         if not stage.no_postfix:
             with teller.step("Starting Postfix") as step, self._interruption.held():
-                step.text = stage.start_postfix() or "Postfix did not start"
+                step.text = stage.start_postfix()
+                step.failed = stage.postfix is None
         if stage.no_postfix:
             teller.note(
                 f"No Postfix: {stage.no_postfix}. So a client of our own delivers straight to mailkeep by "
-                "LMTP, and the milter, which is Postfix's to call, is not shown.", style="yellow",
+                "LMTP, and the milter, which is Postfix's to call, is not shown."
+                + (" With sudo it would be." if os.geteuid() else ""), style="yellow",
             )  # fmt: skip
         elif stage.no_milter:
             teller.note(f"No milter: {stage.no_milter}. So only the LMTP leg is shown.", style="yellow")

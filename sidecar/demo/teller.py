@@ -19,6 +19,7 @@ from rich.text import Text
 
 _WIDTH_MAX = 110
 _WIDTH_UNWATCHED = 100
+_WIDTH_SIZES = 96  # below that the sizes' room is needed for other columns
 _TIME_WIDTH = 8
 _ELASTIC = frozenset({"MAIL", "REPLIES"})
 
@@ -28,6 +29,7 @@ class Step:
     """A step under way; `text` is what its line will say."""
 
     text: str
+    failed: bool = False
     status: Status | None = None
 
     def show(self, doing: str) -> None:
@@ -53,7 +55,7 @@ class Teller:
 
     def note(self, text: str, *, style: str = "") -> None:
         """A sentence or two."""
-        for line in textwrap.wrap(text, self._width - 2):
+        for line in _wrapped(text, self._width - 2):
             self.console.print(Text(f"  {line}", style=style))
 
     @contextmanager
@@ -70,7 +72,8 @@ class Teller:
         except BaseException:
             self._line(self._bad, "red", doing, "")
             raise
-        self._line(self._good, "green", step.text, f"{time.monotonic() - began:.1f} s")
+        mark, style = (self._bad, "yellow") if step.failed else (self._good, "green")
+        self._line(mark, style, step.text, f"{time.monotonic() - began:.1f} s")
 
     def proof(self, text: str, failures: Iterable[str]) -> bool:
         """A claim, and all that speaks against it; true when there is nothing."""
@@ -93,7 +96,8 @@ class Teller:
     def table(self, headings: Sequence[str], rows: Iterable[Sequence[Text]]) -> None:
         """Rows of cells, which may have several lines."""
         table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
-        for heading in headings:
+        shown = [n for n, heading in enumerate(headings) if heading != "SIZE" or self._width >= _WIDTH_SIZES]
+        for heading in (headings[column] for column in shown):
             # Where room is short, rich takes it from the columns that may wrap; theirs do not wrap either.
             table.add_column(
                 heading,
@@ -103,18 +107,23 @@ class Teller:
         for row in rows:
             for cell in row:
                 cell.no_wrap, cell.overflow = True, "ellipsis"
-            table.add_row(*row)
+            table.add_row(*(row[column] for column in shown))
         self.console.print(table)
 
     def _line(self, mark: str, style: str, text: str, took: str) -> None:
         room = self._width - len(mark) - 3 - _TIME_WIDTH
-        first, *rest = textwrap.wrap(text, room) or [""]
+        first, *rest = _wrapped(text, room)
         line = Text("  ").append(mark, style=style).append(f" {first}")
         if took:
             line.append(" " * (room - len(first))).append(took.rjust(_TIME_WIDTH), style="dim")
         self.console.print(line)
         for more in rest:
             self.console.print(Text(" " * (len(mark) + 3) + more))
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    # A path that is cut in two cannot be copied.
+    return textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False) or [""]
 
 
 def _can_show(signs: str, console: Console) -> bool:
