@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from sidecar.spool import Spool, Spooled
 from store.errors import StoreError, StoreFullError
-from store.ids import ContentId, DeliveryId, now_us
+from store.ids import ContentId, DeliveryId, new_delivery_id, now_us
 from store.index import Term
 from store.ingest import Ingest, Receipt
 from store.records import Delivery, Envelope, Leg, Outcome, Outcomes, Uncaptured
@@ -173,14 +173,16 @@ class Capturer:
         """A stored message's bytes in pieces, verified. Blocking. Raises `store.errors.StoreError`."""
         return self.store.read(content)
 
-    def drain_spool(self) -> int:
-        """Bring what waits in the spool into the store; returns how many. Blocking.
+    def drain_spool(self, stopping: Callable[[], bool] = lambda: False) -> int:
+        """Bring what waits in the spool into the store, until `stopping`; returns how many. Blocking.
 
         Stops at the first message that the store refuses. A message that was captured but whose spool
         files outlived a crash is captured again: twice is better than not at all.
         """
         done = 0
         for delivery, message in self.spool.messages() if self.spool else ():
+            if stopping():
+                break
             ingest = self.store.begin()
             waiter = _Waiter()
             try:
@@ -194,12 +196,15 @@ class Capturer:
                 ingest.commit(
                     delivery.leg, delivery.envelope,
                     queue_id=delivery.queue_id, attributes=delivery.attributes,
-                    notes=(*delivery.notes, "from-spool"), done=waiter.done,
+                    notes=(*delivery.notes, "from-spool"), time_us=delivery.time_us, done=waiter.done,
                 )  # fmt: skip
                 waiter.wait(_DRAIN_TIMEOUT_S)
-            except (OSError, StoreError) as exc:
+            except StoreError as exc:
                 log.warning("the spool waits: %s", exc)
                 break
+            except OSError as exc:
+                log.error("%s cannot be read and stays: %s", message, exc)
+                continue
             if self.spool:
                 self.spool.remove(message)
             done += 1
@@ -223,12 +228,14 @@ class Capture:
     def __init__(self, capturer: Capturer, ingest: Ingest) -> None:
         self._capturer = capturer
         self._ingest = ingest
+        self._fed = 0
         self._spooled: Spooled | None = None
         if capturer.accept and capturer.spool:
             self._spooled = capturer.spool.begin()
 
     def feed(self, data: bytes) -> None:
         """Take the next bytes of the message (unstuffed). Never blocks. Raises `CaptureFailedError`."""
+        self._fed += len(data)
         if self._spooled:
             self._spooled.write(data)
         failure = self._capturer.store.writer.failure
@@ -324,6 +331,39 @@ class Capture:
         if self._spooled:
             self._spooled.discard()
 
+    def give_up(
+        self, leg: Leg, envelope: Envelope, *, queue_id: bytes, attributes: Mapping[str, bytes], reason: str
+    ) -> Captured:
+        """Let a message through uncaptured after a fault of our own (accept mode). Never raises.
+
+        Spools it if it can, counts it, and notes it in the log if that can still be written.
+        """
+        content = ContentId(b"")
+        now = now_us()
+        delivery = Delivery(
+            id=new_delivery_id(now), time_us=now, leg=leg, content=content, size=self._fed, envelope=envelope,
+            queue_id=queue_id, attributes=dict(attributes),
+        )  # fmt: skip
+        self._capturer.noted(captured=False)
+        self._capturer.events.failed(leg, "internal")
+        return self._let_through(delivery, reason)
+
+    def _let_through(self, delivery: Delivery, reason: str) -> Captured:
+        kept = self._spooled.keep(delivery) if self._spooled else False
+        log.critical(
+            "message %s goes through UNCAPTURED, %s: %s",
+            delivery.queue_id.decode(errors="replace"),
+            "spooled" if kept else "and could not be spooled",
+            reason,
+        )
+        self._capturer.events.uncaptured(delivery.leg, delivery.size)
+        fact = Uncaptured(
+            time_us=delivery.time_us, leg=delivery.leg, envelope=delivery.envelope,
+            queue_id=delivery.queue_id, reason=reason,
+        )  # fmt: skip
+        self._capturer.store.writer.submit(Submission(entries=[fact], lazy=True))
+        return Captured(None, delivery.content, delivery.size)
+
     def _queue_id(self, leg: Leg, told: bytes) -> bytes:
         return told or (self._ingest.top_received_id() if leg is Leg.LMTP else b"")
 
@@ -344,24 +384,7 @@ class Capture:
         self._capturer.events.failed(leg, reason)
         if not self._capturer.accept:
             raise CaptureFailedError(str(exc), full=full) from exc
-        kept = self._spooled.keep(delivery) if self._spooled else False
-        where = "spooled" if kept else "and could not be spooled"
-        log.critical(
-            "message %s goes through UNCAPTURED, %s: %s",
-            delivery.queue_id.decode(errors="replace"),
-            where,
-            exc,
-        )
-        self._capturer.events.uncaptured(leg, delivery.size)
-        fact = Uncaptured(
-            time_us=delivery.time_us,
-            leg=leg,
-            envelope=delivery.envelope,
-            queue_id=delivery.queue_id,
-            reason=str(exc),
-        )
-        self._capturer.store.writer.submit(Submission(entries=[fact], lazy=True))
-        return Captured(None, delivery.content, delivery.size)
+        return self._let_through(delivery, str(exc))
 
     @contextlib.contextmanager
     def _policy(self) -> Iterator[None]:

@@ -75,7 +75,8 @@ class Service:
     async def _run(self, store: Store) -> None:
         config = self._config
         metrics = self._metrics
-        store.start_writing(
+        await asyncio.to_thread(
+            store.start_writing,
             config.store.stream_name,
             pack_bytes=config.store.pack_size_bytes,
             reserve_bytes=config.store.reserve_bytes,
@@ -173,6 +174,7 @@ class Service:
         """Until stopped: watchdog, a dead store, the spool."""
         interval = min(_LOOK_S, notify.watchdog_interval_s() or _LOOK_S)
         spool_due = 0.0
+        draining: asyncio.Task[None] | None = None
         while not self._stop.is_set():
             try:
                 await asyncio.wait_for(self._stop.wait(), interval)
@@ -184,15 +186,21 @@ class Service:
                 if not self._capturer.accept:
                     log.critical("the store has failed, ending: %s", failure)
                     self._exit_code = 1
-                    return
-            elif time.monotonic() >= spool_due:
-                await self._drain_spool()
+                    self._stop.set()
+            elif time.monotonic() >= spool_due and (draining is None or draining.done()):
+                # Beside this loop: a long drain must keep neither the watchdog nor a stop waiting.
+                draining = asyncio.create_task(self._drain_spool())
                 spool_due = time.monotonic() + _SPOOL_S
+        if draining is not None:
+            await draining
 
     async def _drain_spool(self) -> None:
-        if self._capturer.spool and self._capturer.spool.waiting():
-            count = await asyncio.to_thread(self._capturer.drain_spool)
-            log.info("%d messages came from the spool into the store", count)
+        try:
+            if self._capturer.spool and self._capturer.spool.waiting():
+                count = await asyncio.to_thread(self._capturer.drain_spool, self._stop.is_set)
+                log.info("%d messages came from the spool into the store", count)
+        except Exception:
+            log.exception("the spool could not be brought into the store; it stays")
 
     def _not_ready(self) -> list[str]:
         reasons = []

@@ -1,7 +1,8 @@
 """Verify a store: every record's checksum, the chain of the history, and that everything named is there.
 
 With `read_data` every message is put together and compared with its BLAKE3. Takes no lock and may run beside
-the writer: it looks at what was durable when it began. Changes nothing but the index (which catches up).
+the writer: it looks at what was durable when it began. Changes nothing but the index, which catches up and
+no longer offers what is damaged for deduplication.
 """
 
 from __future__ import annotations
@@ -46,14 +47,18 @@ def check(
     progress: Callable[[Checked], None] = lambda _checked: None,
 ) -> Iterator[Finding]:
     """What is wrong with the store, as it is found; `checked` counts along."""
+    damage: list[Damage] = []
     for name in store.view.names():
         state = store.state(name)
         checked.streams += 1
         directory = store.path / "streams" / name
         end = (state.pack, state.offset)
         start = initial_state(store.id, name)
-        for found in scan_groups(directory, store.id, name, start, durable=end):
+        with store.index.read() as snapshot:
+            before = snapshot.durable(name)
+        for found in scan_groups(directory, store.id, name, start, end, before):
             if isinstance(found, Damage):
+                damage.append(found)
                 yield Finding("damage", f"{found.path}:{found.offset}", found.what)
             elif isinstance(found, Group):
                 if found.state.commits > state.commits:
@@ -61,6 +66,7 @@ def check(
                 checked.commits += 1
                 yield from _check_group(store, found, checked, read_data=read_data)
                 progress(checked)
+    store.view.note_damage(damage, all_of_it=True)
 
 
 def _check_group(store: Store, group: Group, checked: Checked, *, read_data: bool) -> Iterator[Finding]:

@@ -23,3 +23,26 @@ def sync_directory(directory: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def write_all(fd: int, data: bytes, offset: int) -> None:
+    """Write `data` at `offset`, however many calls it takes. Raises OSError."""
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(fd, view, offset)
+        offset += written
+        view = view[written:]
+
+
+def settle(path: Path) -> None:
+    """Make what this file holds durable, and forget what is cached of it: what is read next is on the disk.
+
+    Without this a reader would believe bytes that a process wrote but was killed before flushing, or that
+    the kernel kept after a failed flush. Costs next to nothing where all is clean. Raises OSError.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fdatasync(fd)
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(fd)

@@ -23,15 +23,21 @@ from store.errors import DamagedError, IndexFailedError, StoreFullError
 from store.files import adopt
 from store.ids import ChunkId, ContentId, DeliveryId
 from store.records import EntryType
-from store.scan import Location, StreamState
+from store.scan import Location, Record, StreamState
 
 MAP_BYTES = 1 << 40
+SCHEMA = 1
+"""of the tables; an index with another one is built anew"""
+_MAX_READERS = 1024
 _ENGINE_0_9 = 0
 _LOCATION = struct.Struct("<IIQIII")
 _LISTED = struct.Struct("<BIIQIII")
 _TERM_HASH_BYTES = 8
 _CONTENT_KEY_BYTES = 16
 _MAX_TIME = (1 << 64) - 1
+
+
+_DAMAGED = (lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.InvalidError, lmdb.VersionMismatchError)
 
 
 class Term(enum.IntEnum):
@@ -59,6 +65,10 @@ class Counters(msgspec.Struct):
 def term_key(kind: Term, value: bytes) -> bytes:
     """The first 9 bytes of the keys under which deliveries with this term stand."""
     return bytes([kind]) + blake3(value).digest(_TERM_HASH_BYTES)
+
+
+def _run_key(selection: bytes) -> bytes:
+    return b"run:" + blake3(selection).digest(16)
 
 
 def _by_time(delivery: DeliveryId) -> bytes:
@@ -107,8 +117,21 @@ class Snapshot:
 
     def run(self, selection: bytes) -> str | None:
         """The unfinished replay run for this selection, if there is one."""
-        value = self._get("meta", b"run:" + selection)
-        return None if value is None else value.decode()
+        value = self._get("meta", _run_key(selection))
+        if value is None:
+            return None
+        run, _time_us, finished = msgspec.msgpack.decode(value)
+        return None if finished else str(run)
+
+    def durable(self, stream: str) -> tuple[int, int]:
+        """(pack, offset) up to which an index that was emptied had seen this stream; (0, 0) if never."""
+        value = self._get("meta", b"durable:" + stream.encode())
+        return (0, 0) if value is None else tuple(msgspec.msgpack.decode(value))
+
+    def packs(self, stream: str) -> list[int]:
+        """The packs from which something is in the index."""
+        value = self._get("meta", b"packs:" + stream.encode())
+        return [] if value is None else msgspec.msgpack.decode(value)
 
     def resolve(self, prefix: str, most: int = 2) -> list[DeliveryId]:
         """Up to `most` delivery ids whose hexadecimal form begins with `prefix`."""
@@ -121,6 +144,15 @@ class Snapshot:
                         break
                     found.append(DeliveryId(key))
         return found
+
+    def mark(self) -> bytes | None:
+        """What this index was made for: schema and store."""
+        return self._get("meta", b"mark")
+
+    def bad(self) -> frozenset[Record]:
+        """Records known to be damaged: what lies in them is not offered for deduplication."""
+        value = self._get("meta", b"bad")
+        return frozenset() if value is None else frozenset(map(tuple, msgspec.msgpack.decode(value)))
 
     def has_term(self, kind: Term, value: bytes, delivery: DeliveryId) -> bool:
         """Whether a delivery stands under a term."""
@@ -162,6 +194,10 @@ class Update(Snapshot):
     def _put(self, table: str, key: bytes, value: bytes) -> None:
         self._txn.put(key, value, db=self._tables[table])
 
+    def put_mark(self, mark: bytes) -> None:
+        """Note what this index is made for."""
+        self._put("meta", b"mark", mark)
+
     def put_state(self, stream: str, state: StreamState) -> None:
         """How far this stream has now been applied."""
         row = [
@@ -169,18 +205,29 @@ class Update(Snapshot):
             state.last_commit_us,
         ]  # fmt: skip
         self._put("meta", b"stream:" + stream.encode(), msgspec.msgpack.encode(row))
+        packs = self.packs(stream)
+        if state.pack not in packs:
+            self._put("meta", b"packs:" + stream.encode(), msgspec.msgpack.encode([*packs, state.pack]))
 
-    def put_chunk(self, chunk: ChunkId, where: Location) -> bool:
-        """Add a chunk; False when it is there already (the first place stays)."""
-        added: bool = self._txn.put(chunk, _LOCATION.pack(*where), db=self._tables["chunks"], overwrite=False)
-        return added
+    def put_bad(self, records: Iterable[Record]) -> None:
+        """These records are damaged, and no others."""
+        self._put("meta", b"bad", msgspec.msgpack.encode(sorted(records)))
 
-    def put_content(self, content: ContentId, where: Location) -> bool:
+    def put_chunk(self, chunk: ChunkId, where: Location, bad: frozenset[Record] = frozenset()) -> bool:
+        """Add a chunk; False when it is there already. The first place stays, unless it is `bad`."""
+        return self._place("chunks", chunk, where, bad)
+
+    def put_content(self, content: ContentId, where: Location, bad: frozenset[Record] = frozenset()) -> bool:
         """Add a recipe; False when it is there already."""
-        added: bool = self._txn.put(
-            content[:_CONTENT_KEY_BYTES], _LOCATION.pack(*where), db=self._tables["contents"], overwrite=False
-        )
-        return added
+        return self._place("contents", content[:_CONTENT_KEY_BYTES], where, bad)
+
+    def _place(self, table: str, key: bytes, where: Location, bad: frozenset[Record]) -> bool:
+        value = _LOCATION.pack(*where)
+        if self._txn.put(key, value, db=self._tables[table], overwrite=False):
+            return True
+        if bad and Location._make(_LOCATION.unpack(self._get(table, key) or value)).record in bad:
+            self._put(table, key, value)
+        return False
 
     def put_delivery(
         self, delivery: DeliveryId, where: Location, terms: Iterable[tuple[Term, bytes]]
@@ -204,17 +251,25 @@ class Update(Snapshot):
         """The totals."""
         self._put("meta", b"counters", msgspec.msgpack.encode(counters))
 
-    def put_run(self, selection: bytes, run: str, *, finished: bool) -> None:
-        """Remember an unfinished replay run, or forget it."""
-        if finished:
-            self._txn.delete(b"run:" + selection, db=self._tables["meta"])
-        else:
-            self._put("meta", b"run:" + selection, run.encode())
+    def put_run(self, selection: bytes, run: str, time_us: int, *, finished: bool) -> None:
+        """How the replay run for this selection stands; the latest word wins, whatever order they come in."""
+        known = self._get("meta", _run_key(selection))
+        if known is None or msgspec.msgpack.decode(known)[1] <= time_us:
+            self._put("meta", _run_key(selection), msgspec.msgpack.encode([run, time_us, finished]))
 
     def clear(self) -> None:
-        """Empty every table, to be filled again from the streams."""
+        """Empty every table, to be filled again from the streams; how far each had been seen is kept."""
+        seen: dict[bytes, tuple[int, int]] = {}
+        with self._txn.cursor(db=self._tables["meta"]) as cursor:
+            for key, value in cursor:
+                kind, _, name = bytes(key).partition(b":")
+                if kind in {b"stream", b"durable"}:
+                    pack, offset = msgspec.msgpack.decode(value)[:2]
+                    seen[name] = max(seen.get(name, (0, 0)), (pack, offset))
         for table in self._tables.values():
             self._txn.drop(table, delete=False)
+        for name, place in seen.items():
+            self._put("meta", b"durable:" + name, msgspec.msgpack.encode(place))
 
 
 class Index:
@@ -225,7 +280,7 @@ class Index:
 
     _TABLES = ("meta", "chunks", "contents", "deliveries", "ids", "terms")
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, store_id: bytes) -> None:
         self.path = path
         fresh = not (path / "data.mdb").exists()
         if not path.exists():
@@ -233,16 +288,26 @@ class Index:
             adopt(path)
         try:
             self._env = lmdb.open(
-                str(path), map_size=MAP_BYTES, max_dbs=len(self._TABLES), mode=0o600,
-                subdir=True, lib_version=_ENGINE_0_9,
+                str(path), map_size=MAP_BYTES, max_dbs=len(self._TABLES), max_readers=_MAX_READERS,
+                mode=0o600, subdir=True, lib_version=_ENGINE_0_9,
             )  # fmt: skip
             self._env.reader_check()  # slots of readers that were killed would pin old pages for ever
             self._tables = {name: self._env.open_db(name.encode(), create=True) for name in self._TABLES}
+        except _DAMAGED as exc:
+            raise DamagedError(f"the index at {path} is damaged: {exc}") from exc
         except lmdb.Error as exc:
             raise IndexFailedError(f"the index at {path} cannot be opened: {exc}") from exc
         if fresh:
             adopt(path / "data.mdb")
             adopt(path / "lock.mdb")
+        mark = b"%d:%s" % (SCHEMA, store_id)
+        with self.read() as snapshot:
+            known = snapshot.mark()
+        if known != mark:
+            with self.update() as update:
+                if update.mark() not in {None, mark}:
+                    update.clear()  # another version's, or another store's
+                update.put_mark(mark)
 
     @contextlib.contextmanager
     def read(self) -> Iterator[Snapshot]:
@@ -262,7 +327,7 @@ class Index:
             yield
         except (lmdb.MapFullError, lmdb.DiskError) as exc:
             raise StoreFullError(f"the index at {self.path} cannot grow: {exc}") from exc
-        except (lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.InvalidError) as exc:
+        except _DAMAGED as exc:
             raise DamagedError(f"the index at {self.path} is damaged: {exc}") from exc
         except lmdb.Error as exc:
             raise IndexFailedError(f"the index at {self.path} failed: {exc}") from exc

@@ -19,11 +19,11 @@ from store.writer import Done, Submission, Tally, Writer
 
 _HAND_OVER_BYTES = 256 << 10
 _HEADER_BYTES = 64 << 10
+_SMALL_FEED_BYTES = 1024
 _VALUE_BYTES = 998
 _FIELD = re.compile(rb"(?im)^(subject|message-id|from)[ \t]*:[ \t]*((?:[^\r\n]|\r?\n(?=[ \t])|\r(?!\n))*)")
-_RECEIVED_ID = re.compile(
-    rb"(?is)\A(?:[^\n]*\n){0,8}?received:(?:[^\n]|\n(?=[ \t]))*?\sid[ \t\r\n]+([0-9A-Za-z]{6,64})\b"
-)
+_RECEIVED = re.compile(rb"(?i)\A(?:(?!received:)[^\n]*\n){0,8}received:((?:[^\n]|\n(?=[ \t]))*)")
+_RECEIVED_ID = re.compile(rb"(?i)\sid(?:[ \t]|\r?\n[ \t])+([0-9A-Z]{6,64})(?![0-9A-Z])")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +53,28 @@ class Ingest:
         self._tally = Tally()
         self._epoch: int | None = None
         self._header = b""
+        self._drops = bytearray()
         self._content: ContentId | None = None
 
     def feed(self, data: bytes) -> None:
         """The next bytes of the message."""
+        if len(data) < _SMALL_FEED_BYTES:  # a client that drips must not cost an object for every drop
+            self._drops += data
+            if len(self._drops) < _SMALL_FEED_BYTES:
+                return
+            data = b""
+        self._flush()
+        self._digest(data)
+
+    def _flush(self) -> None:
+        if self._drops:
+            drops = bytes(self._drops)
+            self._drops.clear()
+            self._digest(drops)
+
+    def _digest(self, data: bytes) -> None:
+        if not data:
+            return
         self.size += len(data)
         self._hash.update(data)
         if len(self._header) < _HEADER_BYTES:
@@ -81,13 +99,16 @@ class Ingest:
     def finish(self) -> ContentId:
         """No more bytes will come. Returns what the message is called."""
         if self._content is None:
+            self._flush()
             self._take(self._splitter.finish())
             self._content = ContentId(self._hash.digest())
         return self._content
 
     def top_received_id(self) -> bytes:
         """The id in the topmost Received field, where the MTA before us put its queue id; b"" if none."""
-        found = _RECEIVED_ID.match(self._header)
+        self._flush()
+        top = _RECEIVED.match(self._header)
+        found = _RECEIVED_ID.search(top[1]) if top else None
         return found[1] if found else b""
 
     def commit(
@@ -98,11 +119,12 @@ class Ingest:
         queue_id: bytes,
         attributes: Mapping[str, bytes],
         notes: Sequence[str] = (),
+        time_us: int | None = None,
         done: Done,
     ) -> Delivery:
         """Hand over all there is; `done(None)` comes when it is durable, else `done(error)`."""
         content = self.finish()
-        now = now_us()
+        now = now_us() if time_us is None else time_us
         fields = self._fields()
         delivery = Delivery(
             id=new_delivery_id(now), time_us=now, leg=leg, content=content, size=self.size, envelope=envelope,

@@ -30,7 +30,8 @@ RECORD_HEADER_BYTES = _RECORD_HEAD.size + _HEAD_SUM_BYTES
 _BLOCK_HEAD = struct.Struct("<BBHII")
 _CHUNK_ROW = struct.Struct(f"<{CHUNK_ID_BYTES}sI")
 _ENTRY_LENGTH = struct.Struct("<I")
-_COMMIT = struct.Struct("<QQQ32s")
+_COMMIT = struct.Struct("<QQQ32sQ16s16s")
+_COMMIT_SALT_AT = _COMMIT.size - 16
 MAX_PAYLOAD_BYTES = 1 << 30
 
 
@@ -59,18 +60,22 @@ class PackHeader:
 
     def key(self) -> bytes:
         """The 32-byte key of this pack's checksums."""
-        name = self.stream.encode()
-        return blake3(
-            b"mailkeep pack" + self.store_id + self.salt + self.number.to_bytes(4, "big") + name
-        ).digest()
+        return pack_key(self.store_id, self.stream, self.number, self.salt)
 
     def encode(self) -> bytes:
-        """`PACK_HEADER_BYTES` bytes."""
+        """`PACK_HEADER_BYTES` bytes. Raises `ValueError` for a stream name that does not fit."""
+        if len(self.stream.encode()) > STREAM_NAME_BYTES:
+            raise ValueError(f"stream name {self.stream!r} is longer than {STREAM_NAME_BYTES} bytes")
         head = _PACK_HEAD.pack(
             PACK_MAGIC, self.version, self.suite, 0, self.number, self.store_id, self.salt, self.created_us,
             self.next_record, self.stream.encode(), self.chain,
         )  # fmt: skip
         return head + blake3(head).digest(16)
+
+
+def pack_key(store_id: bytes, stream: str, number: int, salt: bytes) -> bytes:
+    """The 32-byte key of the checksums in a pack."""
+    return blake3(b"mailkeep pack" + store_id + salt + number.to_bytes(4, "big") + stream.encode()).digest()
 
 
 def decode_pack_header(data: bytes) -> PackHeader:
@@ -98,7 +103,9 @@ class RecordHeader:
 
 
 def encode_record(kind: RecordType, number: int, payload: bytes, key: bytes) -> bytes:
-    """A whole record: header and payload."""
+    """A whole record: header and payload. Raises `ValueError` beyond `MAX_PAYLOAD_BYTES`."""
+    if len(payload) > MAX_PAYLOAD_BYTES:
+        raise ValueError(f"a record of {len(payload)} bytes is beyond {MAX_PAYLOAD_BYTES}")
     head = _RECORD_HEAD.pack(
         RECORD_MAGIC, kind, 0, 0, number, len(payload), blake3(payload, key=key).digest(8)
     )
@@ -183,16 +190,26 @@ def entry_offsets(entries: list[bytes]) -> Iterator[int]:
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """The end of a group: its number and time, how many facts the stream has now, and the chain over them."""
+    """The end of a group, which vouches for all of it.
+
+    `start` is the offset of the group's first record in the pack, `digest` covers the headers (and so the
+    payloads) of its records, `chain` the history up to here. `salt` is the pack's, so that a pack whose
+    header is damaged can still be read.
+    """
 
     number: int
     time_us: int
     facts: int
     chain: bytes
+    start: int
+    digest: bytes
+    salt: bytes
 
     def encode(self) -> bytes:
         """A COMMIT payload."""
-        return _COMMIT.pack(self.number, self.time_us, self.facts, self.chain)
+        return _COMMIT.pack(
+            self.number, self.time_us, self.facts, self.chain, self.start, self.digest, self.salt
+        )
 
 
 def decode_commit(payload: bytes | memoryview) -> Commit:
@@ -200,6 +217,19 @@ def decode_commit(payload: bytes | memoryview) -> Commit:
     if len(payload) != _COMMIT.size:
         raise ValueError("commit record has the wrong length")
     return Commit(*_COMMIT.unpack(payload))
+
+
+def salt_in(record: bytes | memoryview) -> bytes | None:
+    """The salt in what looks like a COMMIT record, for when the key that would prove it is not known yet."""
+    size = RECORD_HEADER_BYTES + _COMMIT.size
+    if len(record) < size or record[:4] != RECORD_MAGIC or record[4] != RecordType.COMMIT:
+        return None
+    return bytes(record[RECORD_HEADER_BYTES + _COMMIT_SALT_AT : size])
+
+
+def group_digest(headers: Iterable[bytes], key: bytes) -> bytes:
+    """16 bytes over the record headers of a group, its COMMIT not included."""
+    return blake3(b"".join(headers), key=key).digest(16)
 
 
 def chain_start(store_id: bytes, stream: str) -> bytes:

@@ -12,13 +12,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from store import layout, records
-from store.errors import StoreFailedError, StoreFullError, StoreLockedError
-from store.files import adopt, sync_directory
+from store.errors import StoreError, StoreFailedError, StoreFullError, StoreLockedError
+from store.files import adopt, sync_directory, write_all
 from store.ids import ChunkId, now_us
 from store.layout import Commit, PackHeader, RecordType
 from store.scan import Location, StreamState, pack_numbers, pack_path, read_pack_header, stream_number
 
 DEFAULT_PACK_BYTES = 256 << 20
+_ENTRIES_BYTES = 1 << 20
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -26,8 +27,10 @@ class StreamLog:
     """The writing end of one stream. One per stream on the whole host (flock); not thread-safe.
 
     `append` puts records behind each other; `commit` ends the group and returns when it is on disk;
-    `rollback` forgets what came since the last commit. After `StoreFailedError` nothing may be
-    written any more: the kernel may have dropped pages that a second fsync would call clean.
+    `rollback` forgets what came since the last commit. No byte of a pack is ever written twice: after a
+    crash or a rollback a new pack is begun, so that whoever reads along never mixes old and new. After
+    `StoreFailedError` nothing may be written any more: the kernel may have dropped pages that a
+    second fsync would call clean.
     """
 
     def __init__(
@@ -38,6 +41,7 @@ class StreamLog:
         *,
         lock: StreamLock,
         new_pack: bool = False,
+        last_pack: int = 0,
         pack_bytes: int = DEFAULT_PACK_BYTES,
         level: int = 3,
     ) -> None:
@@ -56,26 +60,35 @@ class StreamLog:
         self._flushed = 0
         self._next_record = state.next_record
         self._facts: list[bytes] = []
+        self._headers: list[bytes] = []
+        self._last_pack = last_pack
+        self._spent = False
+        self.committed = state.place
         self.failed = False
-        if new_pack or not pack_numbers(directory):
+        if new_pack or not self._reopen_pack():
             self._start_pack()
-        else:
-            self._reopen_pack()
 
-    def _reopen_pack(self) -> None:
-        newest = pack_numbers(self._directory)[-1]
-        if newest != self.state.pack:  # begun before a crash, and nothing committed in it yet
-            self.state = replace(self.state, pack=newest, offset=layout.PACK_HEADER_BYTES)
+    def _reopen_pack(self) -> bool:
+        """Go on in the newest pack, if it ends where the last commit ended. False when it does not."""
+        newest = max(pack_numbers(self._directory), default=0)
+        if newest == 0 or newest < self._last_pack:
+            return False
         path = pack_path(self._directory, newest)
-        self._key = read_pack_header(path).key()
+        at = self.state.offset if newest == self.state.pack else layout.PACK_HEADER_BYTES
+        if path.stat().st_size != at:
+            return False
+        header = read_pack_header(path)
+        if newest != self.state.pack:  # begun before a crash, and nothing committed in it yet
+            if (header.chain, header.next_record) != (self.state.chain, self.state.next_record):
+                return False
+            self.state = replace(self.state, pack=newest, offset=at)
+        self._key, self._salt = header.key(), header.salt
         self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-        if os.fstat(self._fd).st_size != self.state.offset:
-            os.ftruncate(self._fd, self.state.offset)  # the torn tail of a crash; never acknowledged
-            os.fsync(self._fd)
-        self._at = self._flushed = self.state.offset
+        self._at = self._flushed = at
+        return True
 
     def _start_pack(self) -> None:
-        number = max(pack_numbers(self._directory), default=0) + 1
+        number = max(self._last_pack, max(pack_numbers(self._directory), default=0)) + 1
         header = PackHeader(
             number=number, store_id=self._store_id, salt=os.urandom(16), created_us=now_us(),
             next_record=self.state.next_record, stream=self.name, chain=self.state.chain,
@@ -84,17 +97,18 @@ class StreamLog:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             adopt(path)
-            os.write(fd, header.encode())
+            write_all(fd, header.encode(), 0)
             os.fsync(fd)
             sync_directory(self._directory)
-        except OSError:
+        except (OSError, ValueError):
             os.close(fd)
             path.unlink(missing_ok=True)
             raise
         if self._fd >= 0:
             os.close(self._fd)
-        self._fd, self._key = fd, header.key()
+        self._fd, self._key, self._salt = fd, header.key(), header.salt
         self._at = self._flushed = layout.PACK_HEADER_BYTES
+        self._spent = False
         self.state = replace(self.state, pack=number, offset=self._at)
 
     def append_chunks(self, chunks: list[tuple[ChunkId, bytes]]) -> list[tuple[ChunkId, Location]]:
@@ -108,10 +122,20 @@ class StreamLog:
         return located
 
     def append_entries(self, entries: list[bytes]) -> list[Location]:
-        """One ENTRIES record; where each entry lies."""
-        where = self._append(RecordType.ENTRIES, layout.encode_entries(entries, self.level))
+        """ENTRIES records, as many as keep each of bounded size; where each entry lies."""
+        located: list[Location] = []
+        while len(located) < len(entries):
+            some: list[bytes] = []
+            size = 0
+            for entry in entries[len(located) :]:
+                some.append(entry)
+                size += len(entry)
+                if size >= _ENTRIES_BYTES:
+                    break
+            where = self._append(RecordType.ENTRIES, layout.encode_entries(some, self.level))
+            located += [where._replace(inner=inner) for inner in layout.entry_offsets(some)]
         self._facts.extend(entry for entry in entries if records.is_fact(entry))
-        return [where._replace(inner=inner) for inner in layout.entry_offsets(entries)]
+        return located
 
     def commit(self) -> StreamState:
         """End the group: COMMIT, then fdatasync. All of it is durable when this returns.
@@ -124,7 +148,10 @@ class StreamLog:
         chain = state.chain
         for fact in self._facts:
             chain = layout.chain_next(chain, fact)
-        commit = Commit(state.commits + 1, now_us(), state.facts + len(self._facts), chain)
+        commit = Commit(
+            state.commits + 1, now_us(), state.facts + len(self._facts), chain,
+            start=state.offset, digest=layout.group_digest(self._headers, self._key), salt=self._salt,
+        )  # fmt: skip
         self._append(RecordType.COMMIT, commit.encode())
         self._flush()
         try:
@@ -134,14 +161,16 @@ class StreamLog:
             self._die(exc)
         self.written_bytes += self._at - state.offset
         self._facts = []
+        self._headers = []
         self.state = StreamState(
             state.pack, self._at, self._next_record, commit.number, commit.facts, chain, commit.time_us
         )
+        self.committed = self.state.place
         return self.state
 
     def roll(self) -> None:
-        """Begin a new pack if this one has reached its size. Only between groups."""
-        if self.state.offset >= self._pack_bytes and self._at == self.state.offset:
+        """Begin a new pack if this one has reached its size or was cut. Does nothing within a group."""
+        if self._at == self.state.offset and (self._spent or self._at >= self._pack_bytes):
             try:
                 self._start_pack()
             except OSError as exc:
@@ -153,9 +182,11 @@ class StreamLog:
         """Forget everything since the last commit."""
         self._buffer = []
         self._facts = []
+        self._headers = []
         self._next_record = self.state.next_record
         self._at = self.state.offset
         if self._flushed > self._at and not self.failed:
+            self._spent = True  # a reader may have seen these bytes: they are not written over
             try:
                 os.ftruncate(self._fd, self._at)
             except OSError as exc:
@@ -173,7 +204,11 @@ class StreamLog:
     def _append(self, kind: RecordType, payload: bytes) -> Location:
         if self.failed:
             raise StoreFailedError(f"stream {self.name} has failed and takes no more")
-        record = layout.encode_record(kind, self._next_record, payload, self._key)
+        try:
+            record = layout.encode_record(kind, self._next_record, payload, self._key)
+        except ValueError as exc:
+            raise StoreError(str(exc)) from exc
+        self._headers.append(record[: layout.RECORD_HEADER_BYTES])
         where = Location(self.number, self.state.pack, self._at, len(record), 0, 0)
         self._buffer.append(record)
         self._at += len(record)
@@ -181,18 +216,17 @@ class StreamLog:
         return where
 
     def _flush(self) -> None:
-        data = memoryview(b"".join(self._buffer))
+        data = b"".join(self._buffer)
         self._buffer = []
         try:
-            while data:
-                written = os.pwrite(self._fd, data, self._flushed)
-                self._flushed += written
-                data = data[written:]
+            write_all(self._fd, data, self._flushed)
         except OSError as exc:
             if exc.errno not in _FULL:
                 self._die(exc)
+            self._flushed += 1  # something of it may be on file
             self.rollback()
             raise StoreFullError(f"no room left in {self._directory}: {exc.strerror}") from exc
+        self._flushed += len(data)
 
     def _die(self, exc: OSError) -> None:
         self.failed = True

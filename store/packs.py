@@ -13,7 +13,7 @@ from pathlib import Path
 from store import layout, records
 from store.errors import DamagedError
 from store.layout import RecordType
-from store.scan import Location, pack_path, read_pack_header, stream_number
+from store.scan import Location, key_of_pack, pack_path, stream_number
 
 _MAX_OPEN_PACKS = 64
 _CACHE_BYTES = 8 << 20
@@ -22,8 +22,9 @@ _CACHE_BYTES = 8 << 20
 class PackReader:
     """All the packs below a store's `streams` directory."""
 
-    def __init__(self, streams: Path) -> None:
+    def __init__(self, streams: Path, store_id: bytes) -> None:
         self._streams = streams
+        self._store_id = store_id
         self._lock = threading.Lock()
         self._names: dict[int, Path] = {}
         self._open: OrderedDict[tuple[int, int], tuple[int, bytes]] = OrderedDict()
@@ -60,7 +61,10 @@ class PackReader:
                 self._blocks.move_to_end(name)
                 return cached
             fd, key = self._pack(where)
-            data = os.pread(fd, where.length, where.offset)
+            try:
+                data = os.pread(fd, where.length, where.offset)
+            except OSError as exc:
+                raise DamagedError(f"{self._path(where)} at byte {where.offset}: {exc.strerror}") from exc
         payload = memoryview(data)[layout.RECORD_HEADER_BYTES :]
         header = layout.decode_record_header(data, key)
         if not header or header.type != kind or not layout.payload_is_sound(header, payload, key):
@@ -84,7 +88,7 @@ class PackReader:
             return found
         path = self._path(where)
         try:
-            key = read_pack_header(path).key()
+            key = key_of_pack(path, self._store_id)
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except (OSError, ValueError) as exc:
             raise DamagedError(f"{path}: {exc}") from exc

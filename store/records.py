@@ -198,5 +198,10 @@ def decode(data: bytes) -> Entry:
 
 
 def is_fact(data: bytes) -> bool:
-    """Whether an encoded entry is part of the chained history."""
-    return data[0] != EntryType.CONTENT
+    """Whether an encoded entry is part of the chained history: types below 64 are, also unknown ones."""
+    return data[0] < EntryType.CONTENT
+
+
+def is_known(data: bytes) -> bool:
+    """Whether this version knows the type of an encoded entry."""
+    return data[0] in _decoders

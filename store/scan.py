@@ -1,9 +1,9 @@
 """Read a stream back, group by group, and tell what can be believed.
 
 A stream is a directory of numbered packs with one writer. Nothing counts until the COMMIT record of its group
-is on disk; reading stops believing where a checksum fails. What stands at the end of the last pack with no
-COMMIT after it is a *torn tail*, the trace of a crash, and may be cut. A bad spot with a COMMIT after it, or
-before a place already known to be durable, is *damage*: it is reported, left as it is, and read around.
+is on disk, and a COMMIT vouches for every record of its group. A last group that is not whole is a *torn
+tail*, the trace of a crash: the writer goes on in a new pack and leaves it where it is. A bad spot with a
+whole group after it, or before a place already known to be durable, is *damage*: reported and read around.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import os
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,6 +24,13 @@ from store.ids import ChunkId
 from store.layout import PackHeader, RecordType
 
 _RESYNC_WINDOW = 1 << 20
+_SECTOR = 4096
+
+
+Place = tuple[int, int]
+"""(pack, offset) where a group ends."""
+Record = tuple[int, int, int]
+"""A record's place: stream, pack, offset."""
 
 
 class Location(NamedTuple):
@@ -38,6 +46,11 @@ class Location(NamedTuple):
     inner: int
     size: int
 
+    @property
+    def record(self) -> Record:
+        """The record it lies in."""
+        return self[:3]
+
 
 @dataclass(frozen=True, slots=True)
 class StreamState:
@@ -51,13 +64,22 @@ class StreamState:
     chain: bytes
     last_commit_us: int = 0
 
+    @property
+    def place(self) -> tuple[int, int]:
+        """(pack, offset)."""
+        return self.pack, self.offset
+
 
 @dataclass(slots=True)
 class Group:
-    """What one COMMIT made durable, with where everything lies, and the stream's state after it."""
+    """What one COMMIT made durable, with where everything lies, and the stream's state after it.
+
+    `before` is the (pack, offset) where the group before it ended: what an index must have seen to take it.
+    """
 
     stream: str
     state: StreamState
+    before: tuple[int, int] = (0, 0)
     chunks: list[tuple[ChunkId, Location]] = field(default_factory=list)
     entries: list[tuple[records.Entry, Location]] = field(default_factory=list)
 
@@ -69,6 +91,11 @@ class Damage:
     path: Path
     offset: int
     what: str
+
+    @property
+    def record(self) -> Record:
+        """The place as a record's."""
+        return stream_number(self.path.parent.name), int(self.path.stem or "0"), self.offset
 
     def __str__(self) -> str:
         return f"{self.path} at byte {self.offset}: {self.what}"
@@ -107,12 +134,39 @@ def read_pack_header(path: Path) -> PackHeader:
     return header
 
 
+def key_of_pack(path: Path, store_id: bytes) -> bytes:
+    """The key of a pack's checksums, also where its header is damaged: any COMMIT in it has the salt.
+
+    Raises `ValueError` when neither tells it, `FormatError`, `OSError`.
+    """
+    try:
+        return read_pack_header(path).key()
+    except ValueError:
+        with path.open("rb") as file:
+            at = 0
+            while window := os.pread(file.fileno(), _RESYNC_WINDOW, at):
+                found = window.find(layout.RECORD_MAGIC)
+                while found >= 0:
+                    record = os.pread(file.fileno(), 4096, at + found)
+                    salt = layout.salt_in(record)
+                    if salt is not None:
+                        key = layout.pack_key(store_id, path.parent.name, int(path.stem), salt)
+                        if layout.decode_record_header(record, key):
+                            return key
+                    found = window.find(layout.RECORD_MAGIC, found + 1)
+                if len(window) < _RESYNC_WINDOW:
+                    break
+                at += len(window) - len(layout.RECORD_MAGIC) + 1
+        raise
+
+
 @dataclass(frozen=True, slots=True)
 class _Record:
     type: int
     number: int
     offset: int
     end: int
+    header: bytes
     payload: bytes
 
 
@@ -122,19 +176,34 @@ def scan_records(path: Path, key: bytes, start: int) -> Iterator[_Record | Damag
         offset = start
         size = os.fstat(file.fileno()).st_size
         while offset < size:
-            file.seek(offset)
-            head = file.read(layout.RECORD_HEADER_BYTES)
-            header = layout.decode_record_header(head, key)
-            payload = file.read(header.length) if header else b""
+            try:
+                head = os.pread(file.fileno(), layout.RECORD_HEADER_BYTES, offset)
+                header = layout.decode_record_header(head, key)
+                start = offset + layout.RECORD_HEADER_BYTES
+                payload = os.pread(file.fileno(), header.length, start) if header else b""
+            except OSError as exc:  # a bad sector
+                yield Damage(path, offset, f"cannot be read: {exc.strerror}")
+                offset = _after_bad_sector(file.fileno(), key, offset, size)
+                continue
             if header and layout.payload_is_sound(header, payload, key):
                 end = offset + layout.RECORD_HEADER_BYTES + header.length
-                yield _Record(header.type, header.number, offset, end, payload)
+                yield _Record(header.type, header.number, offset, end, head, payload)
                 offset = end
                 continue
             yield Damage(path, offset, "payload fails its checksum" if header else "no record header")
             # A believable header still tells where the next record begins; else look for the next one.
             skip = layout.RECORD_HEADER_BYTES + header.length if header else 1
             offset = _next_record(file.fileno(), key, offset + skip, offset + 1, size)
+
+
+def _after_bad_sector(fd: int, key: bytes, offset: int, size: int) -> int:
+    while offset < size:
+        offset = (offset // _SECTOR + 1) * _SECTOR
+        try:
+            return _next_record(fd, key, offset, offset, size)
+        except OSError:
+            continue
+    return size
 
 
 def _next_record(fd: int, key: bytes, likely: int, earliest: int, size: int) -> int:
@@ -165,95 +234,159 @@ def scan_groups(
     store_id: bytes,
     name: str,
     since: StreamState,
-    durable: tuple[int, int] = (0, 0),
+    *durable: Place,
 ) -> Iterator[Group | Damage | TornTail]:
     """Everything committed after `since`, in order; damage where it lies; at most one torn tail, last.
 
-    `durable` is a (pack, offset) up to which all is known to have been on disk, so that what fails before it
-    is damage even when no COMMIT follows.
+    `durable` are places up to which their pack is known to have been good, so that what fails before them is
+    damage even when nothing follows.
     """
     state = since
+    before = since.place
     numbers = [n for n in pack_numbers(directory) if n >= since.pack]
     if since.pack and (not numbers or numbers[0] != since.pack):
         yield Damage(pack_path(directory, since.pack), 0, "pack is missing")
-    for number in numbers:
+    for number, following in zip_longest(numbers, numbers[1:]):
         path = pack_path(directory, number)
-        last = number == numbers[-1]
+        last = not following
+        if state.pack and number > state.pack + 1:
+            yield Damage(pack_path(directory, state.pack + 1), 0, "pack is missing")
         try:
-            header = read_pack_header(path)
+            key = key_of_pack(path, store_id)
+            header = _header_or_none(path)
         except ValueError as exc:
             # The newest pack may have been cut off by a crash before its header was on disk.
-            if last and path.stat().st_size < layout.PACK_HEADER_BYTES:
+            if last and path.stat().st_size <= layout.PACK_HEADER_BYTES:
                 yield TornTail(path, 0, path.stat().st_size)
             else:
                 yield Damage(path, 0, str(exc))
             continue
-        if header.store_id != store_id or header.stream != name or header.number != number:
+        if header is None:
+            yield Damage(path, 0, "pack header is damaged; its records are read by what a commit says")
+        elif header.store_id != store_id or header.stream != name or header.number != number:
             yield Damage(path, 0, f"belongs to stream {header.stream!r}, pack {header.number}, not here")
             continue
         if number != state.pack:
-            if (header.chain, header.next_record) != (state.chain, state.next_record):
+            if header is not None and (header.chain, header.next_record) != (state.chain, state.next_record):
                 yield Damage(path, 0, "does not follow on the pack before it: something is missing")
-            state = replace(
-                state, pack=number, offset=layout.PACK_HEADER_BYTES,
-                chain=header.chain, next_record=header.next_record,
-            )  # fmt: skip
+                state = replace(state, chain=header.chain, next_record=header.next_record)
+            state = replace(state, pack=number, offset=layout.PACK_HEADER_BYTES)
         elif path.stat().st_size < state.offset:
             yield Damage(path, path.stat().st_size, f"cut short: {state.offset} bytes were durable")
             continue
-        for found in _scan_pack(path, header.key(), state, durable, last=last):
+        upheld = max((offset for pack, offset in durable if pack == number), default=0)
+        next_header = _header_or_none(pack_path(directory, following)) if following else None
+        for found in _scan_pack(path, key, state, upheld, next_header, last=last):
             if isinstance(found, Group):
                 state = found.state
+                found.before, before = before, state.place
             yield found
+    for place in durable:
+        if place > state.place:
+            what = f"bytes up to {place[1]} of pack {place[0]} were durable and are missing"
+            yield Damage(pack_path(directory, state.pack), state.offset, what)
+
+
+def _header_or_none(path: Path) -> PackHeader | None:
+    try:
+        return read_pack_header(path)
+    except ValueError:
+        return None
+
+
+class _Gathering:
+    """The records since the last COMMIT."""
+
+    def __init__(self, stream: str, state: StreamState) -> None:
+        self.group = Group(stream, state)
+        self.facts: list[bytes] = []
+        self.headers: list[bytes] = []
+        self.bad: list[Damage] = []
+        self._number = stream_number(stream)
+        self._pack = state.pack
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing at all came since the last COMMIT."""
+        return not self.headers and not self.bad
+
+    def take(self, record: _Record) -> None:
+        """A CHUNKS or ENTRIES record. Raises `ValueError`, `struct.error`."""
+        self.headers.append(record.header)
+        where = Location(self._number, self._pack, record.offset, record.end - record.offset, 0, 0)
+        if record.type == RecordType.CHUNKS:
+            self.group.chunks.extend(
+                (chunk, where._replace(inner=inner, size=size))
+                for chunk, inner, size in layout.chunk_table(record.payload)
+            )
+        elif record.type == RecordType.ENTRIES:
+            for inner, data in layout.entries_in(layout.block_bytes(RecordType.ENTRIES, record.payload)):
+                if records.is_known(data):
+                    self.group.entries.append((records.decode(data), where._replace(inner=inner)))
+                if records.is_fact(data):
+                    self.facts.append(data)
+
+    def chain(self, chain: bytes) -> bytes:
+        """The chain after these facts."""
+        for fact in self.facts:
+            chain = layout.chain_next(chain, fact)
+        return chain
 
 
 def _scan_pack(
-    path: Path, key: bytes, state: StreamState, durable: tuple[int, int], *, last: bool
+    path: Path, key: bytes, state: StreamState, upheld: int, following: PackHeader | None, *, last: bool
 ) -> Iterator[Group | Damage | TornTail]:
     name = path.parent.name
-    stream = stream_number(name)
-    group = Group(name, state)
-    facts: list[bytes] = []
-    bad: list[Damage] = []  # since the last COMMIT; only a COMMIT after it makes it damage
-    dirty = False
+    gathering = _Gathering(name, state)
+    broken: tuple[Group, list[Damage]] | None = None  # a group that is not whole, until something follows
     for record in scan_records(path, key, state.offset):
-        dirty = True
         if isinstance(record, Damage):
-            bad.append(record)
+            gathering.bad.append(record)
             continue
-        length = record.end - record.offset
         try:
-            if record.type == RecordType.CHUNKS:
-                group.chunks.extend(
-                    (chunk, Location(stream, state.pack, record.offset, length, inner, size))
-                    for chunk, inner, size in layout.chunk_table(record.payload)
-                )
-            elif record.type == RecordType.ENTRIES:
-                for inner, data in layout.entries_in(layout.block_bytes(RecordType.ENTRIES, record.payload)):
-                    where = Location(stream, state.pack, record.offset, length, inner, 0)
-                    group.entries.append((records.decode(data), where))
-                    if records.is_fact(data):
-                        facts.append(data)
-            elif record.type == RecordType.COMMIT:
-                commit = layout.decode_commit(record.payload)
-                yield from bad
-                chain = state.chain
-                for fact in facts:
-                    chain = layout.chain_next(chain, fact)
-                if chain != commit.chain:
-                    yield Damage(
-                        path, record.offset, "the history before this commit is not what it vouches for"
-                    )
-                state = StreamState(
-                    state.pack, record.end, record.number + 1, commit.number, commit.facts, commit.chain,
-                    commit.time_us,
-                )  # fmt: skip
-                group.state = state
-                yield group
-                group, facts, bad, dirty = Group(name, state), [], [], False
+            if record.type != RecordType.COMMIT:
+                gathering.take(record)
+                continue
+            commit = layout.decode_commit(record.payload)
         except (ValueError, struct.error) as exc:
-            bad.append(Damage(path, record.offset, f"record cannot be read: {exc}"))
-    if dirty and last and (state.pack, state.offset) >= durable:
-        yield TornTail(path, state.offset, path.stat().st_size - state.offset)
-    elif dirty:
+            gathering.bad.append(Damage(path, record.offset, f"record cannot be read: {exc}"))
+            continue
+        start = broken[0].state.offset if broken else state.offset
+        whole = (
+            not gathering.bad
+            and commit.start == start
+            and commit.digest == layout.group_digest(gathering.headers, key)
+        )
+        if broken:  # a COMMIT after it: the writer had gone on, so it had been durable
+            yield from broken[1]
+            yield broken[0]
+            state = broken[0].state
+            broken = None
+        if whole and gathering.chain(state.chain) != commit.chain:
+            yield Damage(path, record.offset, "the history before this commit is not what it vouches for")
+        state_after = StreamState(
+            state.pack, record.end, record.number + 1, commit.number, commit.facts, commit.chain,
+            commit.time_us,
+        )  # fmt: skip
+        gathering.group.state = state_after
+        if whole:
+            state = state_after
+            yield gathering.group
+        else:
+            what = Damage(path, start, "group is not what its commit vouches for")
+            broken = (gathering.group, gathering.bad or [what])
+        gathering = _Gathering(name, state_after)
+    if gathering.empty and broken is None:
+        return
+    if last:
+        was_good = state.offset < upheld
+    else:  # the next pack tells whether the writer had gone on from here or from behind what is broken
+        after = (state.chain, state.next_record)
+        was_good = state.offset < upheld or not following or after != (following.chain, following.next_record)
+    if was_good:
+        bad = broken[1] if broken else gathering.bad
         yield from bad or [Damage(path, state.offset, "ends without the commit that was durable")]
+        if broken:
+            yield broken[0]
+    elif last:
+        yield TornTail(path, state.offset, path.stat().st_size - state.offset)

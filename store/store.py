@@ -25,18 +25,17 @@ from store.errors import (
     AmbiguousIdError,
     DamagedError,
     FormatError,
-    IndexFailedError,
     NotFoundError,
     StoreError,
     StoreLockedError,
     StoreNotFoundError,
 )
-from store.files import sync_directory
+from store.files import sync_directory, write_all
 from store.ids import DELIVERY_ID_BYTES, ChunkId, ContentId, DeliveryId, now_us
 from store.index import Counters, Index, Snapshot, Term
 from store.indexer import Indexer
 from store.ingest import Ingest
-from store.layout import FORMAT_VERSION
+from store.layout import FORMAT_VERSION, STREAM_NAME_BYTES
 from store.log import DEFAULT_PACK_BYTES, StreamLock, StreamLog
 from store.packs import PackReader
 from store.records import Content, Delivery, EntryType, Leg, Outcome, Outcomes, Replay
@@ -101,15 +100,17 @@ class Store:
         self.key = bytes.fromhex(identity["key"])
         self.damage: list[str] = []
         self._streams = path / "streams"
-        self._packs = PackReader(self._streams)
+        self._packs = PackReader(self._streams, self.id)
         self._writer: Writer | None = None
         self._indexer: Indexer | None = None
         self._pending = Pending()
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
-        self.index = self._open_index()
-        self.view = View(self.index, self._streams, self.id)
-        for stream in self.view.names():
-            self._note(self.view.catch_up(stream))
+        try:
+            self._open_view()
+        except DamagedError as exc:
+            if not self._put_index_aside(exc):
+                raise
+            self._open_view()
 
     @classmethod
     def open(cls, path: Path, *, create: bool = False) -> Store:
@@ -130,20 +131,40 @@ class Store:
             raise FormatError(f"{path} has format {version}; this version reads up to {FORMAT_VERSION}")
         return cls(path, known)
 
-    def _open_index(self) -> Index:
-        path = self.path / "index"
-        if not os.access(self.path, os.W_OK) or (path.exists() and not os.access(path / "data.mdb", os.W_OK)):
+    def _open_view(self) -> None:
+        index = self.path / "index"
+        if not os.access(self.path, os.W_OK) or (
+            index.exists() and not os.access(index / "data.mdb", os.W_OK)
+        ):
             # LMDB needs to write even to read. On a medium that is read-only, or for somebody who may only
             # look, the index is built from the streams for as long as this store is open.
             self._scratch = tempfile.TemporaryDirectory(prefix="mailkeep-index-")
-            return Index(Path(self._scratch.name))
+            index = Path(self._scratch.name)
+        self.index = Index(index, self.id)
         try:
-            return Index(path)
-        except (DamagedError, IndexFailedError) as exc:
-            aside = path.with_name(f"index.damaged-{time.strftime('%Y%m%dT%H%M%S')}")
-            log.error("%s; put aside as %s and rebuilt from the streams", exc, aside)
-            path.rename(aside)
-            return Index(path)
+            self.view = View(self.index, self._streams, self.id)
+            for stream in self.view.names():
+                self._note(self.view.catch_up(stream))
+        except BaseException:
+            self.index.close()
+            raise
+
+    def _put_index_aside(self, why: DamagedError) -> bool:
+        """Make way for a new index. False while anybody writes, who would go on in the old one."""
+        locks: list[StreamLock] = []
+        try:
+            for stream in self._streams.iterdir():
+                locks.append(StreamLock(stream))  # noqa: PERF401 - those taken before one fails must be let go
+        except StoreLockedError:
+            return False
+        else:
+            aside = self.path / f"index.damaged-{time.strftime('%Y%m%dT%H%M%S')}"
+            log.error("%s; put aside as %s and rebuilt from the streams", why, aside)
+            (self.path / "index").rename(aside)
+            return True
+        finally:
+            for lock in locks:
+                lock.release()
 
     def _note(self, caught: CaughtUp) -> None:
         self.damage += [str(damage) for damage in caught.damage]
@@ -158,16 +179,21 @@ class Store:
         on_group: Callable[[GroupFacts], None] | None = None,
     ) -> Writer:
         """Take the stream (made if new) and start its writer. Raises `StoreLockedError` when it is taken."""
+        if len(stream.encode()) > STREAM_NAME_BYTES or "/" in stream or not stream.strip("."):
+            raise StoreError(f"{stream!r} cannot name a stream: up to {STREAM_NAME_BYTES} bytes, no slash")
         directory = self._streams / stream
         lock = StreamLock(directory)
         try:
             sync_directory(self._streams)
             caught = self.view.catch_up(stream)
             if caught.torn and caught.torn.offset == 0:
-                caught.torn.path.unlink()
+                caught.torn.path.unlink()  # a pack whose header never came to be
+            with self.index.read() as snapshot:
+                last_pack = max(caught.state.pack, snapshot.durable(stream)[0])
             appender = StreamLog(
-                directory, self.id, caught.state,
-                lock=lock, new_pack=bool(caught.damage), pack_bytes=pack_bytes, level=level,
+                directory, self.id, caught.state, lock=lock,
+                new_pack=bool(caught.damage or caught.torn), last_pack=last_pack,
+                pack_bytes=pack_bytes, level=level,
             )  # fmt: skip
         except BaseException:
             lock.release()
@@ -353,9 +379,12 @@ def _candidates(snapshot: Snapshot, query: Query) -> Iterator[DeliveryId]:
 def _create(path: Path) -> None:
     _refuse_network_file_system(path)
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if any(path.iterdir()):
+    # What a creation that was cut off leaves, and what a file system of its own has, is in nobody's way.
+    others = {entry.name for entry in path.iterdir()} - {"lost+found", "mailkeep.store.new", "streams"}
+    streams = path / "streams"
+    if others or (streams.exists() and any(streams.iterdir())):
         raise StoreError(f"{path} is neither a store nor empty; not made into one")
-    (path / "streams").mkdir(mode=0o700)
+    streams.mkdir(mode=0o700, exist_ok=True)
     text = json.dumps(
         {
             "format": FORMAT_VERSION,
@@ -367,7 +396,7 @@ def _create(path: Path) -> None:
     fresh = path / "mailkeep.store.new"
     fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
-        os.write(fd, text.encode() + b"\n")
+        write_all(fd, text.encode() + b"\n", 0)
         os.fsync(fd)
     finally:
         os.close(fd)

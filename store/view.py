@@ -11,7 +11,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from store.index import Index, Term, Update
+from store.errors import IndexFailedError
+from store.files import settle
+from store.index import Index, Snapshot, Term, Update
 from store.records import Content, Delivery, EntryType, Erasure, Hold, Outcomes, Replay, ReplayRun, Uncaptured
 from store.scan import (
     Damage,
@@ -19,12 +21,14 @@ from store.scan import (
     StreamState,
     TornTail,
     initial_state,
+    pack_numbers,
     pack_path,
     scan_groups,
 )
 
 log = logging.getLogger(__name__)
-_GROUPS_PER_UPDATE = 2000
+_ENTRIES_PER_UPDATE = 5000
+_TRIES = 5
 
 
 @dataclass(slots=True)
@@ -50,61 +54,86 @@ class View:
         return sorted(path.name for path in self._streams.iterdir() if path.is_dir())
 
     def catch_up(self, stream: str) -> CaughtUp:
-        """Apply whatever the index has not seen of this stream; start over if the stream is behind it."""
+        """Apply whatever the index has not seen of this stream; start over if a pack it has seen is gone."""
+        rebuilt = self._start_over_if_behind(stream)
+        for _ in range(_TRIES):
+            caught = self._scan(stream)
+            if caught is not None:
+                caught.rebuilt = rebuilt
+                return caught
+        raise IndexFailedError(f"stream {stream} cannot be indexed: the index is emptied again and again")
+
+    def _start_over_if_behind(self, stream: str) -> bool:
+        directory = self._streams / stream
+        with self.index.read() as snapshot:
+            if not _is_behind(snapshot, directory, stream):
+                return False
+        with self.index.update() as update:
+            if not _is_behind(update, directory, stream):  # somebody else was quicker
+                return False
+            log.error("stream %s has less than the index has seen of it: rebuilding the index", stream)
+            update.clear()
+        for other in self.names():
+            if other != stream:
+                self.catch_up(other)
+        return True
+
+    def _scan(self, stream: str) -> CaughtUp | None:
+        """None when somebody emptied the index meanwhile."""
         directory = self._streams / stream
         with self.index.read() as snapshot:
             known = snapshot.state(stream)
-        if known is not None and not _reaches(directory, known):
-            log.error("stream %s ends before what the index has seen of it: rebuilding the index", stream)
-            self.clear()
-            for other in self.names():
-                if other != stream:
-                    self.catch_up(other)
-            caught = self._scan(stream, None)
-            caught.rebuilt = True
-            caught.damage.append(Damage(directory, known.offset, f"bytes of pack {known.pack} are missing"))
-            return caught
-        return self._scan(stream, known)
-
-    def _scan(self, stream: str, known: StreamState | None) -> CaughtUp:
+            durable = snapshot.durable(stream)
         caught = CaughtUp(known or initial_state(self._store_id, stream))
+        packs = [pack_path(directory, number) for number in pack_numbers(directory)]
+        packs = packs if known is None else [path for path in packs if int(path.stem) >= known.pack]
+        for path in packs:
+            settle(path)  # what was written and never flushed must not be believed
         groups: list[Group] = []
-        for found in scan_groups(self._streams / stream, self._store_id, stream, caught.state):
+        waiting = 0
+        for found in scan_groups(directory, self._store_id, stream, caught.state, durable):
             if isinstance(found, Group):
                 groups.append(found)
                 caught.state = found.state
-                if len(groups) >= _GROUPS_PER_UPDATE:
-                    self._apply_found(groups)
-                    groups = []
+                waiting += len(found.entries) + len(found.chunks)
+                if waiting >= _ENTRIES_PER_UPDATE:
+                    if not self._apply_found(directory, groups):
+                        return None
+                    groups, waiting = [], 0
             elif isinstance(found, Damage):
                 log.error("damage: %s", found)
                 caught.damage.append(found)
             else:
                 caught.torn = found
-        self._apply_found(groups)
+        if not self._apply_found(directory, groups):
+            return None
+        self.note_damage(caught.damage, all_of_it=False)
         return caught
 
-    def _apply_found(self, groups: list[Group]) -> None:
-        if groups:
-            with self.index.update() as update:
-                for group in groups:
-                    known = update.state(group.stream)
-                    if known is None or known.commits < group.state.commits:
-                        apply_group(update, group)
+    def _apply_found(self, directory: Path, groups: list[Group]) -> bool:
+        if not groups:
+            return True
+        for number in {group.state.pack for group in groups}:
+            settle(pack_path(directory, number))  # a writer may be about to flush what we have read
+        with self.index.update() as update:
+            return all(apply_group(update, group) for group in groups)
 
     def apply(self, groups: Iterable[Group]) -> None:
         """Apply groups that have just been committed, in order."""
-        missed = set()
         with self.index.update() as update:
-            for group in groups:
-                known = update.state(group.stream)
-                commits = known.commits if known else 0
-                if group.state.commits == commits + 1:
-                    apply_group(update, group)
-                elif group.state.commits > commits:
-                    missed.add(group.stream)
+            missed = {group.stream for group in groups if not apply_group(update, group)}
         for stream in missed:  # somebody emptied the index meanwhile: take it from the stream
             self.catch_up(stream)
+
+    def note_damage(self, damage: Iterable[Damage], *, all_of_it: bool) -> None:
+        """Remember which records are damaged, so that the next message with the same parts is stored anew
+        and not merely referred there. With `all_of_it` what was remembered before is forgotten."""
+        with self.index.read() as snapshot:
+            known = snapshot.bad()
+        bad = {found.record for found in damage} | (frozenset() if all_of_it else known)
+        if bad != known:
+            with self.index.update() as update:
+                update.put_bad(bad)
 
     def clear(self) -> None:
         """Empty the index, to be caught up from nothing."""
@@ -112,30 +141,40 @@ class View:
             update.clear()
 
 
-def _reaches(directory: Path, known: StreamState) -> bool:
-    try:
-        return pack_path(directory, known.pack).stat().st_size >= known.offset
-    except FileNotFoundError:
+def _is_behind(snapshot: Snapshot, directory: Path, stream: str) -> bool:
+    """Whether something is gone that the index has seen: a pack, or the end of the newest."""
+    known = snapshot.state(stream)
+    if known is None:
         return False
+    path = pack_path(directory, known.pack)
+    gone = set(snapshot.packs(stream)) - set(pack_numbers(directory))
+    return bool(gone) or not path.exists() or path.stat().st_size < known.offset
 
 
-def apply_group(update: Update, group: Group) -> None:
-    """Put one group into the index."""
+def apply_group(update: Update, group: Group) -> bool:
+    """Put one group into the index, unless it is there. False when the one before it is not there yet."""
+    known = update.state(group.stream)
+    place = known.place if known else (0, 0)
+    if place >= group.state.place:
+        return True
+    if place != group.before:
+        return False
     counters = update.counters()
+    bad = update.bad()
     for chunk, where in group.chunks:
-        if update.put_chunk(chunk, where):
+        if update.put_chunk(chunk, where, bad):
             counters.chunks += 1
             counters.chunk_bytes += where.size
     for entry, where in group.entries:
         match entry:
             case Content():
-                counters.contents += update.put_content(entry.id, where)
+                counters.contents += update.put_content(entry.id, where, bad)
             case Delivery():
                 update.put_delivery(entry.id, where, terms(entry))
                 counters.deliveries[entry.leg] = counters.deliveries.get(entry.leg, 0) + 1
                 counters.message_bytes += entry.size
             case ReplayRun():
-                update.put_run(entry.selection, entry.run, finished=entry.finished)
+                update.put_run(entry.selection, entry.run, entry.time_us, finished=entry.finished)
             case Uncaptured():
                 counters.uncaptured += 1
             case Outcomes():
@@ -150,6 +189,7 @@ def apply_group(update: Update, group: Group) -> None:
                 update.add_to_delivery(entry.delivery, EntryType.ERASURE, where)
     update.put_counters(counters)
     update.put_state(group.stream, group.state)
+    return True
 
 
 def terms(delivery: Delivery) -> set[tuple[Term, bytes]]:

@@ -23,7 +23,7 @@ from store.ids import ChunkId, ContentId
 from store.index import Index, Snapshot
 from store.log import StreamLog
 from store.records import Content, Delivery, Entry, Leg
-from store.scan import Group, Location
+from store.scan import Group, Location, Record
 
 log = logging.getLogger(__name__)
 
@@ -120,20 +120,22 @@ class Writer:
         self._on_group = on_group
         self._queue: queue.SimpleQueue[Submission | None] = queue.SimpleQueue()
         self._stopping = False
+        self._closed = False
         self._lazy: list[Submission] = []
         self._lazy_due = 0.0
         self._block: list[tuple[ChunkId, bytes]] = []
         self._block_bytes = 0
         self._fresh: set[ChunkId] = set()
+        self._bad: frozenset[Record] = frozenset()
         self._located: list[tuple[ChunkId, Location]] = []
         self._thread = threading.Thread(target=self._run, name=f"writer-{stream.name}", daemon=True)
         self._thread.start()
 
     def submit(self, submission: Submission) -> None:
         """Hand over; never blocks. `done` is called in the writer's thread, or at once when it is dead."""
-        if self.failure is not None:
+        if self.failure is not None or self._closed:
             if submission.done:
-                submission.done(self.failure)
+                submission.done(self.failure or StoreFailedError("the store is closed"))
             return
         self._queue.put(submission)
 
@@ -141,6 +143,11 @@ class Writer:
         """Write what was handed over, then stop and let go of the stream."""
         self._queue.put(None)
         self._thread.join()
+        self._closed = True
+        while not self._queue.empty():  # handed over while we were closing
+            late = self._queue.get()
+            if late is not None and late.done:
+                late.done(StoreFailedError("the store is closed"))
         self._stream.close()
 
     def _run(self) -> None:
@@ -188,13 +195,14 @@ class Writer:
         started = time.perf_counter()
         if self.failure is not None:
             raise self.failure
-        self._check_room(urgent=all(item.lazy for item in batch))
+        self._check_room(urgent=not any(item.tally for item in batch))
         encoded: list[bytes] = []
         written: list[Entry] = []
         contents: set[ContentId] = set()
         failed: list[Submission] = []
         self._stream.roll()
         with self._index.read() as snapshot:
+            self._bad = snapshot.bad()
             for item in batch:
                 if item.epoch is not None and item.epoch != self.epoch:
                     failed.append(item)
@@ -208,9 +216,10 @@ class Writer:
         if encoded:
             self._write_block()
             where = self._stream.append_entries(encoded)
-            before = self._stream.written_bytes
+            before, place = self._stream.written_bytes, self._stream.committed
             state = self._stream.commit()
-            group = Group(self._stream.name, state, self._located, list(zip(written, where, strict=True)))
+            entries = list(zip(written, where, strict=True))
+            group = Group(self._stream.name, state, place, self._located, entries)
             self._located, self._fresh = [], set()
             self.pending.add(group)
             self._publish(group)
@@ -226,7 +235,7 @@ class Writer:
 
     def _take_chunks(self, item: Submission, snapshot: Snapshot) -> None:
         for chunk, data in item.chunks:
-            known = chunk in self._fresh or chunk in self.pending.chunks or snapshot.chunk(chunk) is not None
+            known = chunk in self._fresh or chunk in self.pending.chunks or self._indexed(snapshot, chunk)
             if item.tally:
                 item.tally.taken_bytes += len(data)
                 if known:
@@ -241,19 +250,33 @@ class Writer:
             if self._block_bytes >= BLOCK_BYTES:
                 self._write_block()
 
+    def _indexed(self, snapshot: Snapshot, chunk: ChunkId) -> bool:
+        try:
+            where = snapshot.chunk(chunk)
+            return where is not None and where.record not in self._bad
+        except Exception as exc:  # noqa: BLE001 - whatever ails the index: a chunk stored twice does no harm
+            log.error("the index cannot be asked: %s", exc)
+            return False
+
     def _write_block(self) -> None:
         if self._block:
             self._located += self._stream.append_chunks(self._block)
             self._block, self._block_bytes = [], 0
 
     def _has_content(self, content: ContentId, here: set[ContentId], snapshot: Snapshot) -> bool:
-        if content in here or content in self.pending.contents or snapshot.content(content) is not None:
-            return True
+        try:
+            where = snapshot.content(content)
+            indexed = where is not None and where.record not in self._bad
+            if indexed or content in here or content in self.pending.contents:
+                return True
+        except Exception as exc:  # noqa: BLE001 - as for chunks
+            log.error("the index cannot be asked: %s", exc)
         here.add(content)
         return False
 
     def _check_room(self, *, urgent: bool) -> None:
-        # Replies to what was already delivered are small and cannot be had again: they may use the reserve.
+        # Facts without mail (replies to what was delivered, records of replays) are small and cannot be had
+        # again: they may use the reserve.
         reserve = self._reserve_bytes // 4 if urgent else self._reserve_bytes
         space = os.statvfs(self._directory)
         if space.f_bavail * space.f_frsize < reserve:
@@ -277,8 +300,10 @@ class Writer:
             if item.done and not item.lazy:
                 item.done(exc)
         if not self._stopping:
+            # By themselves they may have room where mail has none; if they were alone, there is none at all.
+            alone = all(item.lazy for item in batch)
             self._lazy = [item for item in batch if item.lazy] + self._lazy
-            self._lazy_due = time.monotonic() + _FULL_DELAY_S
+            self._lazy_due = time.monotonic() + (_FULL_DELAY_S if alone else 0.0)
 
     def _die(self, batch: list[Submission], exc: Exception) -> None:
         log.critical("the store takes no more: %s", exc, exc_info=not isinstance(exc, StoreError))

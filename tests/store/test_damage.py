@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
 
-from store.errors import DamagedError, NotFoundError
+from store.check import Checked, check
+from store.errors import DamagedError, NotFoundError, StoreError, StoreFullError
+from store.records import Envelope, Leg
 from store.scan import Damage, Group, TornTail, initial_state, scan_groups
 from store.store import Query, Store
 from tests.store.conftest import put_message
@@ -76,7 +80,7 @@ def test_every_flipped_byte_is_found_and_none_returned(built: tuple[Path, list[t
     for at in range(len(whole)):
         pack_of(path).write_bytes(whole[:at] + bytes([whole[at] ^ 0x20]) + whole[at + 1 :])
         start = initial_state(store_id, "host")
-        found = list(scan_groups(path / "streams/host", store_id, "host", start, durable=last))
+        found = list(scan_groups(path / "streams/host", store_id, "host", start, last))
         assert any(isinstance(item, Damage) for item in found), at
         assert not any(isinstance(item, TornTail) for item in found), at
 
@@ -140,3 +144,129 @@ def test_a_pack_of_another_store_is_refused(path: Path, tmp_path: Path) -> None:
     with Store.open(path) as store:
         assert any("belongs to" in damage for damage in store.damage)
         assert not list(store.deliveries(Query()))
+
+
+def test_a_zeroed_page_of_a_group_that_was_never_acknowledged(path: Path) -> None:
+    """Within one flush nothing orders the pages: the COMMIT may be on disk, and what it vouches for not."""
+    with Store.open(path, create=True) as store:
+        store.start_writing("host")
+        put_message(store, MESSAGES[0])
+        end = pack_of(path).stat().st_size
+        put_message(store, MESSAGES[1])
+    shutil.rmtree(path / "index")
+    pack = pack_of(path)
+    data = bytearray(pack.read_bytes())
+    data[end + 40 : end + 60] = bytes(20)
+    pack.write_bytes(data)
+    for _ in range(2):
+        with Store.open(path) as store:
+            assert not store.damage
+            store.start_writing("host")
+            put_message(store, MESSAGES[2])
+            assert list(check(store, Checked(), read_data=True)) == []
+            subjects = {s.delivery.subject for s in store.deliveries(Query())}
+        assert subjects <= {b"0", b"2"}
+        shutil.rmtree(path / "index")
+
+
+def test_nothing_is_written_twice_in_one_place(path: Path) -> None:
+    """A reader may have seen what a rollback takes back; new bytes there would be taken for the old."""
+    with Store.open(path, create=True) as store:
+        store.start_writing("host")
+        put_message(store, MESSAGES[0])
+        half = store.begin()
+        half.feed(b"Subject: half\r\n\r\n" + os.urandom(2_500_000))
+        taken = threading.Event()
+        half.hand_over(lambda _error: taken.set())
+        assert taken.wait(10)
+        seen = pack_of(path).read_bytes()
+        store.writer._reserve_bytes = 1 << 60
+        with pytest.raises(StoreFullError):
+            put_message(store, MESSAGES[1])
+        store.writer._reserve_bytes = 0
+        put_message(store, MESSAGES[2])
+        first, second = sorted((path / "streams/host").glob("*.pack"))
+        assert seen.startswith(first.read_bytes()), "what was taken back is gone, and nothing stands there"
+        assert second.stat().st_size > 176
+    shutil.rmtree(path / "index")
+    assert messages_in(path) == [MESSAGES[0], MESSAGES[2]]
+
+
+def test_a_message_on_its_way_through_a_rollback_is_refused(path: Path) -> None:
+    with Store.open(path, create=True) as store:
+        store.start_writing("host")
+        half = store.begin()
+        half.feed(b"Subject: half\r\n\r\n" + os.urandom(2_500_000))
+        half.hand_over()
+        store.writer._reserve_bytes = 1 << 60
+        with pytest.raises(StoreFullError):
+            put_message(store, MESSAGES[1])
+        store.writer._reserve_bytes = 0
+        errors: list[StoreError | None] = []
+        answered = threading.Event()
+
+        def done(error: StoreError | None) -> None:
+            errors.append(error)
+            answered.set()
+
+        half.commit(Leg.LMTP, Envelope(b"", ()), queue_id=b"", attributes={}, done=done)
+        assert answered.wait(10)
+        assert isinstance(errors[0], StoreFullError)
+
+
+def test_a_damaged_header_costs_no_mail(path: Path) -> None:
+    with Store.open(path, create=True) as store:
+        store.start_writing("host")
+        for message in MESSAGES:
+            put_message(store, message)
+    pack = pack_of(path)
+    data = bytearray(pack.read_bytes())
+    data[40] ^= 1  # in the salt, without which no checksum can be told
+    pack.write_bytes(data)
+    shutil.rmtree(path / "index")
+    with Store.open(path) as store:
+        assert any("header" in damage for damage in store.damage)
+    assert messages_in(path) == MESSAGES
+
+
+def test_what_is_damaged_is_stored_anew(path: Path) -> None:
+    message = b"Subject: rot\r\n\r\n" + os.urandom(50_000).hex().encode() + b"\r\n"
+    with Store.open(path, create=True) as store:
+        store.start_writing("host")
+        first = put_message(store, message)
+    pack = pack_of(path)
+    data = bytearray(pack.read_bytes())
+    data[5000] ^= 1
+    pack.write_bytes(data)
+    with Store.open(path) as store:
+        store.start_writing("host")
+        assert list(check(store, Checked()))
+        put_message(store, message)
+        store.settle_index()
+        assert b"".join(store.read(first.content)) == message
+
+
+def test_an_index_that_is_emptied_beside_a_reader_has_no_hole(path: Path) -> None:
+    with Store.open(path, create=True) as store:
+        store.start_writing("host")
+        for message in MESSAGES[:3]:
+            put_message(store, message)
+        store.settle_index()
+        store.view.clear()  # as another process that found it behind would
+        put_message(store, MESSAGES[3])
+        store.settle_index()
+        assert len(list(store.deliveries(Query()))) == len(MESSAGES)
+
+
+def test_a_lost_pack_keeps_its_number(path: Path) -> None:
+    with Store.open(path, create=True) as store:
+        store.start_writing("host", pack_bytes=1000)
+        for message in MESSAGES:
+            put_message(store, message)
+    packs = sorted((path / "streams/host").glob("*.pack"))
+    packs[-1].unlink()
+    with Store.open(path) as store:
+        assert store.damage
+        store.start_writing("host", pack_bytes=1000)
+        put_message(store, b"after\r\n")
+    assert not packs[-1].exists(), "a replica may have the real one under this name"

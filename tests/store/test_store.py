@@ -258,3 +258,63 @@ def test_many_threads_one_writer(store: Store) -> None:
     assert len(found) == 200
     for content, message in found.items():
         assert b"".join(store.read(content)) == message  # type: ignore[arg-type]  # a ContentId
+
+
+def test_a_stream_name_that_does_not_fit(path: Path) -> None:
+    with Store.open(path, create=True) as store:
+        for name in ("h" * 65, "a/b", "..", ""):
+            with pytest.raises(StoreError, match="cannot name a stream"):
+                store.start_writing(name)
+
+
+def test_a_creation_that_was_cut_off_is_gone_on_with(path: Path) -> None:
+    (path / "streams").mkdir(parents=True)
+    (path / "mailkeep.store.new").write_text("{")
+    (path / "lost+found").mkdir()
+    with Store.open(path, create=True) as store:
+        store.start_writing("host")
+        put_message(store, SMALL)
+
+
+def test_whoever_comes_after_the_end_is_answered(path: Path) -> None:
+    with Store.open(path, create=True) as store:
+        store.start_writing("host")
+        writer = store.writer
+    errors: list[StoreError | None] = []
+    writer.submit(Submission(done=errors.append))
+    assert isinstance(errors[0], StoreError)
+
+
+def test_a_selection_of_any_length(store: Store) -> None:
+    for finished in (False, True):
+        done = threading.Event()
+        fact = ReplayRun(
+            run="r", time_us=now_us(), selection=b"s" * 5000, owner="", messages=1, finished=finished
+        )
+        store.writer.submit(Submission(entries=[fact], done=lambda _error, done=done: done.set()))
+        assert done.wait(10)
+        store.settle_index()
+        assert store.run(b"s" * 5000) == (None if finished else "r")
+
+
+def test_a_message_that_drips_in(store: Store) -> None:
+    message = SMALL + b"x" * 20_000 + b"\r\n"
+    delivery = put_message(store, message, step=1)
+    assert (delivery.size, b"".join(store.read(delivery.content))) == (len(message), message)
+
+
+@pytest.mark.parametrize(
+    ("header", "found"),
+    [
+        (b"Received: from a by b with ESMTP id 4ABCdef123; Mon\r\n", b"4ABCdef123"),
+        (b"Received: from a by b\r\n\twith ESMTP id\r\n\t4ABCdef123 for <x>\r\n", b"4ABCdef123"),
+        (b"Return-Path: <a>\r\nReceived: by b id 4ABCdef123\r\n", b"4ABCdef123"),
+        (b"Received: from a by b with ESMTP id\r\nSubject: lunch\r\n", b""),
+        (b"Received: from a by b\r\nReceived: from c by d id FOREIGN1\r\n", b""),
+        (b"Subject: id 4ABCdef123\r\n", b""),
+    ],
+)
+def test_the_id_of_the_top_received_field(store: Store, header: bytes, found: bytes) -> None:
+    ingest = store.begin()
+    ingest.feed(header + b"\r\nbody\r\n")
+    assert ingest.top_received_id() == found
