@@ -151,22 +151,24 @@ class Capturer:
         unwritten = dict(self._unwritten)  # first: what leaves it meanwhile is in the index after settling
         self.store.settle_index()
         known: dict[bytes, bytes] = {}
-        query = Query(
-            since_us=now_us() - RETRY_WINDOW_US, terms=((Term.QUEUE_ID, queue_id),), newest_first=False
-        )
-        for stored in self.store.deliveries(query):
-            delivery = stored.delivery
-            if delivery.id == besides or (delivery.leg, delivery.content) != (Leg.LMTP, content):
-                continue
-            outcomes = dict(stored.outcomes)
-            if delivery.id in unwritten:
-                outcomes.update((outcome.recipient, outcome) for outcome in unwritten[delivery.id].outcomes)
-            for number, recipient in enumerate(delivery.envelope.recipients):
-                outcome = outcomes.get(number)
-                # A 451 of our own, as for a connection lost behind the message, says nothing of who has it.
-                reply = outcome.reply if outcome is not None and outcome.source != "mailkeep" else b""
-                if not known.get(recipient.address, b"").startswith(b"2"):
-                    known[recipient.address] = reply
+        recipients = {r.address.lower() for r in self.store.delivery(besides).delivery.envelope.recipients}
+        # One recipient at a time: a list's message comes in many transactions under one queue id, and loading
+        # them all for each of them would take longer and longer.
+        for address in recipients:
+            for stored in self.store.deliveries(
+                Query(
+                    since_us=now_us() - RETRY_WINDOW_US,
+                    terms=((Term.QUEUE_ID, queue_id), (Term.RECIPIENT, address)),
+                    newest_first=False,
+                )
+            ):
+                delivery = stored.delivery
+                if delivery.id == besides or (delivery.leg, delivery.content) != (Leg.LMTP, content):
+                    continue
+                outcomes = dict(stored.outcomes)
+                if delivery.id in unwritten:
+                    outcomes.update((fact.recipient, fact) for fact in unwritten[delivery.id].outcomes)
+                _add_replies(known, delivery, outcomes)
         return known
 
     def read(self, content: ContentId) -> Iterator[bytes]:
@@ -220,6 +222,15 @@ class Capturer:
         if bell is None:
             bell = self._doorbells[loop] = _Doorbell(loop)
         return bell
+
+
+def _add_replies(known: dict[bytes, bytes], delivery: Delivery, outcomes: Mapping[int, Outcome]) -> None:
+    for number, recipient in enumerate(delivery.envelope.recipients):
+        outcome = outcomes.get(number)
+        # A 451 of our own, as for a connection lost behind the message, says nothing of who has it.
+        reply = outcome.reply if outcome is not None and outcome.source != "mailkeep" else b""
+        if not known.get(recipient.address, b"").startswith(b"2"):
+            known[recipient.address] = reply
 
 
 class Capture:

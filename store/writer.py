@@ -8,6 +8,7 @@ gathers by itself, so a busy server gets large groups and an idle one no delay. 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import queue
@@ -15,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from store import records
@@ -201,8 +203,8 @@ class Writer:
         contents: set[ContentId] = set()
         failed: list[Submission] = []
         self._stream.roll()
-        with self._index.read() as snapshot:
-            self._bad = snapshot.bad()
+        with contextlib.ExitStack() as stack:
+            snapshot = self._look(stack)
             for item in batch:
                 if item.epoch is not None and item.epoch != self.epoch:
                     failed.append(item)
@@ -233,9 +235,13 @@ class Writer:
             if item.done:
                 item.done(StoreFullError(f"{self._directory} was full while the message was on its way"))
 
-    def _take_chunks(self, item: Submission, snapshot: Snapshot) -> None:
+    def _take_chunks(self, item: Submission, snapshot: Snapshot | None) -> None:
         for chunk, data in item.chunks:
-            known = chunk in self._fresh or chunk in self.pending.chunks or self._indexed(snapshot, chunk)
+            known = (
+                chunk in self._fresh
+                or chunk in self.pending.chunks
+                or (snapshot is not None and self._indexed(partial(snapshot.chunk, chunk)))
+            )
             if item.tally:
                 item.tally.taken_bytes += len(data)
                 if known:
@@ -250,27 +256,34 @@ class Writer:
             if self._block_bytes >= BLOCK_BYTES:
                 self._write_block()
 
-    def _indexed(self, snapshot: Snapshot, chunk: ChunkId) -> bool:
+    def _look(self, stack: contextlib.ExitStack) -> Snapshot | None:
+        """The index as it is now, or None: without it everything is new, and stored twice does no harm."""
         try:
-            where = snapshot.chunk(chunk)
-            return where is not None and where.record not in self._bad
-        except Exception as exc:  # noqa: BLE001 - whatever ails the index: a chunk stored twice does no harm
+            snapshot = stack.enter_context(self._index.read())
+            self._bad = snapshot.bad()
+        except StoreError as exc:
+            log.error("no deduplication: %s", exc)
+            return None
+        return snapshot
+
+    def _indexed(self, find: Callable[[], Location | None]) -> bool:
+        try:
+            where = find()
+        except Exception as exc:  # noqa: BLE001 - whatever ails the index, as in _look
             log.error("the index cannot be asked: %s", exc)
             return False
+        return where is not None and where.record not in self._bad
 
     def _write_block(self) -> None:
         if self._block:
             self._located += self._stream.append_chunks(self._block)
             self._block, self._block_bytes = [], 0
 
-    def _has_content(self, content: ContentId, here: set[ContentId], snapshot: Snapshot) -> bool:
-        try:
-            where = snapshot.content(content)
-            indexed = where is not None and where.record not in self._bad
-            if indexed or content in here or content in self.pending.contents:
-                return True
-        except Exception as exc:  # noqa: BLE001 - as for chunks
-            log.error("the index cannot be asked: %s", exc)
+    def _has_content(self, content: ContentId, here: set[ContentId], snapshot: Snapshot | None) -> bool:
+        if content in here or content in self.pending.contents:
+            return True
+        if snapshot is not None and self._indexed(partial(snapshot.content, content)):
+            return True
         here.add(content)
         return False
 
