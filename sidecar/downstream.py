@@ -50,6 +50,8 @@ class Downstream(asyncio.Protocol):
 
     def __init__(self, wakeup: Wakeup) -> None:
         self.capabilities = Capabilities({})
+        self.address = Address()
+        """the server that this is a connection to"""
         self.paused = False
         """Whether more than HIGH_WATER_BYTES wait to be sent: `drain` before giving more."""
         self._wakeup = wakeup
@@ -74,6 +76,7 @@ class Downstream(asyncio.Protocol):
         """
         loop = asyncio.get_running_loop()
         connection = cls(wakeup or Wakeup(loop))
+        connection.address = address
         try:
             async with asyncio.timeout_at(deadline):
                 if address.is_unix:
@@ -129,6 +132,17 @@ class Downstream(asyncio.Protocol):
             await self._wait(deadline)
         return reply
 
+    def refusal(self, reply: Reply) -> Reply:
+        """`reply` itself, in a place where only 4xx or 5xx is a refusal. Raises DownstreamError for others.
+
+        A stray 2xx would tell the client of a delivery that nobody made.
+        """
+        if not (reply.transient or reply.permanent):
+            failure = DownstreamError(_CONFUSED, f"said {reply.text!r} out of place")
+            self._lose(failure)
+            raise failure
+        return reply
+
     async def exchange(
         self, lines: Sequence[bytes], wait_s: float, answered: Callable[[Reply], object]
     ) -> None:
@@ -168,7 +182,7 @@ class Downstream(asyncio.Protocol):
             self.send(b"DATA\r\n", replies=1)
             reply = await self.reply(deadline)
             if not reply.intermediate:
-                return reply
+                return self.refusal(reply)
         self.begin_body()
         return None
 
@@ -183,8 +197,10 @@ class Downstream(asyncio.Protocol):
         """Take the next piece; the last one stays here until `finish`. Returns a refusal, or None.
 
         A refusal (of a chunk by the server, or `BARE_NEWLINE`) is final for every recipient: send no more,
-        and `abort`. Raises DownstreamError.
+        and `abort`. It stays the answer if the connection is lost afterwards. Raises DownstreamError.
         """
+        if self._refusal is not None:
+            return self._refusal
         if self._writer is not None:
             piece = self._writer.feed(piece)
             if self._writer.lax_end:
@@ -197,8 +213,8 @@ class Downstream(asyncio.Protocol):
         return self._refusal
 
     async def drain(self, deadline: float) -> None:
-        """Wait until the server has taken enough of what was sent. Raises DownstreamError."""
-        while self.paused:
+        """Wait until the server has taken enough of what was sent, or refused it. Raises DownstreamError."""
+        while self.paused and self._refusal is None:
             if self._failure is not None:
                 raise self._failure
             await self._wait(deadline)
@@ -273,13 +289,15 @@ class Downstream(asyncio.Protocol):
                 self._take(reply)
         except ReplyError as exc:
             self._lose(DownstreamError(_CONFUSED, str(exc)))
+        except DownstreamError:
+            pass  # whoever waits for a reply is told
         self._wakeup.wake()
 
     def _take(self, reply: Reply) -> None:
         if self._chunks_open:
             self._chunks_open -= 1
             if not reply.positive and self._refusal is None:
-                self._refusal = reply
+                self._refusal = self.refusal(reply)
         elif self._expected:
             self._expected -= 1
             self._replies.append(reply)

@@ -115,6 +115,36 @@ async def test_no_last_chunk_behind_a_refused_one(sink: LmtpSink) -> None:
     assert b"LAST" not in sink.wire[0]
 
 
+@pytest.mark.parametrize("stray", [b"250 2.0.0 stray\r\n", b"354 go on\r\n"])
+async def test_what_makes_no_sense_for_a_refusal_is_none(sink: LmtpSink, stray: bytes) -> None:
+    sink.chunking = stray.startswith(b"3")
+    sink.data_reply = sink.chunk_reply = stray
+    connection = await connect(sink)
+    await connection.begin(MAIL, [ONE], 20)
+    with pytest.raises(DownstreamError, match="out of place") as caught:  # noqa: PT012 - where, depends
+        await connection.open_body(soon())
+        connection.body(b"x" * 100_000)
+        connection.body(b"x" * 100_000)
+        await connection.finish(1, soon())
+    assert caught.value.reply.raw.startswith(b"451 4.5.0")
+    assert connection.lost
+    await until(lambda: not sink._tasks)
+    assert sink.delivered == []
+
+
+async def test_a_refusal_outlives_the_connection(sink: LmtpSink) -> None:
+    sink.chunk_reply = b"552 5.2.3 too big\r\n421 4.3.0 bye\r\n"
+    connection = await connect(sink)
+    await connection.begin(MAIL, [ONE], 20)
+    await connection.open_body(soon())
+    connection.body(b"x" * 100_000)
+    connection.body(b"x" * 100_000)
+    await until(lambda: connection.lost)
+    for refusal in (connection.body(b"x" * 200_000), await connection.finish(1, soon())):
+        assert refusal is not None
+        assert refusal.raw == b"552 5.2.3 too big\r\n"
+
+
 async def test_unix_socket(sink: LmtpSink, tmp_path: Path) -> None:
     await sink.start(str(tmp_path / "lmtp"))
     connection = await connect(sink)
