@@ -4,8 +4,8 @@ The order is the promise: bytes go to the store and, as they come, to the mailbo
 the message's end before the store has made it durable; then each of its replies is relayed as it arrives, and
 they are written down. Once the message has ended, nothing the client does (going away included) stops this.
 
-Faults on our side are 451. The rest of such a message is still read up to its end, for only there does the
-client listen again.
+Faults on our side are 451; with the policy *accept*, those of the capture let the message pass. The rest of a
+message that failed is still read up to its end, for only there does the client listen again.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from sidecar.capture import Captured, CaptureFailedError
 from sidecar.downstream import BARE_NEWLINE, Downstream, DownstreamError
 from sidecar.front import policy
 from sidecar.front.answers import Answers
+from sidecar.front.pace import Pace
 from sidecar.front.retry import Retry
 from sidecar.front.transaction import Transaction
 from sidecar.lmtp import DotReader, Reply
@@ -48,6 +49,9 @@ class Message:
         self._capturer = session.server.capturer
         self._capture = self._capturer.begin()
         self._keeping = True
+        self._whole = True  # the capture was given every byte
+        self._fault = ""  # why it was given up, in accept mode
+        self._pace = Pace(self._limits, session.wakeup.now)
         self._downstream = downstream
         self._answers = Answers(session, transaction)
         self._downstream_s: float | None = None
@@ -75,35 +79,49 @@ class Message:
         """Read up to the end of DATA. False when the client went away before it."""
         session = self._session
         reader = DotReader()
-        while await session.more(self._limits.idle_timeout_s):
+        while await session.more(self._limits.idle_timeout_s, self._pace.client_deadline()):
             piece, rest = reader.feed(session.take())
             if piece:
                 self._events.received(len(piece))
-                if self._keeping:
-                    await self._keep(piece)
+                deadline = self._pace.came(len(piece))
+                await self._keep(piece)
                 if not self._held_back and self._verdict is None:
-                    await self._pass_on(piece)
+                    await self._pass_on(piece, deadline)
             if reader.ended:
                 session.give_back(rest)
                 return True
         return False
 
     async def _keep(self, piece: bytes) -> None:
+        if not self._keeping:
+            self._whole = False
+            return
         try:
             self._capture.feed(piece)
             if self._capture.backlogged:
-                async with asyncio.timeout(self._limits.reply_timeout_s):
-                    await self._capture.settle()
-        except Exception as exc:  # noqa: BLE001 - whatever it is, it is logged and answered with 451
+                began = self._session.wakeup.now()
+                try:
+                    # Half of what both may take: the mailbox server's turn is after this.
+                    async with asyncio.timeout(
+                        min(self._limits.reply_timeout_s / 2, self._pace.store.left_s)
+                    ):
+                        await self._capture.settle()
+                finally:
+                    self._pace.waited(self._pace.store, began)
+        except Exception as exc:  # noqa: BLE001 - whatever it is, it is logged, and answered with 451 or counted
             self._not_kept(exc)
 
-    async def _pass_on(self, piece: bytes) -> None:
+    async def _pass_on(self, piece: bytes, deadline: float) -> None:
         """To the mailbox server. Whatever it makes of it, the message is captured to its end."""
         try:
             self._refused_by(self._downstream.body(piece))
             if self._downstream.paused and self._verdict is None:
                 # Not reading on meanwhile is what slows the client down.
-                await self._downstream.drain(self._session.wakeup.now() + self._limits.reply_timeout_s)
+                began = self._session.wakeup.now()
+                try:
+                    await self._downstream.drain(min(deadline, began + self._pace.server.left_s))
+                finally:
+                    self._pace.waited(self._pace.server, began)
         except DownstreamError as exc:
             self._failed(exc.reply.raw, exc)
 
@@ -111,12 +129,11 @@ class Message:
 
     async def _conclude(self) -> None:
         """Commit, release, relay, write down. Also when the client is gone; bounded by its own deadline."""
-        deadline = self._session.wakeup.now() + self._limits.delivery_timeout_s
+        deadline = self._pace.delivery_deadline()
         captured: Captured | None = None
         try:
             async with asyncio.timeout_at(deadline):
-                if self._keeping:
-                    captured = await self._commit()
+                captured = await self._commit(deadline)
                 if captured is not None and self._verdict is None:
                     await self._deliver(captured, deadline)
         except DownstreamError as exc:
@@ -135,17 +152,34 @@ class Message:
                 self._capturer.record_outcomes(captured.delivery, self._answers.outcomes)
             self._events.answered(self._answers.outcomes, self._downstream_s)
 
-    async def _commit(self) -> Captured | None:
-        try:
-            return await self._capture.commit(
-                Leg.LMTP,
-                self._transaction.record(),
-                queue_id=self._session.xforward.get("IDENT", b""),
-                attributes=self._session.xforward,
-            )
-        except CaptureFailedError as exc:
-            self._not_kept(exc)
-            return None
+    async def _commit(self, deadline: float) -> Captured | None:
+        """None when it is not kept and must not be delivered."""
+        if self._keeping:
+            now = self._session.wakeup.now()
+            try:
+                # Where mail goes on without being kept, there must be time left for that.
+                async with asyncio.timeout_at((now + deadline) / 2 if self._capturer.accept else None):
+                    return await self._capture.commit(
+                        Leg.LMTP,
+                        self._transaction.record(),
+                        queue_id=self._session.xforward.get("IDENT", b""),
+                        attributes=self._session.xforward,
+                    )
+            except Exception as exc:  # noqa: BLE001 - whatever it is, it is logged, and answered with 451 or counted
+                self._not_kept(exc)
+        return self._let_through() if self._fault else None
+
+    def _let_through(self) -> Captured:
+        """Accept mode after a fault of our own: the message goes on, and that it is missing is known."""
+        if not self._whole:
+            self._capture.abort()  # half a message must not be put aside as a whole one
+        return self._capture.give_up(
+            Leg.LMTP,
+            self._transaction.record(),
+            queue_id=self._session.xforward.get("IDENT", b""),
+            attributes=self._session.xforward,
+            reason=self._fault,
+        )
 
     async def _deliver(self, captured: Captured, deadline: float) -> None:
         """Only called with the message durable (or let through by policy). Raises DownstreamError."""
@@ -165,6 +199,8 @@ class Message:
             if reply is None:
                 self._answers.tell()
                 reply = await self._downstream.reply(deadline)
+            if not reply.positive:
+                self._downstream.refusal(reply)
             self._answers.give(recipient, reply.raw, "downstream")
         self._answers.tell()
         self._downstream_s = self._session.wakeup.now() - began
@@ -176,8 +212,16 @@ class Message:
             self._verdict = (refusal.raw, "mailkeep" if refusal is BARE_NEWLINE else "downstream")
 
     def _not_kept(self, exc: Exception) -> None:
-        """Without a durable copy there is no delivery: the mailbox server is left without an end."""
+        """Without a durable copy there is no delivery: the mailbox server is left without an end.
+
+        In accept mode there is, and no fault of ours may stop it.
+        """
         self._keeping = False
+        if self._capturer.accept:
+            self._fault = str(exc) or type(exc).__name__
+            log.critical("%s: capturing stopped: %s", self._name(), self._fault, exc_info=exc)
+            self._events.fault()
+            return
         self._capture.abort()
         self._downstream.abort()
         if isinstance(exc, CaptureFailedError):
@@ -192,10 +236,13 @@ class Message:
         unexpected = reply is policy.INTERNAL_ERROR
         log.error(
             "%s: message answered with %s: %s",
-            self._session.xforward.get("IDENT", b"no queue id").decode("ascii", "backslashreplace"),
+            self._name(),
             reply.decode("ascii").rstrip(),
-            exc or type(exc).__name__,
+            str(exc) or type(exc).__name__,
             exc_info=exc if unexpected else None,
         )
         if unexpected:
             self._events.fault()
+
+    def _name(self) -> str:
+        return self._session.xforward.get("IDENT", b"no queue id").decode("ascii", "backslashreplace")

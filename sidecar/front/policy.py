@@ -10,6 +10,16 @@ from dataclasses import dataclass
 
 from store.records import Outcome
 
+MIN_PACE_BYTES_S = 1000
+"""What a client must send of a message in the long run: a tenth of the slowest line that mail is still sent
+over, and the peer is on this host."""
+STRETCH_BYTES = 32 << 20
+"""More of a message than can be on the way in the sockets' buffers, 6 MB at most with Linux's defaults."""
+QUEUED_REPLY_BYTES = 65_536
+"""So much of replies is sent before more commands are looked at, and taken by the client before that."""
+LINES_AT_ONCE = 500
+"""So many commands are served before the other sessions have their turn: some milliseconds."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FrontLimits:
@@ -19,13 +29,14 @@ class FrontLimits:
     idle_timeout_s: float = 300.0
     """how long a client may send nothing where it is its turn"""
     delivery_timeout_s: float = 540.0
-    """from the end of DATA to the last reply; lmtp_data_done_timeout is 600 s"""
+    """from the client's dot to the last reply; lmtp_data_done_timeout is 600 s"""
     connect_timeout_s: float = 30.0
     """to connect downstream and be greeted"""
     reply_timeout_s: float = 100.0
-    """for each reply of the downstream, and for its taking in of data; lmtp_data_init_timeout is 120 s"""
-    max_recipients: int | None = None
-    """of one transaction; one more is told 452 and comes again"""
+    """for each reply of the downstream, and for its and the store's taking in of data;
+    lmtp_data_init_timeout is 120 s, lmtp_data_xfer_timeout 180 s"""
+    max_recipients: int = 50_000
+    """of one transaction, all are kept in memory; one more is told 452 and comes again"""
     command_line_bytes: int = 16_384
     """RFC 5321 4.5.3.1 asks for 512 and more with extensions; Dovecot takes 4096 of parameters"""
 

@@ -15,6 +15,7 @@ from sidecar.front import policy
 from sidecar.front.answers import Answers
 from sidecar.front.transaction import Transaction
 from sidecar.lmtp import Reply
+from store.errors import StoreError
 from store.ids import ContentId
 
 if TYPE_CHECKING:
@@ -40,7 +41,8 @@ class Retry:
         cannot be read back.
         """
         if captured.delivery is None:
-            # Let through uncaptured, but it was held back and is nowhere to be read from. Next time, perhaps.
+            # Let through uncaptured, but it was held back and is nowhere to be read from.
+            self._server.cannot_resend(self._queue_id)
             return [], Reply.of(policy.NOT_KEPT)
         known = await self._server.capturer.known_replies(self._queue_id, captured.content, captured.delivery)
         everybody = self._transaction.accepted
@@ -76,7 +78,7 @@ class Retry:
             if mail.positive and reply.positive:
                 accepted.append(place)
             else:
-                refusal = reply if mail.positive else mail
+                refusal = self._downstream.refusal(reply if mail.positive else mail)
                 self._answers.give(place, refusal.raw, "downstream")
         self._answers.tell()
         if not accepted:
@@ -86,7 +88,11 @@ class Retry:
     async def _send_stored(self, content: ContentId, deadline: float) -> Reply | None:
         refusal = await self._downstream.open_body(deadline)
         pieces = self._server.capturer.read(content)
-        while refusal is None and (piece := await asyncio.to_thread(next, pieces, None)) is not None:
-            refusal = self._downstream.body(piece)
-            await self._downstream.drain(deadline)
+        try:
+            while refusal is None and (piece := await asyncio.to_thread(next, pieces, None)) is not None:
+                refusal = self._downstream.body(piece)
+                await self._downstream.drain(deadline)
+        except StoreError:
+            self._server.cannot_resend(self._queue_id)
+            raise
         return refusal

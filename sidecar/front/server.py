@@ -21,6 +21,8 @@ from sidecar.units import Address
 log = logging.getLogger(__name__)
 
 _BACKLOG = 128
+_UNREADABLE = 10_000
+"""how many queue ids are remembered whose message cannot be sent from the store"""
 
 
 class _Refuser(asyncio.Protocol):
@@ -60,6 +62,7 @@ class FrontServer:
         self.draining = False
         self.address = listen
         """where it listens; once started with port 0, the port that was given"""
+        self._unreadable: dict[bytes, None] = {}
         self._socket_mode = socket_mode
         self._socket_group = socket_group
         self._server: asyncio.Server | None = None
@@ -106,6 +109,19 @@ class FrontServer:
             log.error("%d LMTP sessions did not end within %g s and were cut off", len(late), timeout_s)
             await asyncio.wait(late)
         return not late
+
+    def may_be_retry(self, queue_id: bytes) -> bool:
+        """Whether a message is to be held back until it is known who has it already."""
+        return queue_id not in self._unreadable and self.capturer.seen(queue_id)
+
+    def cannot_resend(self, queue_id: bytes) -> None:
+        """The stored copy of a retry is of no use: next time the message goes through as it comes.
+
+        Somebody may get it twice, but bit rot does not turn every retry into 451 until it bounces.
+        """
+        self._unreadable[queue_id] = None
+        if len(self._unreadable) > _UNREADABLE:
+            del self._unreadable[next(iter(self._unreadable))]
 
     def left(self, session: LmtpFront) -> None:
         """A session ended, which may be long after its client went away."""

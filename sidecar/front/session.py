@@ -59,6 +59,7 @@ class LmtpFront(Wire):
         self.server = server
         self.xforward: dict[str, bytes] = {}
         self._downstream: Downstream | None = None
+        self._lines = 0  # served since others had their turn
         self._offered: frozenset[bytes] | None = None  # what LHLO promised in the mailbox server's name
         self._relayed: list[tuple[bytes, Recipient | None]] = []  # MAIL (None) and RCPT not yet sent on
         self._commands: dict[bytes, Callable[[bytes], Awaitable[None]]] = {
@@ -100,7 +101,9 @@ class LmtpFront(Wire):
             if line is None:
                 if self._relayed:
                     await self._relay()
-                return await self.more(self.server.limits.idle_timeout_s)
+                self._lines = 0
+                return await self.more_of_lines(self.server.limits.idle_timeout_s)
+            self._lines += 1
             command = parse_command(line)
             if command.verb == b"RCPT":
                 self._rcpt(line, command.argument)
@@ -113,6 +116,10 @@ class LmtpFront(Wire):
         except CommandError as exc:
             await self._relay()
             self.reply(exc.reply)
+        if self._lines >= policy.LINES_AT_ONCE or self.much_queued:
+            self._lines = 0
+            await self._relay()  # or what waits could grow as long as lines come
+            await self.breathe(self.server.limits.idle_timeout_s)
         return True
 
     async def _local(self, verb: bytes, argument: bytes) -> None:
@@ -135,6 +142,8 @@ class LmtpFront(Wire):
         return self.transaction
 
     def _forget(self) -> None:
+        """The transaction is over, and what XFORWARD told of it."""
+        self.xforward = {}  # a new one: a commit may still hold the old
         self.envelope = self._create_envelope()
 
     # -- commands answered here
@@ -186,7 +195,8 @@ class LmtpFront(Wire):
         if self.server.draining:
             raise _Goodbye(policy.SHUTTING_DOWN)
         sender = parse_path(argument, b"FROM:")
-        self._forget()
+        if self.transaction.is_open:
+            self._forget()
         self.transaction.sender = sender
         self.transaction.mail_line = line + b"\r\n"
         self._relayed.append((self.transaction.mail_line, None))
@@ -196,8 +206,7 @@ class LmtpFront(Wire):
         if not transaction.is_open:
             raise CommandError(policy.NO_MAIL if self._offered is not None else policy.NO_LHLO)
         address, parameters = parse_path(argument, b"TO:")
-        limit = self.server.limits.max_recipients
-        if limit is not None and transaction.asked >= limit:
+        if transaction.asked >= self.server.limits.max_recipients:
             raise CommandError(policy.TOO_MANY_RECIPIENTS)
         transaction.asked += 1
         self._relayed.append((line + b"\r\n", Recipient(address, parameters)))
@@ -244,8 +253,13 @@ class LmtpFront(Wire):
         return data_reply
 
     async def _connected(self) -> Downstream:
-        """The connection to the mailbox server, made anew if it was lost. Raises DownstreamError."""
-        if self._downstream is None or self._downstream.lost:
+        """The connection for a new transaction, made anew where the old one is lost or outdated.
+
+        Raises DownstreamError.
+        """
+        if self._downstream is None or self._outdated(self._downstream):
+            if self._downstream is not None:
+                self._downstream.close()
             self._downstream = await Downstream.connect(
                 self.server.downstream,
                 hostname=self.hostname.encode(),
@@ -258,11 +272,14 @@ class LmtpFront(Wire):
                 raise _Goodbye(policy.DOWNSTREAM_CHANGED)
         return self._downstream
 
+    def _outdated(self, downstream: Downstream) -> bool:
+        """Whether the next transaction needs another connection."""
+        return downstream.lost or downstream.address != self.server.downstream
+
     async def _leave(self) -> None:
         """End the transaction without a message, here and downstream."""
         downstream = self.transaction.downstream
         self._forget()
-        self.xforward = {}  # a new one: a commit may still hold the old
         if downstream is not None and not downstream.lost:
             try:
                 await downstream.reset(self.wakeup.now() + self.server.limits.reply_timeout_s)
@@ -272,7 +289,7 @@ class LmtpFront(Wire):
     async def _data(self, argument: bytes) -> None:
         if argument:
             raise CommandError(policy.NO_ARGUMENT)
-        held_back = self.server.capturer.seen(self.xforward.get("IDENT", b""))
+        held_back = self.server.may_be_retry(self.xforward.get("IDENT", b""))
         data_reply = await self._relay(with_data=not held_back and self._pipelines_data())
         transaction = self.transaction
         downstream = transaction.downstream
@@ -292,14 +309,13 @@ class LmtpFront(Wire):
         self.reply(policy.GO_AHEAD)
         if await message.run():
             self._forget()
-            self.xforward = {}  # a new one: a commit may still hold the old
 
     def _pipelines_data(self) -> bool:
         """Whether DATA may go on in one write with the MAIL and RCPTs before it: saves a round trip."""
         downstream = self._downstream
         return (
             downstream is not None
-            and not downstream.lost
+            and not self._outdated(downstream)
             and downstream.capabilities.pipelining
             and not downstream.capabilities.chunking
         )
@@ -313,7 +329,7 @@ class LmtpFront(Wire):
                 downstream.begin_body()
                 refusal = None
             else:
-                refusal = data_reply
+                refusal = downstream.refusal(data_reply)
         except DownstreamError as exc:
             log.warning("%s: %s", self.peer, exc)
             return exc.reply.raw

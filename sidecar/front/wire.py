@@ -17,11 +17,12 @@ state, the task for each connection and its making, asyncio's flow control for w
 from __future__ import annotations
 
 import asyncio
+import math
 from typing import Any, cast
 
 from aiosmtpd.smtp import SMTP
 
-from sidecar.front.policy import LINE_TOO_LONG
+from sidecar.front.policy import LINE_TOO_LONG, QUEUED_REPLY_BYTES
 from sidecar.lmtp import CommandError
 from sidecar.wakeup import Wakeup
 
@@ -48,7 +49,9 @@ class Wire(SMTP):
         self._clogged = False  # the peer does not take what is sent to it
         self._overlong = False  # in a line beyond the limit, which is dropped up to its end
         self._line_limit_bytes = line_limit_bytes
+        self._line_begun: float | None = None  # when a line came that is not complete yet
         self._out: list[bytes] = []
+        self._out_bytes = 0
 
     @property
     def peer(self) -> str:
@@ -74,8 +77,11 @@ class Wire(SMTP):
             self._overlong = self._overlong or len(rest) > self._line_limit_bytes
             self._buffer = b"" if self._overlong else rest
             self._position = 0
+            if rest and self._line_begun is None:
+                self._line_begun = self.wakeup.now()
             self._taken()
             return None
+        self._line_begun = None
         self._position = end + 1
         if self._overlong or end - start > self._line_limit_bytes:
             self._overlong = False
@@ -97,18 +103,38 @@ class Wire(SMTP):
         self._buffer = data + self._buffer[self._position :]
         self._position = 0
 
-    async def more(self, idle_s: float) -> bool:
-        """Send what is to be sent, then wait for more bytes. False when none will come.
+    async def more_of_lines(self, idle_s: float) -> bool:
+        """As `more`; a line that has begun must be complete within `idle_s`, however it drips."""
+        return await self.more(idle_s, math.inf if self._line_begun is None else self._line_begun + idle_s)
+
+    async def more(self, idle_s: float, latest: float = math.inf) -> bool:
+        """Send what is to be sent, then wait for more bytes, no later than `latest`. False if none will come.
 
         Raises TimeoutError when the peer neither sends nor takes what is sent to it for `idle_s`.
         """
         self.flush()
-        deadline = self.wakeup.now() + idle_s
+        deadline = min(self.wakeup.now() + idle_s, latest)
         while not self._fresh or self._clogged:
             if self._lost or (self.gone and not self._fresh) or self.ending():
                 return False
             await self.wakeup.wait(deadline)
         return True
+
+    @property
+    def much_queued(self) -> bool:
+        """Whether many replies wait: `breathe` before there are more."""
+        return self._out_bytes >= QUEUED_REPLY_BYTES
+
+    async def breathe(self, idle_s: float) -> None:
+        """In the middle of many lines: send what is to be sent, and let others have their turn.
+
+        Raises TimeoutError when the peer does not take it within `idle_s`.
+        """
+        self.flush()
+        deadline = self.wakeup.now() + idle_s
+        await asyncio.sleep(0)
+        while self._clogged and not self._lost and not self.ending():
+            await self.wakeup.wait(deadline)
 
     def ending(self) -> bool:
         """Whether this connection should end rather than wait; looked at after each wake."""
@@ -125,6 +151,7 @@ class Wire(SMTP):
     def reply(self, raw: bytes) -> None:
         """Queue a whole reply; `flush` sends all of them in one write."""
         self._out.append(raw)
+        self._out_bytes += len(raw)
 
     def flush(self) -> None:
         """Send the queued replies. To a peer that is no longer there nothing is sent."""
@@ -132,6 +159,7 @@ class Wire(SMTP):
             if not self._lost:
                 self._link.write(b"".join(self._out))
             self._out.clear()
+            self._out_bytes = 0
 
     def hang_up(self) -> None:
         """Send what is queued and close."""

@@ -10,7 +10,8 @@ import pytest
 
 from sidecar.front import FrontLimits, FrontServer
 from sidecar.units import Address
-from tests.support.lmtp_stage import Stage, settle, until
+from tests.support.lmtp_sink import LmtpSink
+from tests.support.lmtp_stage import PATIENCE_S, Client, Stage, settle, until
 
 MAIL = b"MAIL FROM:<s@example.org>\r\n"
 ONE = b"RCPT TO:<one@example.org>\r\n"
@@ -173,6 +174,51 @@ async def test_xforward_is_recorded_and_lasts_one_transaction(stage: Stage) -> N
     assert second.attributes == {}
 
 
+async def test_xforward_ends_with_a_refused_mail(stage: Stage) -> None:
+    stage.sink.mail_reply = b"452 4.3.1 no\r\n"
+    client = await stage.greeted(b"4Old")
+    assert (await client.say(MAIL)).startswith(b"452")
+    stage.sink.mail_reply = b"250 2.1.0 OK\r\n"
+    await client.send(MAIL + ONE + b"DATA\r\n")
+    await client.replies(3)
+    await client.say(BODY + b".\r\n")
+    assert (stage.capturer.kept[0].queue_id, stage.capturer.kept[0].attributes) == (b"", {})
+
+
+async def test_xforward_ends_with_a_transaction_that_failed(stage: Stage) -> None:
+    client = await stage.greeted(b"4Old")
+    stage.sink.drop_at = b"RCPT"
+    await client.send(MAIL + ONE)
+    assert (await client.replies(2))[1].startswith(b"451")
+    stage.sink.drop_at = b""
+    await client.send(MAIL + ONE + b"DATA\r\n")
+    await client.replies(3)
+    await client.say(BODY + b".\r\n")
+    assert stage.capturer.kept[0].queue_id == b""
+
+
+async def test_another_mailbox_server_from_the_next_transaction_on(stage: Stage) -> None:
+    client = await stage.greeted()
+    await client.send(MAIL + ONE)
+    await client.replies(2)
+    other = LmtpSink(chunking=False)
+    await other.start()
+    assert stage.server
+    stage.server.downstream = other.address
+    assert await client.say(b"DATA\r\n") == GO
+    assert (await client.say(BODY + b".\r\n")).startswith(b"250")
+    assert (len(stage.sink.delivered), other.connections) == (1, 0)
+    for _ in range(2):
+        await client.send(MAIL + ONE + b"DATA\r\n")
+        assert (await client.replies(3))[-1] == GO
+        assert (await client.say(BODY + b".\r\n")).startswith(b"250")
+    assert (len(stage.sink.delivered), len(other.delivered), other.connections) == (1, 2, 1)
+    await until(lambda: not stage.sink._tasks)
+    assert stage.sink.commands[-1] == b"QUIT"
+    client.close()
+    await other.stop()
+
+
 @pytest.mark.parametrize("chunking", [False, True])
 @pytest.mark.parametrize("pipelining", [False, True])
 async def test_one_connection_for_many_transactions(stage: Stage, chunking: bool, pipelining: bool) -> None:
@@ -272,6 +318,10 @@ async def test_too_many_recipients(stage: Stage) -> None:
     assert [r[:9] for r in await client.replies(4)] == [b"250 2.1.0", b"250 2.1.5", b"452 4.5.3", GO[:9]]
 
 
+async def test_recipients_are_bounded_unless_told() -> None:
+    assert FrontLimits().max_recipients == 50_000
+
+
 async def test_a_line_of_100_mb_is_dropped_in_bounded_memory(stage: Stage) -> None:
     client = await stage.greeted()
     (session,) = stage.server._sessions if stage.server else ()
@@ -354,6 +404,94 @@ async def test_idle_client(stage: Stage) -> None:
     assert stage.capturer.aborted == 1
     await until(lambda: not stage.sink._tasks)
     assert stage.sink.delivered == []
+
+
+async def drip(client: Client, piece: bytes) -> bytes:
+    """What the front says to a client that never stops to send a little."""
+
+    async def send() -> None:
+        while not client.writer.is_closing():
+            client.writer.write(piece)
+            await asyncio.sleep(0.02)
+
+    dripping = asyncio.ensure_future(send())
+    try:
+        async with asyncio.timeout(PATIENCE_S):
+            return await client.reader.readline()
+    finally:
+        dripping.cancel()
+
+
+@pytest.mark.parametrize("limit", [16_384, 20])
+async def test_a_command_that_drips(stage: Stage, limit: int) -> None:
+    stage.limits = FrontLimits(idle_timeout_s=0.2, command_line_bytes=limit)
+    client = await stage.greeted()
+    assert await drip(client, b"N") == b"421 4.4.2 Idle for too long\r\n"
+
+
+async def test_a_message_that_drips(stage: Stage) -> None:
+    stage.limits = FrontLimits(idle_timeout_s=0.2)
+    client = await stage.greeted()
+    await client.send(MAIL + ONE + b"DATA\r\n")
+    await client.replies(3)
+    assert await drip(client, b"x") == b"421 4.4.2 Idle for too long\r\n"
+    assert stage.capturer.aborted == 1
+    await until(lambda: not stage.sink._tasks)
+    assert stage.sink.delivered == []
+    assert b"LAST" not in stage.sink.wire[0]
+
+
+async def test_a_slow_client_that_keeps_its_pace(stage: Stage) -> None:
+    stage.limits = FrontLimits(idle_timeout_s=0.2)
+    client = await stage.greeted()
+    await client.send(MAIL + ONE + b"DATA\r\n")
+    await client.replies(3)
+    for _ in range(15):  # longer than the idle time in all
+        await client.send(b"x" * 98 + b"\r\n")
+        await asyncio.sleep(0.04)
+    assert (await client.say(b".\r\n")).startswith(b"250")
+
+
+@pytest.mark.parametrize("line", [b"\n", b"NOOP\r\n"])
+async def test_a_flood_of_lines_leaves_room_for_others(stage: Stage, line: bytes) -> None:
+    flood, other = await stage.greeted(), await stage.greeted()
+    assert stage.server
+    (session,) = [s for s in stage.server._sessions if s.session.peer == _name(flood)]
+    flood.reader._transport.pause_reading()  # type: ignore[attr-defined]
+    turns = []
+    serve = session._step
+
+    async def step() -> bool:
+        turns.append(asyncio.get_running_loop())
+        assert session._link.get_write_buffer_size() < 1_000_000
+        return await serve()
+
+    session._step = step
+    sending = asyncio.ensure_future(flood.send(line * 4_000_000))
+    await until(lambda: session._clogged and not session._reading)
+    served = len(turns)
+    await settle()
+    assert len(turns) == served  # it waits for its client
+    assert await other.say(b"NOOP\r\n") == b"250 2.0.0 Ok\r\n"
+    assert session._out_bytes + session._link.get_write_buffer_size() < 1_000_000
+    flood.abort()
+    await asyncio.gather(sending, return_exceptions=True)
+    await until(lambda: len(stage.server._sessions) == 1 if stage.server else False)
+
+
+async def test_a_flood_from_a_client_that_never_reads_ends(stage: Stage) -> None:
+    stage.limits = FrontLimits(idle_timeout_s=0.3)
+    client = await stage.greeted()
+    assert stage.server
+    client.reader._transport.pause_reading()  # type: ignore[attr-defined]
+    sending = asyncio.ensure_future(client.send(b"\n" * 4_000_000))
+    await until(lambda: not stage.server._sessions if stage.server else False)
+    client.abort()
+    await asyncio.gather(sending, return_exceptions=True)
+
+
+def _name(client: Client) -> object:
+    return client.writer.get_extra_info("sockname")
 
 
 async def test_drain(stage: Stage) -> None:

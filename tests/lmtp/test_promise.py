@@ -211,6 +211,53 @@ async def test_let_through_uncaptured(stage: Stage) -> None:
     assert stage.sink.delivered[0].message == BODY
 
 
+@pytest.mark.parametrize("where", ["feed_fault", "commit_fault"])
+@pytest.mark.parametrize("message", [BODY, SOME_MB], ids=["small", "large"])
+async def test_in_accept_mode_our_own_bug_lets_through(
+    stage: Stage, where: str, message: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    stage.capturer.accept = True
+    client = await begin(stage, ONE, TWO, ident=b"4Q1")
+    setattr(stage.capturer, where, ZeroDivisionError("bug"))
+    await client.send(message + b".\r\n")
+    assert await client.replies(2) == [SAVED_ONE, SAVED_TWO]
+    assert stage.sink.delivered[0].message == message
+    ((queue_id, reason, aside),) = stage.capturer.given_up
+    assert (queue_id, reason) == (b"4Q1", "bug")
+    # All of it is put aside, or nothing.
+    assert aside == (b"" if where == "feed_fault" and message is SOME_MB else message)
+    assert "CRITICAL" in caplog.text
+    assert "Traceback" in caplog.text
+
+
+async def test_in_accept_mode_a_store_that_hangs_lets_through(stage: Stage) -> None:
+    stage.capturer.accept = True
+    stage.limits = FrontLimits(reply_timeout_s=0.4)
+    stage.capturer.settle_gate = asyncio.Event()
+    client = await begin(stage)
+    await client.send(SOME_MB + b".\r\n")
+    assert await client.reply() == SAVED_ONE
+    assert stage.sink.delivered[0].message == SOME_MB
+    assert [aside for _, _, aside in stage.capturer.given_up] == [b""]
+
+
+async def test_in_accept_mode_a_commit_that_hangs_lets_through(stage: Stage) -> None:
+    stage.capturer.accept = True
+    stage.limits = FrontLimits(delivery_timeout_s=1.0)
+    stage.capturer.commit_gate = asyncio.Event()
+    client = await begin(stage)
+    assert await client.say(BODY + b".\r\n") == SAVED_ONE
+    assert [aside for _, _, aside in stage.capturer.given_up] == [BODY]
+
+
+async def test_in_accept_mode_a_held_back_message_goes_through_next_time(stage: Stage) -> None:
+    stage.capturer.accept = True
+    stage.capturer.seen_ids = {b"4A"}
+    stage.capturer.commit_fault = ZeroDivisionError("bug")
+    assert (await deliver(stage, b"4A", BODY, ONE))[0].startswith(b"451 4.3.0")
+    assert await deliver(stage, b"4A", BODY, ONE) == [SAVED_ONE]
+
+
 async def test_a_fault_outside_of_a_message_is_451(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
     client = await stage.greeted()
     stage.capturer.begin = lambda: 1 / 0  # type: ignore[method-assign, assignment]
@@ -312,6 +359,55 @@ async def test_a_refused_chunk_is_everybodys_reply(stage: Stage) -> None:
     assert (await client.replies(3))[-1].startswith(b"354")
 
 
+@pytest.mark.parametrize("held_back", [False, True])
+@pytest.mark.parametrize("pipelining", [False, True])
+@pytest.mark.parametrize("stray", [b"250 2.0.0 stray\r\n", b"220 hello\r\n"])
+async def test_a_stray_2xx_to_data_delivers_nothing(
+    stage: Stage, stray: bytes, pipelining: bool, held_back: bool
+) -> None:
+    stage.sink.chunking, stage.sink.pipelining, stage.sink.data_reply = False, pipelining, stray
+    stage.capturer.seen_ids = {b"4A"} if held_back else set()
+    client = await stage.greeted(b"4A")
+    await client.send(MAIL + ONE + TWO + b"DATA\r\n")
+    *_, last = await client.replies(4)
+    if held_back:
+        await client.send(BODY + b".\r\n")
+        last, other = await client.replies(2)
+        assert other == last
+    assert last.startswith(b"451 4.5.0")
+    assert stage.sink.delivered == []
+    assert (await client.say(b"RSET\r\n" + MAIL)).startswith(b"250")
+
+
+@pytest.mark.parametrize("number", [1, 3])
+async def test_a_chunk_answered_with_nonsense(stage: Stage, number: int) -> None:
+    stage.sink.chunk_replies = {number: b"354 hm\r\n"}
+    client = await begin(stage, ONE, TWO)
+    await client.send(SOME_MB + b".\r\n")
+    assert [r[:9] for r in await client.replies(2)] == [b"451 4.5.0"] * 2
+    assert not ended(stage.sink.wire[0])
+    assert stage.capturer.kept[0].message == SOME_MB
+
+
+async def test_a_final_reply_that_is_none(stage: Stage) -> None:
+    stage.sink.final_replies = {ONE[:-2]: b"354 go on\r\n"}
+    client = await begin(stage, ONE, TWO)
+    await client.send(BODY + b".\r\n")
+    assert [r[:9] for r in await client.replies(2)] == [b"451 4.5.0"] * 2
+    assert [o.source for o in stage.capturer.kept[0].outcomes] == ["mailkeep"] * 2
+
+
+async def test_a_retry_whose_recipient_is_answered_with_nonsense(stage: Stage) -> None:
+    stage.sink.final_replies = {TWO[:-2]: b"451 4.2.0 locked\r\n"}
+    await deliver(stage, b"4A", BODY, ONE, TWO)
+    client = await begin(stage, ONE, TWO, ident=b"4A")
+    stage.sink.rcpt_replies = {TWO[:-2]: b"354 go on\r\n"}
+    await client.send(BODY + b".\r\n")
+    first, second = await client.replies(2)
+    assert first == SAVED_ONE
+    assert second.startswith(b"451 4.5.0")
+
+
 async def test_lost_between_transactions_is_no_error(stage: Stage) -> None:
     client = await begin(stage)
     assert await client.say(BODY + b".\r\n") == SAVED_ONE
@@ -356,6 +452,29 @@ async def test_a_delivery_without_end_is_451_in_time(stage: Stage) -> None:
     assert await client.reply() == SAVED_ONE
     assert [r[:9] for r in await client.replies(2)] == [b"451 4.4.2"] * 2
     assert [o.source for o in stage.capturer.kept[0].outcomes] == ["downstream", "mailkeep", "mailkeep"]
+
+
+async def test_a_store_that_lags_for_too_long_in_all(stage: Stage) -> None:
+    stage.limits = FrontLimits(delivery_timeout_s=1.5)  # a third of it for all waits
+    stage.capturer.settle_s = 0.3
+    client = await begin(stage, ONE, TWO)
+    for number in range(2):
+        await client.send(BODY)
+        await until(lambda n=number: stage.capturer.fed > n * len(BODY))
+    await client.send(b".\r\n")
+    assert [r[:9] for r in await client.replies(2)] == [b"451 4.3.0"] * 2
+    assert stage.sink.delivered == []
+    stage.capturer.settle_s = 0.0
+    assert (await client.say(MAIL)).startswith(b"250")
+
+
+async def test_a_server_that_takes_nothing(stage: Stage) -> None:
+    stage.limits = FrontLimits(delivery_timeout_s=0.9)
+    stage.sink.gates[b"body"] = asyncio.Event()
+    client = await begin(stage)
+    await client.send(SOME_MB * 8 + b".\r\n")
+    assert (await client.reply()).startswith(b"451 4.4.2")
+    assert stage.capturer.kept[0].message == SOME_MB * 8
 
 
 async def test_a_commit_without_end_is_451_in_time(stage: Stage) -> None:
@@ -511,6 +630,19 @@ async def test_a_retry_that_cannot_be_read_back(stage: Stage) -> None:
     stage.capturer.read_fault = StoreError("damaged")
     assert await deliver(stage, b"4A", BODY * 500, ONE) == [b"451 4.3.0 Internal error\r\n"]
     assert stage.sink.delivered == []
+    # Nor will it be next time, so then it is not tried.
+    assert await deliver(stage, b"4A", BODY * 500, ONE) == [SAVED_ONE]
+    assert stage.sink.delivered[0].message == BODY * 500
+
+
+async def test_few_of_those_are_remembered(stage: Stage) -> None:
+    server = await stage.start()
+    stage.capturer.seen_ids = {b"4A"}
+    server.cannot_resend(b"4A")
+    assert not server.may_be_retry(b"4A")
+    for number in range(10_000):
+        server.cannot_resend(b"%d" % number)
+    assert server.may_be_retry(b"4A")
 
 
 async def test_a_retry_let_through_uncaptured_waits(stage: Stage) -> None:
@@ -518,6 +650,7 @@ async def test_a_retry_let_through_uncaptured_waits(stage: Stage) -> None:
     stage.capturer.uncaptured = True
     assert (await deliver(stage, b"4A", BODY, ONE))[0].startswith(b"451 4.3.0")
     assert stage.sink.delivered == []
+    assert await deliver(stage, b"4A", BODY, ONE) == [SAVED_ONE]
 
 
 async def test_a_held_back_message_refused_at_data(stage: Stage) -> None:

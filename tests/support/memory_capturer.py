@@ -30,12 +30,16 @@ class MemoryCapturer(Capturer):
         self.kept: list[Kept] = []
         self.aborted = 0
         self.largest_feed = 0
+        self.fed = 0
         self.feed_fault: Exception | None = None
         self.commit_fault: Exception | None = None
         self.read_fault: Exception | None = None
         self.commit_gate: asyncio.Event | None = None
         self.settle_gate: asyncio.Event | None = None
+        self.settle_s = 0.0
         self.uncaptured = False
+        self.accept = False
+        self.given_up: list[tuple[bytes, str, bytes]] = []  # queue id, reason, what would be put aside
         self.seen_ids: set[bytes] = set()
 
     def begin(self) -> MemoryCapture:
@@ -74,16 +78,18 @@ class MemoryCapture(Capture):
         self._ended = False
 
     def feed(self, data: bytes) -> None:
+        self._memory.fed += len(data)
         self._memory.largest_feed = max(self._memory.largest_feed, len(data))
+        self._pieces.append(data)  # as the spool, which is there for what the store does not take
         if self._memory.feed_fault:
             raise self._memory.feed_fault
-        self._pieces.append(data)
 
     @property
     def backlogged(self) -> bool:
-        return self._memory.settle_gate is not None
+        return self._memory.settle_gate is not None or self._memory.settle_s > 0
 
     async def settle(self) -> None:
+        await asyncio.sleep(self._memory.settle_s)
         if self._memory.settle_gate:
             await self._memory.settle_gate.wait()
 
@@ -107,6 +113,14 @@ class MemoryCapture(Capture):
         kept = Kept(new_delivery_id(now_us()), envelope, queue_id, dict(attributes), message)
         self._memory.kept.append(kept)
         return Captured(kept.id, content_id(message), len(message))
+
+    def give_up(
+        self, leg: Leg, envelope: Envelope, *, queue_id: bytes, attributes: Mapping[str, bytes], reason: str
+    ) -> Captured:
+        aside = b"" if self._ended else b"".join(self._pieces)
+        self._ended = True
+        self._memory.given_up.append((queue_id, reason, aside))
+        return Captured(None, ContentId(b""), len(aside))
 
     def abort(self) -> None:
         if not self._ended:
