@@ -363,7 +363,7 @@ class Capture:
         kept = self._spooled.keep(delivery) if self._spooled else False
         log.critical(
             "message %s goes through UNCAPTURED, %s: %s",
-            delivery.queue_id.decode(errors="replace"),
+            delivery.queue_id.decode(errors="replace") or "without queue id",
             "spooled" if kept else "and could not be spooled",
             reason,
         )
@@ -382,6 +382,9 @@ class Capture:
         if self._spooled:
             self._spooled.discard()
         receipt = self._ingest.receipt(delivery)
+        if log.isEnabledFor(logging.DEBUG):
+            queue_id = delivery.queue_id.decode(errors="replace") or "without queue id"
+            log.debug("%s: captured as %s, %d bytes", queue_id, delivery.id.hex()[:10], receipt.size)
         self._capturer.noted(captured=True)
         self._capturer.events.captured(leg, receipt)
         return Captured(

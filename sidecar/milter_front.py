@@ -46,13 +46,26 @@ class MilterError(Exception):
 class MilterMissingError(MilterError):
     """pymilter is not there."""
 
-    hint = "Install it with `pip install mailkeep[milter]`; it is built with gcc and libmilter-dev."
+    hint = (
+        "Install it with `pip install mailkeep[milter]` (it is built with gcc and libmilter-dev), "
+        "or take the section [milter] out of the configuration."
+    )
+    exit_code = 2  # trying again does not mend it
 
 
 class MilterListenError(MilterError):
     """The address cannot be listened on."""
 
     hint = "Check [milter] listen: is the directory there and ours to write, does another process listen?"
+
+
+def import_pymilter() -> Any:
+    """pymilter's low-level module. Raises MilterMissingError."""
+    try:
+        import milter
+    except ImportError as error:
+        raise MilterMissingError(f"[milter] is configured, but pymilter cannot be used: {error}") from error
+    return milter
 
 
 class MilterFront:
@@ -96,12 +109,7 @@ class MilterFront:
 
     def start(self) -> None:
         """Listen, and take mail from now on. Raises MilterMissingError, MilterListenError."""
-        try:
-            import milter
-        except ImportError as error:
-            raise MilterMissingError(
-                f"[milter] is configured, but pymilter cannot be used: {error}"
-            ) from error
+        milter = import_pymilter()
         self._milter = milter
         _make_free(self._address)
         self._register(milter)

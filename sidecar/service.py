@@ -25,7 +25,7 @@ from sidecar.config import Config, ConfigError, LmtpConfig, reloadable_changes
 from sidecar.front import FrontLimits, FrontServer
 from sidecar.http import HttpEndpoint
 from sidecar.metrics import Metrics
-from sidecar.milter_front import MilterFront
+from sidecar.milter_front import MilterFront, import_pymilter
 from sidecar.milter_session import MilterLimits
 from sidecar.spool import Spool
 from sidecar.watch import LmtpEvents, MilterWatch
@@ -62,8 +62,8 @@ class Service:
     async def run(self) -> int:
         """Serve until stopped; the exit code. Raises StartError, StoreError."""
         self._loop = asyncio.get_running_loop()
-        for line in self._config.lines():
-            log.info("%s", line)
+        if self._config.milter is not None:
+            import_pymilter()
         store = await asyncio.to_thread(Store.open, self._config.store.path, create=True)
         try:
             with store:
@@ -107,6 +107,8 @@ class Service:
             front = await self._start_front()
             milter = self._start_milter()
             self._handle_signals(front, milter)
+            for line in config.lines():
+                log.info("%s", line)
             self._ready = True
             notify.ready("capturing mail")
             log.info("ready")
@@ -209,7 +211,8 @@ class Service:
         if self._failure:
             reasons.append(f"the store has failed: {self._failure}")
         if _free_bytes(self._config.store.path) < self._config.store.reserve_bytes:
-            reasons.append("free space is below the reserve: mail is being deferred")
+            fate = "goes through WITHOUT a copy" if self._capturer.accept else "is being deferred"
+            reasons.append(f"free space is below the reserve: mail {fate}")
         return reasons
 
     def _milter_died(self, reason: str) -> None:

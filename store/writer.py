@@ -293,7 +293,7 @@ class Writer:
         reserve = self._reserve_bytes // 4 if urgent else self._reserve_bytes
         space = os.statvfs(self._directory)
         if space.f_bavail * space.f_frsize < reserve:
-            raise StoreFullError(f"{self._directory} has less than {reserve} bytes free")
+            raise StoreFullError(f"{self._directory} has less than its reserve of {reserve >> 20} MiB free")
 
     def _forget_group(self) -> None:
         # Chunks of messages still on their way go too, so those messages must fail: see Submission.epoch.

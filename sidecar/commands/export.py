@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from sidecar.commands import options
+from sidecar.commands.options import LegName
 from sidecar.export import Exported, Format, export
 from sidecar.progress import Progress
 from sidecar.select import Selection, select
@@ -44,7 +45,8 @@ def command(
     An .eml file has the exact bytes that were captured. A Maildir and an mbox want lines
     ended by LF, so CRLF becomes LF there (--crlf keeps it in a Maildir); the mbox is mboxrd:
     lines that begin with any number of > and "From " get one > more. Existing files are
-    never overwritten. The oldest comes first; --limit N takes the newest N.
+    never overwritten. The oldest comes first; --limit N takes the newest N. Filters take what
+    went to mailboxes; --leg milter takes mail as it was submitted.
 
     \b
     Example: mailkeep export --to anna@example.org --since 7d --format maildir --output anna
@@ -55,7 +57,8 @@ def command(
         raise typer.BadParameter("--crlf is for --format maildir only")
     selection = Selection(
         ids=tuple(ids or ()), to=to, sender=sender, since=since, until=until, queue_id=queue_id,
-        message_id=message_id, subject=subject, leg=leg, status=status, limit=limit,
+        message_id=message_id, subject=subject, status=status, limit=limit,
+        leg=leg or (None if ids else LegName.LMTP),
     )  # fmt: skip
     unreadable = 0
 

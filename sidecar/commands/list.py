@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from itertools import islice
+from itertools import chain, islice
 
 from sidecar.commands import options
 from sidecar.present import print_deliveries, print_json_lines
@@ -39,6 +39,11 @@ def command(
     )  # fmt: skip
     with options.open_store(config, store) as opened:
         found = select(opened, selection)
+        first = next(found, None)
+        if first is None:
+            print("mailkeep: nothing matches", file=sys.stderr)
+            return
+        found = chain([first], found)
         (print_json_lines if json else print_deliveries)(islice(found, limit or None))
         if next(found, None) is not None:
             sys.stdout.flush()

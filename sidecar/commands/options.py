@@ -21,6 +21,13 @@ class LegName(enum.StrEnum):
     MILTER = "milter"
 
 
+def _not_empty(text: str | None) -> str | None:
+    """An empty filter is most often a shell variable that is not set, and would ask for something else."""
+    if text is not None and not text.strip():
+        raise typer.BadParameter("is empty; the null sender is written '<>'")
+    return text
+
+
 def _check_time(text: str | None) -> str | None:
     if text is not None:
         try:
@@ -32,7 +39,7 @@ def _check_time(text: str | None) -> str | None:
 
 ConfigOption = Annotated[
     Path | None,
-    typer.Option("--config", metavar="FILE", envvar="MAILKEEP_CONFIG", help="Configuration file."),
+    typer.Option("--config", "-c", metavar="FILE", envvar="MAILKEEP_CONFIG", help="Configuration file."),
 ]
 StoreOption = Annotated[
     Path | None,
@@ -45,11 +52,21 @@ IdsArgument = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
 ToOption = Annotated[
     str | None,
-    typer.Option("--to", metavar="ADDRESS", help="Recipient: an address, @domain, or a pattern with *."),
+    typer.Option(
+        "--to",
+        metavar="ADDRESS",
+        callback=_not_empty,
+        help="Recipient: an address, @domain, or a pattern with *.",
+    ),
 ]
 FromOption = Annotated[
     str | None,
-    typer.Option("--from", metavar="ADDRESS", help="Envelope sender, like --to; '<>' is the null sender."),
+    typer.Option(
+        "--from",
+        metavar="ADDRESS",
+        callback=_not_empty,
+        help="Envelope sender, like --to; '<>' is the null sender.",
+    ),
 ]
 SinceOption = Annotated[
     str | None,
@@ -64,12 +81,16 @@ UntilOption = Annotated[
     str | None,
     typer.Option("--until", metavar="TIME", callback=_check_time, help="Captured before that."),
 ]
-QueueIdOption = Annotated[str | None, typer.Option("--queue-id", metavar="ID", help="Postfix's queue id.")]
+QueueIdOption = Annotated[
+    str | None, typer.Option("--queue-id", metavar="ID", callback=_not_empty, help="Postfix's queue id.")
+]
 MessageIdOption = Annotated[
-    str | None, typer.Option("--message-id", metavar="ID", help="Message-ID, with or without <>.")
+    str | None,
+    typer.Option("--message-id", metavar="ID", callback=_not_empty, help="Message-ID, with or without <>."),
 ]
 SubjectOption = Annotated[
-    str | None, typer.Option("--subject", metavar="TEXT", help="Part of the subject, in any case.")
+    str | None,
+    typer.Option("--subject", metavar="TEXT", callback=_not_empty, help="Part of the subject, in any case."),
 ]
 LegOption = Annotated[LegName | None, typer.Option("--leg", help="Where it was captured.")]
 StatusOption = Annotated[Status | None, typer.Option("--status", help="What became of it.")]

@@ -84,12 +84,17 @@ def command(
     envelope_sender = None if mail_from == "original" else _address(mail_from, "--mail-from")
     address = _downstream(downstream, config, asked=not dry_run)
     with options.open_store(config, store) as opened:
+        if dry_run:
+            _print_interval(since, until)
         found = select(opened, selection, newest_first=False)
         todo = list(targets(found, recipient=recipient, wanted=None if to is None else address_test(to)))
         if address is None or not todo:
             for target in todo:
                 _print_planned(target, json=json)
-            print(f"mailkeep: {len(todo)} would be sent", file=sys.stderr)
+            print(
+                f"mailkeep: {len(todo)} would be sent" if todo else "mailkeep: nothing matches",
+                file=sys.stderr,
+            )
             raise typer.Exit(0 if todo else _NONE)
         how = ReplayOptions(downstream=address, sender=envelope_sender, rate=rate, owner=getpass.getuser())
         opened.start_writing_beside("operator")
@@ -105,6 +110,16 @@ def command(
     raise typer.Exit(0 if summary.restored == len(todo) else _SOME if summary.restored else _NONE)
 
 
+def _print_interval(since: str | None, until: str | None) -> None:
+    """How the times were understood."""
+    from sidecar.units import iso_time, parse_time
+    from store.ids import now_us
+
+    for word, text in (("since", since), ("until", until)):
+        if text is not None:
+            print(f"mailkeep: {word} {iso_time(parse_time(text, now_us()))}", file=sys.stderr)
+
+
 def _address(text: str, option: str) -> bytes:
     bare = text.strip().removeprefix("<").removesuffix(">")
     if any(sign in "<>\\ " or not sign.isprintable() for sign in bare) or (option == "--rcpt" and not bare):
@@ -114,7 +129,7 @@ def _address(text: str, option: str) -> bytes:
 
 def _downstream(text: str | None, config: Path | None, *, asked: bool) -> Address | None:
     """Where to send to; None when nothing is to be sent (`asked` false)."""
-    from sidecar.config import load_default
+    from sidecar.config import ConfigError, load_default
     from sidecar.units import Address
 
     if not asked:
@@ -124,7 +139,11 @@ def _downstream(text: str | None, config: Path | None, *, asked: bool) -> Addres
             return Address.parse(text)
         except ValueError as exc:
             raise typer.BadParameter(f"--downstream: {exc}") from exc
-    lmtp = load_default(config).lmtp
+    try:
+        lmtp = load_default(config).lmtp
+    except ConfigError as exc:
+        exc.hint = "Name the LMTP server by --downstream, or the configuration by --config."
+        raise
     if lmtp is None:
         raise typer.BadParameter(
             "the configuration has no [lmtp] downstream: name the server by --downstream"

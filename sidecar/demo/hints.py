@@ -44,4 +44,4 @@ def _mailkeep() -> str:
     beside = Path(sys.executable).with_name("mailkeep")
     if shutil.which("mailkeep"):
         return "mailkeep"
-    return shlex.quote(str(beside)) if beside.exists() else f"{shlex.quote(sys.executable)} -m sidecar.cli"
+    return shlex.quote(str(beside)) if beside.exists() else f"{shlex.quote(sys.executable)} -P -m sidecar.cli"

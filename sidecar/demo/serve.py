@@ -19,7 +19,8 @@ from typing import Any, Self
 from sidecar.demo.ports import LOOPBACK, free_port, wait_until
 from sidecar.demo.process import ServerFailedError, ServerProcess, why_it_failed
 
-_COMMAND = (sys.executable, "-m", "sidecar.cli")
+# -P: never from the directory that we happen to be in, where anybody may have put a `store`.
+_COMMAND = (sys.executable, "-P", "-m", "sidecar.cli")
 _START_TIMEOUT_S = 30.0
 _STOP_TIMEOUT_S = 40.0  # it gives 30 s to what is in flight
 _COMMAND_TIMEOUT_S = 60.0

@@ -77,8 +77,15 @@ def test_filters(
 ) -> None:
     monkeypatch.setattr(sidecar.select, "_IDS_PER_LOOK", ids_per_look)
     ran = mailkeep("list", "--store", store, "--json", *arguments.split())
-    assert (ran.code, ran.err) == (0, "")
+    assert (ran.code, ran.err) == (0, "" if found else "mailkeep: nothing matches\n")
     assert [shown["subject"].lower().split()[-1] for shown in ran.objects] == found.split()
+
+
+@pytest.mark.parametrize("option", ["--to", "--from", "--subject", "--queue-id", "--message-id"])
+def test_an_empty_filter_is_a_slip(store: Path, option: str) -> None:
+    ran = mailkeep("list", "--store", store, option, "")
+    assert ran.code == 2
+    assert "is empty" in ran.err
 
 
 def test_json_has_everything_whole(store: Path) -> None:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-COMMAND = (sys.executable, "-m", "sidecar.cli")
+COMMAND = (sys.executable, "-P", "-m", "sidecar.cli")
 START_TIMEOUT_S = 20.0
 
 
