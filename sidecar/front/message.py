@@ -218,9 +218,13 @@ class Message:
         """
         self._keeping = False
         if self._capturer.accept:
-            self._fault = str(exc) or type(exc).__name__
-            log.critical("%s: capturing stopped: %s", self._name(), self._fault, exc_info=exc)
-            self._events.fault()
+            late = isinstance(exc, TimeoutError)
+            self._fault = "the store took too long" if late else str(exc) or type(exc).__name__
+            log.critical(
+                "%s: capturing stopped: %s", self._name(), self._fault, exc_info=None if late else exc
+            )
+            if not late:
+                self._events.fault()
             return
         self._capture.abort()
         self._downstream.abort()

@@ -119,7 +119,7 @@ class LmtpFront(Wire):
         if self._lines >= policy.LINES_AT_ONCE or self.much_queued:
             self._lines = 0
             await self._relay()  # or what waits could grow as long as lines come
-            await self.breathe(self.server.limits.idle_timeout_s)
+            return await self.breathe(self.server.limits.idle_timeout_s)
         return True
 
     async def _local(self, verb: bytes, argument: bytes) -> None:

@@ -125,9 +125,10 @@ class Wire(SMTP):
         """Whether many replies wait: `breathe` before there are more."""
         return self._out_bytes >= QUEUED_REPLY_BYTES
 
-    async def breathe(self, idle_s: float) -> None:
+    async def breathe(self, idle_s: float) -> bool:
         """In the middle of many lines: send what is to be sent, and let others have their turn.
 
+        False when nobody is there for whom the rest of the lines could be served.
         Raises TimeoutError when the peer does not take it within `idle_s`.
         """
         self.flush()
@@ -135,6 +136,7 @@ class Wire(SMTP):
         await asyncio.sleep(0)
         while self._clogged and not self._lost and not self.ending():
             await self.wakeup.wait(deadline)
+        return not self._lost
 
     def ending(self) -> bool:
         """Whether this connection should end rather than wait; looked at after each wake."""
