@@ -61,6 +61,9 @@ TABLE = (
     Spec("counter", "stored_new_bytes_total", "Bytes that were new to the store, before compression."),
     Spec("counter", "stored_duplicate_bytes_total", "Bytes that the store already had."),
     Spec("counter", "written_bytes_total", "Bytes appended to pack files."),
+    Spec(
+        "counter", "downstream_failures_total", "Times the mailbox server was not there, lost, or too slow."
+    ),
     Spec("counter", "retries_suppressed_total", "Recipients answered from an earlier delivery."),
     Spec(
         "counter", "redelivered_unknown_total", "Recipients delivered to again, an earlier reply being lost."
@@ -169,6 +172,10 @@ class Metrics(Collector):
             values["delivered_messages_total",] += delivered
             if downstream_s is not None:
                 self._histograms["downstream_seconds"].add(downstream_s)
+
+    def downstream_failed(self) -> None:
+        """The mailbox server could not be reached, was lost, or took too long."""
+        self._add(("downstream_failures_total",), 1)
 
     def retries_suppressed(self, recipients: int) -> None:
         """So many recipients got the reply of an earlier delivery."""

@@ -44,6 +44,10 @@ class LmtpEvents(FrontEvents):
         """Recipients of a retry who may have it already."""
         self._metrics.redelivered_unknown(recipients)
 
+    def downstream_failed(self) -> None:
+        """The mailbox server could not be reached, was lost, or took too long."""
+        self._metrics.downstream_failed()
+
     def fault(self) -> None:
         """An exception that nobody expected."""
         self._metrics.capture_failed("lmtp", "internal")

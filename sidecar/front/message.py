@@ -247,6 +247,8 @@ class Message:
         )
         if unexpected:
             self._events.fault()
+        elif isinstance(exc, DownstreamError):
+            self._events.downstream_failed()
 
     def _name(self) -> str:
         return self._session.xforward.get("IDENT", b"no queue id").decode("ascii", "backslashreplace")

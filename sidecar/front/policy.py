@@ -62,6 +62,9 @@ class FrontEvents:
     def redelivered(self, recipients: int) -> None:
         """So many recipients of a retry, whose reply was never known, are delivered to, perhaps once more."""
 
+    def downstream_failed(self) -> None:
+        """The mailbox server could not be reached, was lost, or took too long; the client was told 451."""
+
     def fault(self) -> None:
         """An exception that nobody expected was answered with 451."""
 

@@ -158,6 +158,7 @@ class LmtpFront(Wire):
             # Without knowing them, nothing true could be offered, and a client that is not offered SMTPUTF8
             # bounces mail that needs it.
             if self.server.capabilities is None:
+                self._downstream_failed(exc)
                 self.reply(exc.reply.raw)
                 return
             capabilities = self.server.capabilities
@@ -244,13 +245,17 @@ class LmtpFront(Wire):
                     lines.append(b"DATA\r\n")
                 await transaction.downstream.exchange(lines, self.server.limits.reply_timeout_s, answered)
             except DownstreamError as exc:
-                log.warning("%s: %s", self.peer, exc)
+                self._downstream_failed(exc)
                 transaction.fault = exc.reply.raw
         for _ in waiting:
             self.reply(transaction.fault or policy.INTERNAL_ERROR)
         if not transaction.mail_accepted and transaction.fault is None:
             self._forget()
         return data_reply
+
+    def _downstream_failed(self, exc: DownstreamError) -> None:
+        log.warning("the mailbox server failed for %s: %s", self.peer, exc)
+        self.server.events.downstream_failed()
 
     async def _connected(self) -> Downstream:
         """The connection for a new transaction, made anew where the old one is lost or outdated.
@@ -331,6 +336,6 @@ class LmtpFront(Wire):
             else:
                 refusal = downstream.refusal(data_reply)
         except DownstreamError as exc:
-            log.warning("%s: %s", self.peer, exc)
+            self._downstream_failed(exc)
             return exc.reply.raw
         return None if refusal is None else refusal.raw

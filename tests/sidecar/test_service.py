@@ -81,6 +81,7 @@ async def test_nobody_behind_it(serving: Serving) -> None:
     assert (await client.reply()).startswith(b"220 ")
     client.writer.write(b"LHLO x\r\n")
     assert (await client.reply()).startswith(b"451 4.4.1 ")
+    assert "mailkeep_downstream_failures_total 1.0" in (await asyncio.to_thread(get, serving, "metrics"))[1]
     await client.close()
 
 
