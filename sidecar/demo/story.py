@@ -276,7 +276,8 @@ class Story:
     def _export(self) -> dict[tuple[str, str], bytes]:
         """The exact bytes that the store has of each capture."""
         folder = self._stage.directory / "export"
-        self._stage.serve.output("export", "--format", "eml", "--output", str(folder))
+        for leg in ("lmtp", "milter"):
+            self._stage.serve.output("export", "--format", "eml", "--output", str(folder), "--leg", leg)
         by_id = {path.stem.rpartition("-")[2]: path.read_bytes() for path in folder.iterdir()}
         return {key: by_id[found["id"][:_ID_DIGITS]] for key, found in self._captures.items()}
 
