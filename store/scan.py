@@ -143,21 +143,26 @@ def key_of_pack(path: Path, store_id: bytes) -> bytes:
         return read_pack_header(path).key()
     except ValueError:
         with path.open("rb") as file:
-            at = 0
-            while window := os.pread(file.fileno(), _RESYNC_WINDOW, at):
-                found = window.find(layout.RECORD_MAGIC)
-                while found >= 0:
-                    record = os.pread(file.fileno(), 4096, at + found)
-                    salt = layout.salt_in(record)
-                    if salt is not None:
-                        key = layout.pack_key(store_id, path.parent.name, int(path.stem), salt)
-                        if layout.decode_record_header(record, key):
-                            return key
-                    found = window.find(layout.RECORD_MAGIC, found + 1)
-                if len(window) < _RESYNC_WINDOW:
-                    break
-                at += len(window) - len(layout.RECORD_MAGIC) + 1
+            for at in _magic_from(file.fileno(), 0):
+                record = os.pread(file.fileno(), 4096, at)
+                salt = layout.salt_in(record)
+                if salt is not None:
+                    key = layout.pack_key(store_id, path.parent.name, int(path.stem), salt)
+                    if layout.decode_record_header(record, key):
+                        return key
         raise
+
+
+def _magic_from(fd: int, at: int) -> Iterator[int]:
+    """The offsets from `at` on where a record may begin."""
+    while window := os.pread(fd, _RESYNC_WINDOW, at):
+        found = window.find(layout.RECORD_MAGIC)
+        while found >= 0:
+            yield at + found
+            found = window.find(layout.RECORD_MAGIC, found + 1)
+        if len(window) < _RESYNC_WINDOW:
+            return
+        at += len(window) - len(layout.RECORD_MAGIC) + 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,18 +214,9 @@ def _after_bad_sector(fd: int, key: bytes, offset: int, size: int) -> int:
 def _next_record(fd: int, key: bytes, likely: int, earliest: int, size: int) -> int:
     if likely < size and layout.decode_record_header(os.pread(fd, layout.RECORD_HEADER_BYTES, likely), key):
         return likely
-    at = earliest
-    while at < size:
-        window = os.pread(fd, _RESYNC_WINDOW, at)
-        found = window.find(layout.RECORD_MAGIC)
-        while found >= 0:
-            candidate = os.pread(fd, layout.RECORD_HEADER_BYTES, at + found)
-            if layout.decode_record_header(candidate, key):
-                return at + found
-            found = window.find(layout.RECORD_MAGIC, found + 1)
-        if len(window) < _RESYNC_WINDOW:
-            break
-        at += len(window) - len(layout.RECORD_MAGIC) + 1
+    for at in _magic_from(fd, earliest):
+        if layout.decode_record_header(os.pread(fd, layout.RECORD_HEADER_BYTES, at), key):
+            return at
     return size
 
 
