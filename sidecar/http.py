@@ -7,12 +7,10 @@ few connections at once, a deadline for each, and whatever goes wrong here ends 
 from __future__ import annotations
 
 import contextlib
-import errno
 import http.server
 import logging
 import socket
 import socketserver
-import stat
 import threading
 import time
 from collections.abc import Callable
@@ -22,6 +20,7 @@ from typing import Any
 
 from prometheus_client import CONTENT_TYPE_LATEST
 
+from sidecar.sockets import remove_stale_socket
 from sidecar.units import Address
 
 _log = logging.getLogger(__name__)
@@ -78,7 +77,7 @@ class _Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
         self._lock = threading.Lock()
         if address.is_unix:
             self.address_family = socket.AF_UNIX
-            _remove_stale_socket(Path(address.path))
+            remove_stale_socket(Path(address.path))
             super().__init__(address.path, _Handler)  # type: ignore[arg-type]  # typeshed knows TCP only
         else:
             self.address_family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
@@ -158,16 +157,3 @@ def _ready_page(reasons: list[str]) -> tuple[HTTPStatus, str, bytes]:
     if reasons:
         return HTTPStatus.SERVICE_UNAVAILABLE, _TEXT, "".join(f"{reason}\n" for reason in reasons).encode()
     return HTTPStatus.OK, _TEXT, b"ready\n"
-
-
-def _remove_stale_socket(path: Path) -> None:
-    """Make way where an earlier process has left its socket; never take one that somebody still answers."""
-    try:
-        if not stat.S_ISSOCK(path.stat().st_mode):
-            return  # bind will say that the path is taken
-    except FileNotFoundError:
-        return
-    with socket.socket(socket.AF_UNIX) as probe:
-        if probe.connect_ex(str(path)) == 0:
-            raise OSError(errno.EADDRINUSE, "another process listens there", str(path))
-    path.unlink()

@@ -23,6 +23,7 @@ from typing import Any
 from sidecar.capture import Capturer
 from sidecar.milter import Action
 from sidecar.milter_session import Context, MilterEvents, MilterLimits, Session, callback
+from sidecar.sockets import remove_stale_socket
 from sidecar.units import Address
 
 _log = logging.getLogger(__name__)
@@ -218,9 +219,7 @@ def _make_free(address: Address) -> None:
     try:
         if address.is_unix:
             path = Path(address.path)
-            if path.is_socket():
-                _refuse_if_answered(path)
-                path.unlink()
+            remove_stale_socket(path)
             with socket.socket(socket.AF_UNIX) as probe:
                 probe.bind(address.path)
             path.unlink()
@@ -229,14 +228,3 @@ def _make_free(address: Address) -> None:
             socket.create_server((address.host, address.port), family=family).close()
     except OSError as error:
         raise MilterListenError(f"cannot listen on {address}: {error.strerror or error}") from error
-
-
-def _refuse_if_answered(path: Path) -> None:
-    """A socket that somebody listens on is not stale: to remove it would take their mail."""
-    with socket.socket(socket.AF_UNIX) as probe:
-        probe.settimeout(1.0)
-        try:
-            probe.connect(str(path))
-        except ConnectionRefusedError:
-            return
-    raise OSError(f"another process listens on {path}")

@@ -20,7 +20,7 @@ from sidecar.units import Address
 from store.errors import StoreError
 from store.ids import ContentId, now_us
 from store.index import Term
-from store.records import Delivery, Leg, Replay, ReplayRun
+from store.records import Delivery, Replay, ReplayRun
 from store.store import Query, Store, StoredDelivery
 from store.writer import Submission
 
@@ -228,8 +228,3 @@ class Replayer:
             raise StoreError("the record of a replay was not written in time")
         if errors[0] is not None:
             raise errors[0]
-
-
-def default_leg(leg: Leg | None) -> Leg:
-    """Which captures a replay by filters takes: what went to mailboxes, unless the other leg is asked for."""
-    return leg or Leg.LMTP

@@ -24,7 +24,6 @@ DeliveryId = NewType("DeliveryId", bytes)
 characters are enough to name one."""
 
 CHUNK_ID_BYTES = 16
-CONTENT_ID_BYTES = 32
 DELIVERY_ID_BYTES = 16
 
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import grp
 import logging
 import os
 import socket
-import stat
 from pathlib import Path
 from typing import cast
 
@@ -16,6 +14,7 @@ from sidecar.capture import Capturer
 from sidecar.front.policy import TOO_MANY_CONNECTIONS, FrontEvents, FrontLimits
 from sidecar.front.session import LmtpFront
 from sidecar.lmtp import Capabilities
+from sidecar.sockets import remove_stale_socket
 from sidecar.units import Address
 
 log = logging.getLogger(__name__)
@@ -140,15 +139,7 @@ class FrontServer:
 
 def _bind_unix(path: Path, mode: int, group: str) -> socket.socket:
     """A bound unix socket. One that a dead process left behind is replaced; one that answers is not."""
-    if path.exists() and stat.S_ISSOCK(path.stat().st_mode):
-        with contextlib.closing(socket.socket(socket.AF_UNIX)) as probe:
-            probe.settimeout(1.0)
-            try:
-                probe.connect(str(path))
-            except ConnectionRefusedError:
-                path.unlink()
-            else:
-                raise FileExistsError(f"{path}: another process listens here")
+    remove_stale_socket(path)
     listener = socket.socket(socket.AF_UNIX)
     try:
         listener.bind(str(path))
