@@ -3,7 +3,7 @@
 VENV   := .venv
 PYTEST := $(VENV)/bin/python -m pytest -W error
 
-.PHONY: help setup packages demo test check e2e bench crash fuzz format clean
+.PHONY: help setup packages demo test check e2e bench bench-scale crash fuzz format clean
 
 help:
 	@echo "make demo       see it work: private Postfix and Dovecot, mail captured, deleted and put back"
@@ -12,7 +12,9 @@ help:
 	@echo "make check      format, lint, import rules, types, tests without real servers"
 	@echo "make e2e        tests with real Postfix and Dovecot"
 	@echo "make crash      the service killed 200 times under load"
-	@echo "make fuzz bench format clean"
+	@echo "make bench      the mail path and the store against named peers"
+	@echo "make bench-scale  ten million deliveries: an hour or more, 50 GB of free disk"
+	@echo "make fuzz format clean"
 
 setup:
 	@deploy/setup/venv.sh
@@ -48,7 +50,11 @@ fuzz: setup
 	$(PYTEST) -q tests/fuzz
 
 bench: setup
-	$(VENV)/bin/python -m tests.bench
+	@deploy/setup/packages.sh bench
+	$(VENV)/bin/python -m tests.bench mail store
+
+bench-scale: setup
+	$(VENV)/bin/python -m tests.bench scale
 
 format: setup
 	$(VENV)/bin/ruff format .

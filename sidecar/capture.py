@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from sidecar.spool import Spool, Spooled
 from store.errors import StoreError, StoreFullError
 from store.ids import ContentId, DeliveryId, new_delivery_id, now_us
-from store.index import Term
+from store.rows import Term
 from store.ingest import Ingest, Receipt
 from store.records import Delivery, Envelope, Leg, Outcome, Outcomes, Uncaptured
 from store.store import Query, Store

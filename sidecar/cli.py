@@ -24,9 +24,14 @@ COMMANDS = {
     "replay": "sidecar.commands.replay",
     "check": "sidecar.commands.check",
     "stats": "sidecar.commands.stats",
+    "jobs": "sidecar.commands.jobs",
     "version": "sidecar.commands.version",
 }
-"""name -> the module whose function `command` it is; the order is that of `mailkeep --help`"""
+"""name -> the module whose function `command` it is; the order is that of `mailkeep --help`.
+
+A module with SUBCOMMANDS (name -> function) is a group: `command` then comes before each of them, and alone
+when none is named.
+"""
 
 
 class _Commands(TyperGroup):
@@ -36,9 +41,16 @@ class _Commands(TyperGroup):
     def get_command(self, ctx: Any, cmd_name: str) -> Any:  # noqa: ARG002 - the signature is typer's
         if cmd_name not in COMMANDS:
             return None
-        single = _plain_typer()
-        single.command(cmd_name)(import_module(COMMANDS[cmd_name]).command)
-        return typer.main.get_command(single)
+        module = import_module(COMMANDS[cmd_name])
+        made = _plain_typer()
+        subcommands = getattr(module, "SUBCOMMANDS", None)
+        if subcommands is None:
+            made.command(cmd_name)(module.command)
+        else:
+            made.callback(invoke_without_command=True)(module.command)
+            for name, function in subcommands.items():
+                made.command(name)(function)
+        return typer.main.get_command(made)
 
 
 def _plain_typer(**how: Any) -> typer.Typer:

@@ -27,8 +27,10 @@ from sidecar.keys import (
     NAME,
     PATH,
     PATH_OR_NONE,
+    SCHEDULE,
     SIZE,
     TEXT,
+    WINDOW,
     Kind,
     choice,
     count,
@@ -36,6 +38,8 @@ from sidecar.keys import (
     kind_of,
     name_of,
 )
+from sidecar.scheduler.schedule import Schedule
+from sidecar.scheduler.window import Window
 from sidecar.units import Address, exact_size
 
 DEFAULT_PATH = Path("/etc/mailkeep/mailkeep.toml")
@@ -160,6 +164,36 @@ class CaptureConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SchedulerConfig:
+    """Background jobs: when they run, and how far they stand back."""
+
+    compact: Schedule = key(
+        "every 1h", SCHEDULE, "When space is given back that nothing needs any more.", reload=True
+    )
+    expire: Schedule = key("30 3 * * *", SCHEDULE, "When mail past its time is dropped.", reload=True)
+    check: Schedule = key("0 4 * * 0", SCHEDULE, "When the store is verified.", reload=True)
+    window: Window = key(
+        "", WINDOW, "Hours in which jobs may run, such as 22:00-06:00; empty for always.", reload=True
+    )
+    busy_latency_s: float = key(
+        "200ms", DURATION, "A job waits while making mail durable takes longer than this.", reload=True
+    )
+    threads: int = key(1, count(1, 64), "Threads that a job may use.", reload=True)
+    nice: int = key(
+        10, count(0, 19), "CPU niceness of jobs; 0 is as the service, 19 the most yielding.", reload=True
+    )
+    io_class: str = key(
+        "idle",
+        choice("idle", "best-effort", "none"),
+        'I/O class of jobs: "idle", "best-effort" (lowest priority) or "none" (as the service).',
+        reload=True,
+    )
+    io_rate_bytes: int = key(
+        "0", SIZE, "What a job may read and write in a second; 0 for no limit.", reload=True
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LogConfig:
     """What is written to standard error."""
 
@@ -174,13 +208,16 @@ class LogConfig:
     )
 
 
-_Section = StoreConfig | LmtpConfig | MilterConfig | MetricsConfig | CaptureConfig | LogConfig
+_Section = (
+    StoreConfig | LmtpConfig | MilterConfig | MetricsConfig | CaptureConfig | SchedulerConfig | LogConfig
+)
 _SECTIONS: dict[str, type[_Section]] = {
     "store": StoreConfig,
     "lmtp": LmtpConfig,
     "milter": MilterConfig,
     "metrics": MetricsConfig,
     "capture": CaptureConfig,
+    "scheduler": SchedulerConfig,
     "log": LogConfig,
 }
 
@@ -194,6 +231,7 @@ class Config:
     milter: MilterConfig | None = None
     metrics: MetricsConfig | None = None
     capture: CaptureConfig = CaptureConfig()
+    scheduler: SchedulerConfig = SchedulerConfig()
     log: LogConfig = LogConfig()
 
     @property

@@ -13,6 +13,8 @@ from dataclasses import Field, dataclass
 from pathlib import Path
 from typing import Any
 
+from sidecar.scheduler.schedule import Schedule
+from sidecar.scheduler.window import Window
 from sidecar.units import DURATION_EXAMPLES, Address, exact_duration, exact_size, parse_duration, parse_size
 
 
@@ -90,6 +92,10 @@ PATH_OR_NONE = Kind(
 ADDRESS = Kind("an address", '"127.0.0.1:2424" or "unix:/run/mailkeep/lmtp.sock"', Address.parse)
 DURATION = Kind("a duration", '"30s", "5m" or "1h30m"', _positive_duration, exact_duration, suffix="_s")
 SIZE = Kind("a size", '"64MiB" or "1GiB"', parse_size, exact_size, suffix="_bytes")
+SCHEDULE = Kind(
+    "a schedule", '"30 3 * * *", "@daily" or "every 6h"', Schedule.parse, lambda schedule: str(schedule.text)
+)
+WINDOW = Kind("a window of hours", '"22:00-06:00"', Window.parse, lambda window: str(window.text))
 MODE = Kind("an octal file mode", '"0660"', _read_mode, lambda mode: f"{mode:04o}")
 
 

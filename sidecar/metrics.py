@@ -29,11 +29,16 @@ REASONS = ("full", "failed", "timeout", "internal")
 CLASSES = ("2xx", "4xx", "5xx")
 _CLASS_OF = {2: "2xx", 4: "4xx", 5: "5xx"}
 SOURCES = ("downstream", "mailkeep", "earlier")
+JOBS = ("compact", "expire", "check")
+"""the kinds of background jobs"""
+RESULTS = ("ok", "failed", "interrupted")
 _LABEL_VALUES: dict[str, tuple[str, ...]] = {
     "leg": LEGS,
     "reason": REASONS,
     "class": CLASSES,
     "source": SOURCES,
+    "job": JOBS,
+    "result": RESULTS,
     "version": (),  # the running one, known only then
 }
 
@@ -78,6 +83,18 @@ TABLE = (
     Spec("gauge", "last_commit_timestamp_seconds", "Time of the last commit; 0 before the first."),
     Spec("gauge", "index_lag_commits", "Commits that are durable and not yet in the index."),
     Spec("gauge", "spool_messages", "Messages in the spool that wait to be captured."),
+    Spec("counter", "job_runs_total", "Runs of background jobs.", ("job", "result")),
+    Spec("counter", "job_backoff_seconds_total", "Time that jobs waited because capture was slow."),
+    Spec("gauge", "jobs_queued", "Jobs that wait."),
+    Spec("gauge", "job_running", "1 while the job runs.", ("job",)),
+    Spec("gauge", "job_paused", "1 while the job is paused by an operator.", ("job",)),
+    Spec(
+        "gauge",
+        "job_last_success_timestamp_seconds",
+        "Time of the last run that went well; 0 before the first.",
+        ("job",),
+    ),
+    Spec("gauge", "job_last_duration_seconds", "Time that the last run took.", ("job",)),
     Spec("gauge", "build_info", "Always 1; the label names the running version.", ("version",)),
 )
 """Every metric of mailkeep. `process_*` metrics are there besides."""
@@ -192,6 +209,15 @@ class Metrics(Collector):
             self._histograms["commit_seconds"].add(seconds)
             self._histograms["commit_group_messages"].add(messages)
             self._values["last_commit_timestamp_seconds",] = time.time()
+
+    def job_ended(self, job: str, result: str) -> None:
+        """A run of a background job is over; one that JOBS does not name is not counted."""
+        if job in JOBS:
+            self._add(("job_runs_total", job, result), 1)
+
+    def job_backed_off(self, seconds: float) -> None:
+        """A job has waited so long because capture was slow."""
+        self._add(("job_backoff_seconds_total",), seconds)
 
     def watch(self, name: str, read: Callable[[], float], *labels: str) -> None:
         """Take a gauge (such as `store_bytes`) from `read` at each scrape."""

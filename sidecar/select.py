@@ -22,7 +22,8 @@ from sidecar.status import status_of
 from sidecar.units import parse_time
 from store.errors import DamagedError, NotFoundError, StoreError
 from store.ids import DeliveryId, delivery_time_us, now_us
-from store.index import Snapshot, Term
+from store.snapshot import Snapshot
+from store.rows import Term
 from store.records import Leg
 from store.store import FOREVER_US, Query, Store, StoredDelivery
 

@@ -19,17 +19,23 @@ from pathlib import Path
 from typing import cast
 
 from sidecar import log as logging_setup
-from sidecar import notify
+from sidecar import maintenance, notify
 from sidecar.capture import CaptureEvents, Capturer
-from sidecar.config import Config, ConfigError, LmtpConfig, reloadable_changes
+from sidecar.config import Config, ConfigError, LmtpConfig, SchedulerConfig, reloadable_changes
 from sidecar.front import FrontLimits, FrontServer
 from sidecar.http import HttpEndpoint
 from sidecar.metrics import Metrics
 from sidecar.milter_front import MilterFront, import_pymilter
 from sidecar.milter_session import MilterLimits
+from sidecar.scheduler import channel
+from sidecar.scheduler.kinds import Settings
+from sidecar.scheduler.latency import LatencyMeter
+from sidecar.scheduler.scheduler import Scheduler
+from sidecar.scheduler.watch import job_events, watch_jobs
 from sidecar.spool import Spool
 from sidecar.watch import LmtpEvents, MilterWatch
 from store.store import Store
+from store.writer import GroupFacts
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +60,8 @@ class Service:
         self._loaded = config
         self._load = load
         self._metrics = Metrics(version("mailkeep"))
+        self._latency = LatencyMeter()
+        self._scheduler: Scheduler | None = None
         self._stop = asyncio.Event()
         self._exit_code = 0
         self._ready = False
@@ -81,9 +89,7 @@ class Service:
             pack_bytes=config.store.pack_size_bytes,
             reserve_bytes=config.store.reserve_bytes,
             level=config.store.compression_level,
-            on_group=lambda group: metrics.group_committed(
-                group.submissions, group.seconds, group.written_bytes
-            ),
+            on_group=self._group_committed,
         )
         for damage in store.damage:
             log.error("the store is damaged: %s (run `mailkeep check`)", damage)
@@ -109,6 +115,7 @@ class Service:
             self._handle_signals(front, milter)
             for line in config.lines():
                 log.info("%s", line)
+            self._start_scheduler()
             self._ready = True
             notify.ready("capturing mail")
             log.info("ready")
@@ -161,6 +168,16 @@ class Service:
         log.info("milter at %s", config.listen)
         return milter
 
+    def _start_scheduler(self) -> None:
+        self._scheduler = Scheduler(
+            self._config.store.path / channel.DIRECTORY,
+            maintenance.job_kinds(self._store, self._config),
+            _job_settings(self._config.scheduler),
+            latency_s=self._latency, events=job_events(self._metrics),
+        )  # fmt: skip
+        watch_jobs(self._metrics, self._scheduler)
+        self._scheduler.start()
+
     def _watch_store(self) -> None:
         store = self._store
         size = _Slow(store.pack_bytes, _SIZE_S)  # looks at every pack: not at each scrape
@@ -171,6 +188,11 @@ class Service:
         self._metrics.watch("spool_messages", lambda: spool.waiting() if spool else 0)
 
     # -- running
+
+    def _group_committed(self, group: GroupFacts) -> None:
+        """Called in the writer's thread."""
+        self._latency.note(group.seconds)
+        self._metrics.group_committed(group.submissions, group.seconds, group.written_bytes)
 
     async def _look_after(self) -> None:
         """Until stopped: watchdog, a dead store, the spool."""
@@ -246,6 +268,8 @@ class Service:
             front.downstream = fresh.lmtp.downstream
         if milter and fresh.milter:
             milter.limits = MilterLimits(commit_timeout_s=fresh.milter.commit_timeout_s)
+        if self._scheduler:
+            self._scheduler.settings = _job_settings(fresh.scheduler)
         self._loaded = fresh
         log.info("reloaded: %s", ", ".join(changes) or "nothing has changed")
         notify.ready("capturing mail")
@@ -258,9 +282,15 @@ class Service:
             stopping.append(asyncio.create_task(front.drain(DRAIN_TIMEOUT_S)))
         if milter:
             stopping.append(asyncio.create_task(asyncio.to_thread(milter.stop, DRAIN_TIMEOUT_S)))
+        if self._scheduler:
+            stopping.append(asyncio.create_task(asyncio.to_thread(self._stop_scheduler, self._scheduler)))
         for result in await asyncio.gather(*stopping, return_exceptions=True):
             if isinstance(result, BaseException):
                 log.error("a front did not stop in order", exc_info=result)
+
+    def _stop_scheduler(self, scheduler: Scheduler) -> None:
+        if not scheduler.stop(DRAIN_TIMEOUT_S):
+            log.error("a job did not stop in %.0f s; it is resumed at the next start", DRAIN_TIMEOUT_S)
 
 
 class _Slow:
@@ -285,6 +315,18 @@ def _front_limits(lmtp: LmtpConfig) -> FrontLimits:
         idle_timeout_s=lmtp.idle_timeout_s,
         delivery_timeout_s=lmtp.delivery_timeout_s,
         connect_timeout_s=lmtp.connect_timeout_s,
+    )
+
+
+def _job_settings(config: SchedulerConfig) -> Settings:
+    return Settings(
+        threads=config.threads,
+        nice=config.nice,
+        io_class=config.io_class,
+        io_rate_bytes=config.io_rate_bytes,
+        window=config.window,
+        busy_latency_s=config.busy_latency_s,
+        schedules={"compact": config.compact, "expire": config.expire, "check": config.check},
     )
 
 

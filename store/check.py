@@ -12,9 +12,10 @@ from dataclasses import dataclass
 
 from store.errors import DamagedError, NotFoundError
 from store.ids import ChunkId, ContentId
-from store.index import Snapshot
+from store.places import Damage, Group
 from store.records import Content, Delivery
-from store.scan import Damage, Group, initial_state, scan_groups
+from store.scan import initial_state, scan_groups
+from store.snapshot import Snapshot
 from store.store import Store
 
 

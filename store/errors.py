@@ -49,6 +49,17 @@ class DamagedError(StoreError):
     exit_code = 15
 
 
+class PackGoneError(DamagedError):
+    """A pack that something should lie in is not there: lost, or replaced by compaction a moment ago."""
+
+
+class HeldError(StoreError):
+    """What was to be erased is under a hold."""
+
+    hint = "`mailkeep hold list` shows the holds; release it first if you may."
+    exit_code = 20
+
+
 class FormatError(StoreError):
     """The store was written by a version that this one does not know."""
 

@@ -1,6 +1,7 @@
 """Brings the index up to what is durable, behind the acknowledgements and in large steps.
 
-If it falls behind or fails, capture goes on: what is not yet indexed is in `Pending`, and in the streams.
+If it falls behind or fails, capture goes on: what is not yet indexed is in `Pending`, and in the streams. Runs
+are merged in a thread beside, which nothing waits for.
 """
 
 from __future__ import annotations
@@ -8,10 +9,11 @@ from __future__ import annotations
 import logging
 import queue
 import threading
+from collections.abc import Callable
 
 from store.errors import StoreError
-from store.scan import Group
-from store.view import View
+from store.places import Group
+from store.view import CaughtUp, View
 from store.writer import Pending
 
 log = logging.getLogger(__name__)
@@ -22,17 +24,25 @@ _RETRY_S = 2.0
 class Indexer:
     """The thread that applies committed groups to the index."""
 
-    def __init__(self, view: View) -> None:
+    def __init__(
+        self, view: View, *, behind: bool = False, note: Callable[[CaughtUp], None] = lambda _caught: None
+    ) -> None:
+        """With `behind` the index is caught up with all streams first; `note` is told what was found."""
         self.pending = Pending()
+        self.catching_up = behind
         self._view = view
+        self._note = note
         self._queue: queue.SimpleQueue[Group | None] = queue.SimpleQueue()
         self._put = 0
         self._done = 0
         self._moved = threading.Condition()
         self._hurry = threading.Event()
         self._closing = threading.Event()
+        self._merge = threading.Event()
         self._thread = threading.Thread(target=self._run, name="indexer", daemon=True)
+        self._merger = threading.Thread(target=self._run_merges, name="index-merger", daemon=True)
         self._thread.start()
+        self._merger.start()
 
     def put(self, group: Group) -> None:
         """Take a group that is durable. Called by the writer's thread alone."""
@@ -57,8 +67,12 @@ class Indexer:
         self._queue.put(None)
         self._hurry.set()
         self._thread.join()
+        self._merge.set()
+        self._merger.join()
 
     def _run(self) -> None:
+        if self.catching_up:
+            self._catch_up()
         stopping = False
         while not stopping:
             item = self._queue.get()
@@ -87,8 +101,33 @@ class Indexer:
                 log.error("the index falls behind: %s", exc)
                 if self._closing.wait(_RETRY_S):  # a full disk must not keep the process from ending
                     return
+        self._merge.set()
         for group in groups:
             self.pending.drop(group)
         with self._moved:
             self._done += len(groups)
             self._moved.notify_all()
+
+    def _catch_up(self) -> None:
+        log.info("the index is being rebuilt from the streams; mail is captured meanwhile")
+        while not self._closing.is_set():
+            try:
+                for stream in self._view.names():
+                    self._note(self._view.catch_up(stream))
+                break
+            except (StoreError, OSError) as exc:
+                log.error("the index cannot be rebuilt yet: %s", exc)
+                self._closing.wait(_RETRY_S)
+        self.catching_up = False
+        log.info("the index is up to date")
+
+    def _run_merges(self) -> None:
+        while True:
+            self._merge.wait()
+            self._merge.clear()
+            if self._closing.is_set():
+                return
+            try:
+                self._view.index.merge(stop=self._closing.is_set)
+            except (StoreError, OSError, ValueError) as exc:
+                log.error("the index's runs cannot be merged: %s", exc)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from blake3 import blake3
 
 from store.ids import ChunkId, ContentId, DeliveryId, chunk_id, new_delivery_id, now_us
+from store.layout import NewChunk
 from store.records import Content, Delivery, Envelope, Leg, Run
 from store.splitter import Piece, Splitter
 from store.writer import Done, Submission, Tally, Writer
@@ -47,7 +48,7 @@ class Ingest:
         self._splitter = Splitter()
         self._hash = blake3()
         self._runs: list[tuple[list[ChunkId], int, bytes]] = []
-        self._chunks: list[tuple[ChunkId, bytes]] = []
+        self._chunks: list[NewChunk] = []
         self._held = 0
         self._handed = 0
         self._tally = Tally()
@@ -148,7 +149,7 @@ class Ingest:
     def _take(self, pieces: list[Piece]) -> None:
         for piece in pieces:
             chunk = chunk_id(piece.data, self._key)
-            self._chunks.append((chunk, piece.data))
+            self._chunks.append(NewChunk(chunk, piece.data, piece.kind))
             self._held += len(piece.data)
             if piece.joins or (piece.width == 0 and self._runs and self._runs[-1][1] == 0):
                 self._runs[-1][0].append(chunk)

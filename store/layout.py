@@ -10,13 +10,15 @@ import enum
 import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from blake3 import blake3
 
 from store import codec
 from store.ids import CHUNK_ID_BYTES, ChunkId
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""of packs written by this version; FORMAT.md says what changed"""
 PACK_MAGIC = b"MKPACK\r\n"
 RECORD_MAGIC = b"MK\xa7\x01"
 STREAM_NAME_BYTES = 64
@@ -31,7 +33,11 @@ _CHUNK_ROW = struct.Struct(f"<{CHUNK_ID_BYTES}sI")
 _ENTRY_LENGTH = struct.Struct("<I")
 _COMMIT = struct.Struct("<QQQ32sQ16s16s")
 _COMMIT_SALT_AT = _COMMIT.size - 16
+_KIND_SHIFT = 28
+MAX_CHUNK_BYTES = (1 << _KIND_SHIFT) - 1
 MAX_PAYLOAD_BYTES = 1 << 30
+FIRST_COMPACTED = 1 << 31
+"""packs from this number on were written by compaction; those below by the stream's writer"""
 
 
 class RecordType(enum.IntEnum):
@@ -127,25 +133,34 @@ def payload_is_sound(header: RecordHeader, payload: bytes | memoryview, key: byt
     return len(payload) == header.length and blake3(payload, key=key).digest(8) == header.payload_sum
 
 
-def encode_chunks(chunks: Iterable[tuple[ChunkId, bytes]], level: int) -> bytes:
-    """A CHUNKS payload: how it is packed, a table of ids and lengths, and the chunks end to end."""
+class NewChunk(NamedTuple):
+    """A chunk on its way into a block; `kind` is the splitter's, 0 when it is not known."""
+
+    id: ChunkId
+    data: bytes
+    kind: int = 0
+
+
+def encode_chunks(chunks: Iterable[NewChunk], level: int) -> bytes:
+    """A CHUNKS payload: how it is packed, a table of ids, kinds and lengths, and the chunks end to end."""
     rows, bodies = [], []
-    for chunk, data in chunks:
-        rows.append(_CHUNK_ROW.pack(chunk, len(data)))
+    for chunk, data, kind in chunks:
+        rows.append(_CHUNK_ROW.pack(chunk, kind << _KIND_SHIFT | len(data)))
         bodies.append(data)
     raw = bodies[0] if len(bodies) == 1 else b"".join(bodies)
     how, body = codec.compress(raw, level)
     return b"".join((_BLOCK_HEAD.pack(how, 0, 0, len(rows), len(raw)), *rows, body))
 
 
-def chunk_table(payload: bytes | memoryview) -> list[tuple[ChunkId, int, int]]:
-    """(id, offset in the raw block, length) of each chunk in a CHUNKS payload; nothing is decompressed."""
+def chunk_table(payload: bytes | memoryview) -> list[tuple[ChunkId, int, int, int]]:
+    """(id, offset in the raw block, length, kind) of each chunk in a CHUNKS payload; nothing is unpacked."""
     _, _, _, count, _ = _BLOCK_HEAD.unpack_from(payload)
     table, offset = [], 0
-    for chunk, length in _CHUNK_ROW.iter_unpack(
+    for chunk, row in _CHUNK_ROW.iter_unpack(
         payload[_BLOCK_HEAD.size : _BLOCK_HEAD.size + count * _CHUNK_ROW.size]
     ):
-        table.append((ChunkId(chunk), offset, length))
+        length = row & MAX_CHUNK_BYTES
+        table.append((ChunkId(chunk), offset, length, row >> _KIND_SHIFT))
         offset += length
     return table
 
@@ -236,7 +251,7 @@ def chain_start(store_id: bytes, stream: str) -> bytes:
     return blake3(b"mailkeep chain" + store_id + stream.encode()).digest()
 
 
-def chain_next(chain: bytes, fact: bytes) -> bytes:
-    """The chain after one more fact (its encoded entry). The leaf is hashed by itself, so that a fact's
-    bytes may one day be erased and the chain still be checked."""
-    return blake3(chain + blake3(b"\0" + fact).digest()).digest()
+def chain_next(chain: bytes, leaf: bytes) -> bytes:
+    """The chain after one more fact, which stands in it by its leaf (`records.leaf`): so a fact's bytes may
+    be erased and the chain still be checked."""
+    return blake3(chain + leaf).digest()

@@ -15,10 +15,13 @@ from store import layout, records
 from store.errors import StoreError, StoreFailedError, StoreFullError, StoreLockedError
 from store.files import adopt, sync_directory, write_all
 from store.ids import ChunkId, now_us
-from store.layout import Commit, PackHeader, RecordType
-from store.scan import Location, StreamState, pack_numbers, pack_path, read_pack_header, stream_number
+from store.layout import Commit, NewChunk, PackHeader, RecordType
+from store.places import Location, StreamState, stream_number
+from store.scan import read_pack_header
+from store.segments import pack_path, written_packs
 
 DEFAULT_PACK_BYTES = 256 << 20
+COMPACT_LOCK = "compact.lock"
 _ENTRIES_BYTES = 1 << 20
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -44,7 +47,10 @@ class StreamLog:
         last_pack: int = 0,
         pack_bytes: int = DEFAULT_PACK_BYTES,
         level: int = 3,
+        entries_bytes: int = _ENTRIES_BYTES,
     ) -> None:
+        """`last_pack`: the newest pack's number, also of packs that are gone. From `FIRST_COMPACTED` - 1 on
+        it is compaction that writes, whose packs the stream's own writer does not count."""
         self.name = directory.name
         self.number = stream_number(self.name)
         self.state = state
@@ -62,6 +68,7 @@ class StreamLog:
         self._facts: list[bytes] = []
         self._headers: list[bytes] = []
         self._last_pack = last_pack
+        self._entries_bytes = entries_bytes
         self._spent = False
         self.committed = state.place
         self.failed = False
@@ -70,7 +77,7 @@ class StreamLog:
 
     def _reopen_pack(self) -> bool:
         """Go on in the newest pack, if it ends where the last commit ended. False when it does not."""
-        newest = max(pack_numbers(self._directory), default=0)
+        newest = max(written_packs(self._directory), default=0)
         if newest == 0 or newest < self._last_pack:
             return False
         path = pack_path(self._directory, newest)
@@ -88,7 +95,10 @@ class StreamLog:
         return True
 
     def _start_pack(self) -> None:
-        number = max(self._last_pack, max(pack_numbers(self._directory), default=0)) + 1
+        number = self._last_pack + 1
+        if number <= layout.FIRST_COMPACTED:
+            number = max(number, max(written_packs(self._directory), default=0) + 1)
+        self._last_pack = number
         header = PackHeader(
             number=number, store_id=self._store_id, salt=os.urandom(16), created_us=now_us(),
             next_record=self.state.next_record, stream=self.name, chain=self.state.chain,
@@ -111,15 +121,20 @@ class StreamLog:
         self._spent = False
         self.state = replace(self.state, pack=number, offset=self._at)
 
-    def append_chunks(self, chunks: list[tuple[ChunkId, bytes]]) -> list[tuple[ChunkId, Location]]:
+    def append_chunks(self, chunks: list[NewChunk]) -> list[tuple[ChunkId, Location]]:
         """One CHUNKS record, handed to the kernel but not yet durable; where each chunk lies."""
         where = self._append(RecordType.CHUNKS, layout.encode_chunks(chunks, self.level))
         inner, located = 0, []
-        for chunk, data in chunks:
-            located.append((chunk, where._replace(inner=inner, size=len(data))))
-            inner += len(data)
+        for chunk in chunks:
+            located.append((chunk.id, where._replace(inner=inner, size=len(chunk.data))))
+            inner += len(chunk.data)
         self._flush()
         return located
+
+    def append_block(self, payload: bytes) -> None:
+        """One CHUNKS record from a payload that is made already (`layout.encode_chunks`)."""
+        self._append(RecordType.CHUNKS, payload)
+        self._flush()
 
     def append_entries(self, entries: list[bytes]) -> list[Location]:
         """ENTRIES records, as many as keep each of bounded size; where each entry lies."""
@@ -130,7 +145,7 @@ class StreamLog:
             for entry in entries[len(located) :]:
                 some.append(entry)
                 size += len(entry)
-                if size >= _ENTRIES_BYTES:
+                if size >= self._entries_bytes:
                     break
             where = self._append(RecordType.ENTRIES, layout.encode_entries(some, self.level))
             located += [where._replace(inner=inner) for inner in layout.entry_offsets(some)]
@@ -147,7 +162,7 @@ class StreamLog:
         state = self.state
         chain = state.chain
         for fact in self._facts:
-            chain = layout.chain_next(chain, fact)
+            chain = layout.chain_next(chain, records.leaf(fact))
         commit = Commit(
             state.commits + 1, now_us(), state.facts + len(self._facts), chain,
             start=state.offset, digest=layout.group_digest(self._headers, self._key), salt=self._salt,
@@ -168,9 +183,16 @@ class StreamLog:
         self.committed = self.state.place
         return self.state
 
-    def roll(self) -> None:
-        """Begin a new pack if this one has reached its size or was cut. Does nothing within a group."""
-        if self._at == self.state.offset and (self._spent or self._at >= self._pack_bytes):
+    @property
+    def pack_bytes(self) -> int:
+        """What the open pack has come to, its header not counted."""
+        return self._at - layout.PACK_HEADER_BYTES
+
+    def roll(self, *, now: bool = False) -> None:
+        """Begin a new pack if this one has reached its size or was cut, or (`now`) if it is not empty. Does
+        nothing within a group."""
+        due = self._spent or self._at >= self._pack_bytes or (now and self.pack_bytes > 0)
+        if self._at == self.state.offset and due:
             try:
                 self._start_pack()
             except OSError as exc:
@@ -209,7 +231,7 @@ class StreamLog:
         except ValueError as exc:
             raise StoreError(str(exc)) from exc
         self._headers.append(record[: layout.RECORD_HEADER_BYTES])
-        where = Location(self.number, self.state.pack, self._at, len(record), 0, 0)
+        where = Location(self.number, self.state.pack, self._at, 0, 0)
         self._buffer.append(record)
         self._at += len(record)
         self._next_record += 1
@@ -237,17 +259,18 @@ class StreamLog:
 class StreamLock:
     """The right to write to one stream, held through flock until released or the process ends."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, name: str = "lock") -> None:
         if not directory.exists():
             directory.mkdir(mode=0o700)
             adopt(directory)
-        self._fd = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        adopt(directory / "lock")
+        self._fd = os.open(directory / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        adopt(directory / name)
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as exc:
             os.close(self._fd)
-            raise StoreLockedError(f"another process writes to stream {directory.name!r}") from exc
+            what = "compacts" if name == COMPACT_LOCK else "writes to"
+            raise StoreLockedError(f"another process {what} stream {directory.name!r}") from exc
 
     def release(self) -> None:
         """Idempotent."""

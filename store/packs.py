@@ -11,19 +11,23 @@ from collections import OrderedDict
 from pathlib import Path
 
 from store import layout, records
-from store.errors import DamagedError
+from store.errors import DamagedError, PackGoneError
 from store.layout import RecordType
-from store.scan import Location, key_of_pack, pack_path, stream_number
+from store.places import Location, stream_number
+from store.scan import key_of_pack
+from store.segments import pack_path
 
 _MAX_OPEN_PACKS = 64
 _CACHE_BYTES = 8 << 20
+_FIRST_READ_BYTES = 32 << 10
 
 
 class PackReader:
     """All the packs below a store's `streams` directory."""
 
-    def __init__(self, streams: Path, store_id: bytes) -> None:
+    def __init__(self, streams: Path, store_id: bytes, *, cache_bytes: int = _CACHE_BYTES) -> None:
         self._streams = streams
+        self._cache_bytes = cache_bytes
         self._store_id = store_id
         self._lock = threading.Lock()
         self._names: dict[int, Path] = {}
@@ -62,11 +66,14 @@ class PackReader:
                 return cached
             fd, key = self._pack(where)
             try:
-                data = os.pread(fd, where.length, where.offset)
+                data = os.pread(fd, _FIRST_READ_BYTES, where.offset)
+                header = layout.decode_record_header(data, key)
+                size = layout.RECORD_HEADER_BYTES + header.length if header else 0
+                if size > len(data):
+                    data += os.pread(fd, size - len(data), where.offset + len(data))
             except OSError as exc:
                 raise DamagedError(f"{self._path(where)} at byte {where.offset}: {exc.strerror}") from exc
-        payload = memoryview(data)[layout.RECORD_HEADER_BYTES :]
-        header = layout.decode_record_header(data, key)
+        payload = memoryview(data)[layout.RECORD_HEADER_BYTES : size]
         if not header or header.type != kind or not layout.payload_is_sound(header, payload, key):
             raise DamagedError(f"{self._path(where)} at byte {where.offset}: record is damaged")
         try:
@@ -77,7 +84,7 @@ class PackReader:
             if name not in self._blocks:
                 self._blocks[name] = raw
                 self._cached += len(raw)
-            while self._cached > _CACHE_BYTES:
+            while self._cached > self._cache_bytes and len(self._blocks) > 1:
                 self._cached -= len(self._blocks.popitem(last=False)[1])
         return raw
 
@@ -90,6 +97,8 @@ class PackReader:
         try:
             key = key_of_pack(path, self._store_id)
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError as exc:
+            raise PackGoneError(f"{path} is missing") from exc
         except (OSError, ValueError) as exc:
             raise DamagedError(f"{path}: {exc}") from exc
         self._open[where.stream, where.pack] = (fd, key)

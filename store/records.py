@@ -11,6 +11,7 @@ from __future__ import annotations
 import enum
 
 import msgspec
+from blake3 import blake3
 
 from store.ids import ChunkId, ContentId, DeliveryId
 
@@ -25,6 +26,8 @@ class EntryType(enum.IntEnum):
     ERASURE = 5
     UNCAPTURED = 6
     REPLAY_RUN = 7
+    EXPIRY = 8
+    STUB = 9
     CONTENT = 64
 
 
@@ -116,22 +119,44 @@ class ReplayRun(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
 
 
 class Hold(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
-    """A hold placed (or released) on a delivery. Reserved: no command writes it yet."""
+    """A hold placed on whatever `matches` (a `store.filters.Filter` as a dict), now and in future, or (with
+    `released`) the end of the hold of that name. What is held is neither expired nor erased."""
 
-    delivery: DeliveryId
+    name: str
     time_us: int
     owner: str
     reason: str
+    matches: dict[str, str | int | list[str]] = {}
     released: bool = False
 
 
 class Erasure(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
-    """A delivery's bytes dropped for good, by whom and why. Reserved: no command writes it yet."""
+    """A delivery dropped for good, by whom and why. It stays as a tombstone: whatever would bring the
+    message back looks for `content`, the message's content id keyed with the store's key (16 bytes)."""
 
     delivery: DeliveryId
     time_us: int
     owner: str
     reason: str
+    content: bytes = b""
+
+
+class Expiry(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
+    """Deliveries dropped by age, under which rule."""
+
+    time_us: int
+    rule: str
+    owner: str
+    deliveries: tuple[DeliveryId, ...]
+
+
+class Stub(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
+    """What compaction leaves of a fact about a delivery that was erased or has expired: the fact's leaf in the
+    chain (32 bytes), so that the history can be verified without it, and which delivery it spoke of."""
+
+    leaf: bytes
+    delivery: DeliveryId
+    type: int
 
 
 class Uncaptured(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
@@ -164,7 +189,7 @@ class Content(msgspec.Struct, frozen=True, array_like=True):
     runs: tuple[Run, ...]
 
 
-Fact = Delivery | Outcomes | Replay | ReplayRun | Hold | Erasure | Uncaptured
+Fact = Delivery | Outcomes | Replay | ReplayRun | Hold | Erasure | Expiry | Stub | Uncaptured
 Entry = Fact | Content
 
 _TYPE_OF: dict[type, EntryType] = {
@@ -174,6 +199,8 @@ _TYPE_OF: dict[type, EntryType] = {
     ReplayRun: EntryType.REPLAY_RUN,
     Hold: EntryType.HOLD,
     Erasure: EntryType.ERASURE,
+    Expiry: EntryType.EXPIRY,
+    Stub: EntryType.STUB,
     Uncaptured: EntryType.UNCAPTURED,
     Content: EntryType.CONTENT,
 }
@@ -197,9 +224,25 @@ def decode(data: bytes) -> Entry:
     return entry
 
 
+def type_of(entry: Entry) -> EntryType:
+    """The type under which an entry stands in the log."""
+    return _TYPE_OF[type(entry)]
+
+
 def is_fact(data: bytes) -> bool:
     """Whether an encoded entry is part of the chained history: types below 64 are, also unknown ones."""
     return data[0] < EntryType.CONTENT
+
+
+def leaf(data: bytes) -> bytes:
+    """The 32 bytes by which an encoded fact stands in the chain; a stub stands for the fact it replaced.
+
+    Raises `ValueError`."""
+    if data[0] == EntryType.STUB:
+        stub = decode(data)
+        assert isinstance(stub, Stub)  # noqa: S101 - its type byte says so; mypy does not see it
+        return stub.leaf
+    return blake3(b"\0" + data).digest()
 
 
 def is_known(data: bytes) -> bool:

@@ -11,118 +11,20 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
-from typing import NamedTuple
-
-from blake3 import blake3
 
 from store import layout, records
 from store.errors import FormatError
-from store.ids import ChunkId
 from store.layout import PackHeader, RecordType
+from store.places import Damage, Group, Location, Place, StreamState, TornTail, stream_number
+from store.segments import Files, Part, Segment, first_of, last_of, pack_path, stream_files
 
+_NOT_FOLLOWING = "does not follow on what is before it: something is missing"
+_HEADER_DAMAGED = "pack header is damaged; its records are read by what a commit says"
 _RESYNC_WINDOW = 1 << 20
 _SECTOR = 4096
-
-
-Place = tuple[int, int]
-"""(pack, offset) where a group ends."""
-Record = tuple[int, int, int]
-"""A record's place: stream, pack, offset."""
-
-
-class Location(NamedTuple):
-    """Where a chunk or entry lies: stream, pack and record, then offset and length in the record's raw block.
-
-    `size` is 0 for entries, whose length stands in the block.
-    """
-
-    stream: int
-    pack: int
-    offset: int
-    length: int
-    inner: int
-    size: int
-
-    @property
-    def record(self) -> Record:
-        """The record it lies in."""
-        return self[:3]
-
-
-@dataclass(frozen=True, slots=True)
-class StreamState:
-    """How far a stream is known: the end of the last committed group, and what the next record needs."""
-
-    pack: int
-    offset: int
-    next_record: int
-    commits: int
-    facts: int
-    chain: bytes
-    last_commit_us: int = 0
-
-    @property
-    def place(self) -> tuple[int, int]:
-        """(pack, offset)."""
-        return self.pack, self.offset
-
-
-@dataclass(slots=True)
-class Group:
-    """What one COMMIT made durable, with where everything lies, and the stream's state after it.
-
-    `before` is the (pack, offset) where the group before it ended: what an index must have seen to take it.
-    """
-
-    stream: str
-    state: StreamState
-    before: tuple[int, int] = (0, 0)
-    chunks: list[tuple[ChunkId, Location]] = field(default_factory=list)
-    entries: list[tuple[records.Entry, Location]] = field(default_factory=list)
-
-
-@dataclass(frozen=True, slots=True)
-class Damage:
-    """A place whose bytes are not what was written."""
-
-    path: Path
-    offset: int
-    what: str
-
-    @property
-    def record(self) -> Record:
-        """The place as a record's."""
-        return stream_number(self.path.parent.name), int(self.path.stem or "0"), self.offset
-
-    def __str__(self) -> str:
-        return f"{self.path} at byte {self.offset}: {self.what}"
-
-
-@dataclass(frozen=True, slots=True)
-class TornTail:
-    """Bytes after the last COMMIT of a stream that no COMMIT made good: from `offset` to the file's end."""
-
-    path: Path
-    offset: int
-    length: int
-
-
-def stream_number(name: str) -> int:
-    """The 32-bit number by which locations name a stream (from its name, so that every host agrees)."""
-    return int.from_bytes(blake3(name.encode()).digest(4), "big")
-
-
-def pack_path(directory: Path, number: int) -> Path:
-    """The file of pack `number` of the stream in `directory`."""
-    return directory / f"{number:010d}.pack"
-
-
-def pack_numbers(directory: Path) -> list[int]:
-    """The numbers of the packs in a stream's directory, in order."""
-    return sorted(int(path.stem) for path in directory.glob("*.pack") if path.stem.isdigit())
 
 
 def read_pack_header(path: Path) -> PackHeader:
@@ -231,22 +133,36 @@ def scan_groups(
     name: str,
     since: StreamState,
     *durable: Place,
-) -> Iterator[Group | Damage | TornTail]:
+    files: Files | None = None,
+) -> Iterator[Group | Segment | Damage | TornTail]:
     """Everything committed after `since`, in order; damage where it lies; at most one torn tail, last.
 
+    Segments are given as they are: `scan_segment` reads them.
+
     `durable` are places up to which their pack is known to have been good, so that what fails before them is
-    damage even when nothing follows.
+    damage even when nothing follows. `since` lies at the end of a segment or in a pack of its own, never
+    within what a segment stands for.
     """
     state = since
     before = since.place
-    numbers = [n for n in pack_numbers(directory) if n >= since.pack]
-    if since.pack and (not numbers or numbers[0] != since.pack):
+    files = files or stream_files(directory)
+    yield from (Damage(path, 0, what) for path, what in files.damaged)
+    parts = [part for part in files.parts if last_of(part) >= since.pack]
+    if parts and isinstance(parts[0], Segment) and since.place >= parts[0].end.place:
+        del parts[0]
+    elif since.pack and (not parts or first_of(parts[0]) != since.pack):
         yield Damage(pack_path(directory, since.pack), 0, "pack is missing")
-    for number, following in zip_longest(numbers, numbers[1:]):
-        path = pack_path(directory, number)
-        last = not following
-        if state.pack and number > state.pack + 1:
+    for part, following in zip_longest(parts, parts[1:]):
+        if state.pack and first_of(part) > state.pack + 1:
             yield Damage(pack_path(directory, state.pack + 1), 0, "pack is missing")
+        if isinstance(part, Segment):
+            if (part.start.chain, part.start.next_record) != (state.chain, state.next_record):
+                yield Damage(directory / part.name, 0, _NOT_FOLLOWING)
+            yield part
+            state, before = part.end, part.end.place
+            continue
+        path = pack_path(directory, part)
+        last = following is None
         try:
             key = key_of_pack(path, store_id)
             header = _header_or_none(path)
@@ -258,21 +174,20 @@ def scan_groups(
                 yield Damage(path, 0, str(exc))
             continue
         if header is None:
-            yield Damage(path, 0, "pack header is damaged; its records are read by what a commit says")
-        elif header.store_id != store_id or header.stream != name or header.number != number:
+            yield Damage(path, 0, _HEADER_DAMAGED)
+        elif (header.store_id, header.stream, header.number) != (store_id, name, part):
             yield Damage(path, 0, f"belongs to stream {header.stream!r}, pack {header.number}, not here")
             continue
-        if number != state.pack:
+        if part != state.pack:
             if header is not None and (header.chain, header.next_record) != (state.chain, state.next_record):
-                yield Damage(path, 0, "does not follow on the pack before it: something is missing")
+                yield Damage(path, 0, _NOT_FOLLOWING)
                 state = replace(state, chain=header.chain, next_record=header.next_record)
-            state = replace(state, pack=number, offset=layout.PACK_HEADER_BYTES)
+            state = replace(state, pack=part, offset=layout.PACK_HEADER_BYTES)
         elif path.stat().st_size < state.offset:
             yield Damage(path, path.stat().st_size, f"cut short: {state.offset} bytes were durable")
             continue
-        upheld = max((offset for pack, offset in durable if pack == number), default=0)
-        next_header = _header_or_none(pack_path(directory, following)) if following else None
-        for found in _scan_pack(path, key, state, upheld, next_header, last=last):
+        upheld = max((offset for pack, offset in durable if pack == part), default=0)
+        for found in _scan_pack(path, key, state, upheld, _after(directory, following), last=last):
             if isinstance(found, Group):
                 state = found.state
                 found.before, before = before, state.place
@@ -281,6 +196,47 @@ def scan_groups(
         if place > state.place:
             what = f"bytes up to {place[1]} of pack {place[0]} were durable and are missing"
             yield Damage(pack_path(directory, state.pack), state.offset, what)
+
+
+def _after(directory: Path, following: Part | None) -> tuple[bytes, int] | None:
+    """The chain and record number with which what follows a pack goes on."""
+    if isinstance(following, Segment):
+        return following.start.chain, following.start.next_record
+    header = _header_or_none(pack_path(directory, following)) if following else None
+    return (header.chain, header.next_record) if header else None
+
+
+def scan_segment(directory: Path, store_id: bytes, name: str, segment: Segment) -> Iterator[Group | Damage]:
+    """Everything in a segment, in order; `state` of its groups is within the segment's own packs."""
+    state = segment.start
+    for number, following in zip_longest(segment.packs, segment.packs[1:]):
+        path = pack_path(directory, number)
+        try:
+            key = key_of_pack(path, store_id)
+            header = _header_or_none(path)
+        except (ValueError, FileNotFoundError) as exc:
+            yield Damage(path, 0, "pack is missing" if isinstance(exc, FileNotFoundError) else str(exc))
+            continue
+        if header is None:
+            yield Damage(path, 0, _HEADER_DAMAGED)
+        elif (header.store_id, header.stream, header.number) != (store_id, name, number):
+            yield Damage(path, 0, f"belongs to stream {header.stream!r}, pack {header.number}, not here")
+            continue
+        elif (header.chain, header.next_record) != (state.chain, state.next_record):
+            yield Damage(path, 0, _NOT_FOLLOWING)
+            state = replace(state, chain=header.chain, next_record=header.next_record)
+        state = replace(state, pack=number, offset=layout.PACK_HEADER_BYTES)
+        after = (
+            (segment.end.chain, segment.records_end) if following is None else _after(directory, following)
+        )
+        for found in _scan_pack(path, key, state, 0, after, last=False):
+            if isinstance(found, Group):
+                found.segment = segment
+                state = found.state
+            if not isinstance(found, TornTail):  # there is none where something follows
+                yield found
+    if (state.chain, state.facts) != (segment.end.chain, segment.end.facts):
+        yield Damage(directory / segment.name, 0, "the history in its packs is not the one it stands for")
 
 
 def _header_or_none(path: Path) -> PackHeader | None:
@@ -295,7 +251,7 @@ class _Gathering:
 
     def __init__(self, stream: str, state: StreamState) -> None:
         self.group = Group(stream, state)
-        self.facts: list[bytes] = []
+        self.leaves: list[bytes] = []
         self.headers: list[bytes] = []
         self.bad: list[Damage] = []
         self._number = stream_number(stream)
@@ -309,28 +265,28 @@ class _Gathering:
     def take(self, record: _Record) -> None:
         """A CHUNKS or ENTRIES record. Raises `ValueError`, `struct.error`."""
         self.headers.append(record.header)
-        where = Location(self._number, self._pack, record.offset, record.end - record.offset, 0, 0)
+        where = Location(self._number, self._pack, record.offset, 0, 0)
         if record.type == RecordType.CHUNKS:
-            self.group.chunks.extend(
-                (chunk, where._replace(inner=inner, size=size))
-                for chunk, inner, size in layout.chunk_table(record.payload)
-            )
+            for chunk, inner, size, kind in layout.chunk_table(record.payload):
+                self.group.chunks.append((chunk, where._replace(inner=inner, size=size)))
+                self.group.kinds.append(kind)
         elif record.type == RecordType.ENTRIES:
             for inner, data in layout.entries_in(layout.block_bytes(RecordType.ENTRIES, record.payload)):
+                self.group.encoded.append(data)
                 if records.is_known(data):
                     self.group.entries.append((records.decode(data), where._replace(inner=inner)))
                 if records.is_fact(data):
-                    self.facts.append(data)
+                    self.leaves.append(records.leaf(data))
 
     def chain(self, chain: bytes) -> bytes:
         """The chain after these facts."""
-        for fact in self.facts:
-            chain = layout.chain_next(chain, fact)
+        for leaf in self.leaves:
+            chain = layout.chain_next(chain, leaf)
         return chain
 
 
 def _scan_pack(
-    path: Path, key: bytes, state: StreamState, upheld: int, following: PackHeader | None, *, last: bool
+    path: Path, key: bytes, state: StreamState, upheld: int, goes_on: tuple[bytes, int] | None, *, last: bool
 ) -> Iterator[Group | Damage | TornTail]:
     name = path.parent.name
     gathering = _Gathering(name, state)
@@ -377,8 +333,7 @@ def _scan_pack(
     if last:
         was_good = state.offset < upheld
     else:  # the next pack tells whether the writer had gone on from here or from behind what is broken
-        after = (state.chain, state.next_record)
-        was_good = state.offset < upheld or not following or after != (following.chain, following.next_record)
+        was_good = state.offset < upheld or not goes_on or (state.chain, state.next_record) != goes_on
     if was_good:
         bad = broken[1] if broken else gathering.bad
         yield from bad or [Damage(path, state.offset, "ends without the commit that was durable")]

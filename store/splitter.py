@@ -7,16 +7,36 @@ not look like mail is kept as it is.
 
 Border: bytes in, pieces out; no I/O, no hashing, no MIME tree. Content alone decides what a part is:
 header block | bodies of text parts | delimiters with their part headers | base64 bodies, decoded. Base64
-is decoded only where encoding it again gives the same bytes; where it turns odd it goes on raw.
+is decoded only where encoding it again gives the same bytes; where it turns odd it goes on raw. Header
+blocks and large bodies, as decoded, are cut further (`store.cutting`).
+
+Quoted-printable is not decoded: in 130 MB of real mail 1,061 of 2,674 such parts could be made again exactly;
+decoded, all text would take 2.7 % less (4.30 to 4.19 MB, zstd -19), and 9 kB more would be found again.
 """
 
 from __future__ import annotations
 
-import binascii
 import enum
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
+
+from store.base64_runs import decode_last_line, decode_lines, encode, encode_run, run_at
+from store.cutting import MAX_CUT, cut_body, cut_header
+
+__all__ = [
+    "MAX_HEADER",
+    "MAX_PIECE",
+    "MIN_BODY",
+    "MIN_RUN",
+    "WINDOW",
+    "Kind",
+    "Piece",
+    "Splitter",
+    "encode",
+    "encode_run",
+    "rebuild",
+]
 
 MAX_HEADER = 256 * 1024
 """Bytes after which a header block without an end is cut."""
@@ -30,15 +50,11 @@ MIN_BODY = 512
 MIN_RUN = 1024
 """Bytes of uniform base64 lines that are worth decoding."""
 
-RUN_BYTES = 16 * 41_040
-"""Decoded bytes a piece. 41,040 is a whole number of lines for the widths in use (60, 64, 72 and 76
-characters are 45, 48, 54 and 57 bytes), so that a file is cut alike whatever width it was sent in."""
-
 _SPAN = 32 * 1024  # how far a decision looks ahead: the longest match of _EVENT and the first lines of a run
 WINDOW = MAX_PIECE + _SPAN + 96 * 1024
-"""Bytes gathered before a message is cut; the last term keeps small feeds from being joined too often."""
+"""Bytes gathered before a message is cut, those decoded and not yet given out among them; the last term keeps
+small feeds from being joined too often."""
 
-_LINES_A_STEP = 4096  # base64 lines decoded in one go; more of them are not faster
 _KNOWN_BOUNDARIES = 64
 
 _HEADER_END = re.compile(rb"\n\r?\n")
@@ -54,16 +70,17 @@ _EVENT = re.compile(
     rb"|\r?\n([A-Za-z0-9+/]{16,998}+)(\r?\n)"
     rb")"
 )
-_BASE64_LINE = re.compile(rb"([A-Za-z0-9+/]{16,998}+)(\r?\n)")
-_LAST_LINE = re.compile(rb"[A-Za-z0-9+/]{2,998}+={0,2}+(?=\r?\n|\Z)")
 
 
 class Kind(enum.IntEnum):
     """What a piece is, so that like can be compressed with like."""
 
     HEADER = 1
+    """of the header block: fields that stay the same wherever the message goes"""
     TEXT = 2
     ATTACHMENT = 3
+    TRACE = 4
+    """of the header block: with fields that servers add or change at each hop"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +88,8 @@ class Piece:
     """A stretch of a message.
 
     `width` 0: `data` are the message's bytes. Else they were base64, `width` characters a line, with `eol`
-    between lines. `joins`: goes on the run of the piece before, which has the same `width` and `eol`;
-    between two such pieces stands one more `eol`.
+    between lines. `joins`: goes on the run of the piece before, which has the same `width` and `eol`; one
+    line may lie in both, so that only whole runs can be encoded (`encode_run`).
     """
 
     kind: Kind
@@ -82,43 +99,17 @@ class Piece:
     joins: bool = False
 
 
-def encode(data: bytes, width: int, eol: bytes) -> bytes:
-    """The message's bytes for one whole run: base64, `width` characters a line, no `eol` after the last.
-
-    `width` is a multiple of 4; 0 gives `data` back.
-    """
-    if not width:
-        return data
-    text = binascii.b2a_base64(data, newline=False)
-    return eol.join([text[i : i + width] for i in range(0, len(text), width)])
-
-
-def encode_run(pieces: Iterable[bytes], width: int, eol: bytes) -> Iterator[bytes]:
-    """The same for a run's chunks one after the other, wherever they were cut."""
-    if not width:
-        yield from pieces
-        return
-    line = width // 4 * 3
-    rest, between = b"", b""
-    for piece in pieces:
-        data = rest + piece if rest else piece
-        whole = len(data) // line * line
-        rest = data[whole:]
-        if whole:
-            yield between + encode(data[:whole], width, eol)
-            between = eol
-    if rest:
-        yield between + encode(rest, width, eol)
-
-
 def rebuild(pieces: Iterable[Piece]) -> bytes:
     """The message that `pieces` were cut from."""
-    out: list[bytes] = []
+    runs: list[list[Piece]] = []
     for piece in pieces:
         if piece.joins:
-            out.append(piece.eol)
-        out.append(encode(piece.data, piece.width, piece.eol))
-    return b"".join(out)
+            runs[-1].append(piece)
+        else:
+            runs.append([piece])
+    return b"".join(
+        data for run in runs for data in encode_run((p.data for p in run), run[0].width, run[0].eol)
+    )
 
 
 class Splitter:
@@ -127,6 +118,7 @@ class Splitter:
     __slots__ = (
         "_body",
         "_data",
+        "_decoded",
         "_eol",
         "_feeds",
         "_glue",
@@ -151,6 +143,7 @@ class Splitter:
         # three are where the run goes on.
         self._glue = self._body = self._scan = 0
         self._width, self._eol = 0, b""  # of the base64 run we are in; width 0: in text
+        self._decoded = b""  # of that run, not yet given out; never empty once there was a line
         self._known: dict[bytes, None] = {}  # boundaries that were seen to delimit a part, oldest first
 
     def feed(self, data: bytes) -> list[Piece]:
@@ -171,7 +164,7 @@ class Splitter:
             pass
         gone = self._glue
         self._feeds = [self._data[gone:]]
-        self._size -= gone
+        self._size = len(self._data) - gone + len(self._decoded)
         self._glue -= gone
         self._body -= gone
         self._scan -= gone
@@ -187,7 +180,10 @@ class Splitter:
         else:
             blank = _HEADER_END.search(data, 0, MAX_HEADER)
             end = blank.end() if blank else min(len(data), MAX_HEADER)
-        self._emit(Kind.HEADER, 0, end)
+        start = 0
+        for trace, cut in cut_header(data, end):
+            self._emit(Kind.TRACE if trace else Kind.HEADER, start, cut)
+            start = cut
         self._begin_text(end)
         self._begin_run(end)
 
@@ -242,17 +238,21 @@ class Splitter:
         if upto - self._body >= MIN_BODY:
             self._emit(Kind.TEXT, self._glue, self._body)
             self._glue = self._body
-        while upto - self._body > MAX_PIECE:
-            # Here large texts are cut by length; cutting by content would have its place here.
-            self._emit(Kind.TEXT, self._body, self._body + MAX_PIECE)
-            self._glue = self._body = self._body + MAX_PIECE
+        if upto - self._body > MAX_CUT:
+            self._cut_body(upto, final=False)
+
+    def _cut_body(self, end: int, *, final: bool) -> None:
+        start = self._body
+        for cut in cut_body(memoryview(self._data)[start:end], final=final):
+            if start + cut - self._body >= MIN_BODY:  # what is left at a body's end may be less
+                self._emit(Kind.TEXT, self._body, start + cut)
+                self._glue = self._body = start + cut
 
     def _end_body(self, end: int) -> None:
-        """The body ends at `end`: a piece of its own when it is long enough."""
+        """The body ends at `end`: pieces of its own when it is long enough."""
         self._goes_on(end)
         if end - self._body >= MIN_BODY:
-            self._emit(Kind.TEXT, self._body, end)
-            self._glue = end
+            self._cut_body(end, final=True)
 
     def _flush(self, end: int) -> None:
         """All text ends at `end`."""
@@ -267,101 +267,42 @@ class Splitter:
 
     def _begin_run(self, at: int) -> bool:
         """Whether base64 worth decoding begins at `at`; then all text before it is given out."""
-        line = _BASE64_LINE.match(self._data, at)
-        if line is None or len(line[1]) % 4:
-            return False
-        width, eol = len(line[1]), line[2]
-        enough = -(-MIN_RUN // (width + len(eol)))
-        if _count_lines(self._data, at, enough, width, eol) < enough:
-            return False
-        if _decode_lines(self._data[at : at + enough * (width + len(eol))], enough * width) is None:
+        run = run_at(self._data, at, MIN_RUN)
+        if run is None:
             return False
         self._flush(at)
-        self._width, self._eol = width, eol
+        self._width, self._eol = run
         self._joins = False
         return True
 
     def _run(self, *, final: bool) -> bool:
-        """Decodes a base64 run up to its end (True), or as far as whole pieces are there (False)."""
+        """Decodes a base64 run up to its end (True), or as far as can be seen (False)."""
         data, width, eol = self._data, self._width, self._eol
         stride = width + len(eol)
-        most = min(RUN_BYTES // (width // 4 * 3), MAX_PIECE // stride)
-        at = self._glue
-        while final or len(data) - at >= (most + 1) * stride + 2:
-            joins = self._joins
-            start = at + len(eol) if joins else at  # a full piece has its line end behind it
-            decoded, lines = _decode(data, start, most, width, eol)
-            end = start + lines * stride
-            if lines < most:
-                last = _LAST_LINE.match(data, end)
-                if last and len(last[0]) <= width and (tail := _decode_exactly(last[0])) is not None:
-                    decoded.append(tail)
-                    end = last.end() + len(eol)
-            if not decoded:
-                break
-            # Here decoded bytes are cut by length; cutting by content would have its place here.
-            self._out.append(Piece(Kind.ATTACHMENT, b"".join(decoded), width, eol, joins))
+        # What is decoded already has its line end behind it: that is text if no further line follows.
+        at = self._glue + len(eol) if self._decoded else self._glue
+        most = (len(data) - at) // stride if final else max(0, len(data) - at - 3) // stride
+        decoded, lines = decode_lines(data, at, most, width, eol)
+        end = at + lines * stride
+        over = final or lines < most
+        if over:
+            tail, last = decode_last_line(data, end, width)
+            if tail:
+                decoded.append(tail)
+                end = last + len(eol)
+        self._decoded = b"".join([self._decoded, *decoded])
+        start = 0
+        for cut in cut_body(self._decoded, final=over):
+            self._out.append(Piece(Kind.ATTACHMENT, self._decoded[start:cut], width, eol, self._joins))
             self._joins = True
-            at = end - len(eol)
-            if lines < most:
-                break
-        else:
-            self._glue = self._body = self._scan = at
-            return False
-        self._glue = self._body = self._scan = at
-        self._width, self._joins = 0, False
-        return True
+            start = cut
+        self._glue = self._body = self._scan = end - len(eol) if self._decoded else at
+        self._decoded = self._decoded[start:]
+        if over:
+            self._width, self._joins = 0, False
+        return over
 
     def _emit(self, kind: Kind, start: int, end: int) -> None:
         if end > start:
             self._out.append(Piece(kind, self._data[start:end], joins=self._joins))
             self._joins = True
-
-
-def _decode(data: bytes, at: int, most: int, width: int, eol: bytes) -> tuple[list[bytes], int]:
-    """Decodes the uniform lines from `at` on, up to `most`: their bytes, and how many lines they are.
-
-    Steps grow from a few lines, and are halved at each odd one: so the work is in proportion to the lines
-    found, also when somebody sends a great many runs that soon turn odd.
-    """
-    stride = width + len(eol)
-    decoded: list[bytes] = []
-    lines, step, odd = 0, 32, False
-    while lines < most and (n := _count_lines(data, at, min(step, most - lines), width, eol)):
-        part = _decode_lines(data[at : at + n * stride], n * width)
-        if part is None:
-            step, odd = n // 2, True
-            continue
-        decoded.append(part)
-        lines += n
-        at += n * stride
-        if not odd:
-            step = min(2 * step, _LINES_A_STEP)
-    return decoded, lines
-
-
-def _count_lines(data: bytes, at: int, most: int, width: int, eol: bytes) -> int:
-    """How many lines from `at` on, up to `most`, have `eol` behind `width` characters."""
-    stride = width + len(eol)
-    end = at + most * stride
-    for i in range(len(eol)):
-        ends = data[at + width + i : end : stride]
-        most = min(most, len(ends) - len(ends.lstrip(eol[i : i + 1])))
-    return most
-
-
-def _decode_lines(lines: bytes, characters: int) -> bytes | None:
-    """The bytes in full lines of base64 with `characters` in all; None when they are not just that."""
-    text = lines.translate(None, b"\r\n")
-    decoded = _decode_exactly(text)
-    # Fewer bytes: there was padding, which makes a last line, or a line end where it does not belong.
-    return decoded if decoded is not None and len(decoded) == characters // 4 * 3 else None
-
-
-def _decode_exactly(text: bytes) -> bytes | None:
-    """Decoded base64; None unless encoding it again gives `text`."""
-    try:
-        decoded = binascii.a2b_base64(text, strict_mode=True)
-    except binascii.Error:
-        return None
-    return decoded if binascii.b2a_base64(decoded, newline=False) == text else None

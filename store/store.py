@@ -10,6 +10,7 @@ has not, so it sees every message that was acknowledged before it began.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -18,7 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import Self, TypeVar
 
 from store import content
 from store.errors import (
@@ -26,26 +27,42 @@ from store.errors import (
     DamagedError,
     FormatError,
     NotFoundError,
+    PackGoneError,
     StoreError,
     StoreLockedError,
     StoreNotFoundError,
 )
 from store.files import sync_directory, write_all
-from store.ids import DELIVERY_ID_BYTES, ChunkId, ContentId, DeliveryId, now_us
-from store.index import Counters, Index, Snapshot, Term
+from store.ids import DELIVERY_ID_BYTES, ChunkId, ContentId, DeliveryId, chunk_id, now_us
+from store.index import Index
 from store.indexer import Indexer
 from store.ingest import Ingest
 from store.layout import FORMAT_VERSION, STREAM_NAME_BYTES
 from store.log import DEFAULT_PACK_BYTES, StreamLock, StreamLog
 from store.packs import PackReader
-from store.records import Content, Delivery, EntryType, Leg, Outcome, Outcomes, Replay
-from store.scan import Location, StreamState
-from store.view import CaughtUp, View
+from store.places import Location, StreamState
+from store.records import (
+    Content,
+    Delivery,
+    EntryType,
+    Erasure,
+    Expiry,
+    Leg,
+    Outcome,
+    Outcomes,
+    Replay,
+)
+from store.rows import Term
+from store.snapshot import REMOVED, Counters, Snapshot
+from store.view import CaughtUp, View, find_end, terms
 from store.writer import GroupFacts, Pending, Writer
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 DEFAULT_RESERVE_BYTES = 64 << 20
+_MUCH_BYTES = 64 << 20
+"""bytes of packs that are indexed while one waits; more take more than a second or two"""
 FOREVER_US = (1 << 63) - 1
 _NETWORK_FILE_SYSTEMS = {
     "nfs",
@@ -70,14 +87,34 @@ class StoredDelivery:
     replays: tuple[Replay, ...] = ()
 
 
+class RemovedError(NotFoundError):
+    """The delivery was erased, or has expired; `removal` says when, by whom and why."""
+
+    hint = "What was erased or has expired does not come back."
+
+    def __init__(self, delivery: DeliveryId, removal: Erasure | Expiry) -> None:
+        if isinstance(removal, Erasure):
+            what, why = "was erased", removal.reason
+        else:
+            what, why = "has expired", removal.rule
+        day = time.strftime("%Y-%m-%d %H:%M", time.localtime(removal.time_us / 1e6))
+        super().__init__(f"delivery {delivery.hex()[:10]} {what} on {day} by {removal.owner}: {why}")
+        self.removal = removal
+
+
 @dataclass(frozen=True, slots=True)
 class Query:
-    """Which deliveries: a time interval [since, until) in µs, and terms that all must hold."""
+    """Which deliveries: a time interval [since, until) in µs, and terms that all must hold.
+
+    `as_of_us`: as the store stood then; what was captured, replied or expired later has not happened yet.
+    What was erased is gone at all times.
+    """
 
     since_us: int = 0
     until_us: int = FOREVER_US
     terms: tuple[tuple[Term, bytes], ...] = ()
     newest_first: bool = True
+    as_of_us: int = FOREVER_US
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +131,7 @@ class Stats:
 class Store:
     """An open store. Close it; use it as a context manager."""
 
-    def __init__(self, path: Path, identity: dict[str, str]) -> None:
+    def __init__(self, path: Path, identity: dict[str, str], *, wait: bool = True) -> None:
         self.path = path
         self.id = bytes.fromhex(identity["id"])
         self.key = bytes.fromhex(identity["key"])
@@ -104,17 +141,22 @@ class Store:
         self._writer: Writer | None = None
         self._indexer: Indexer | None = None
         self._pending = Pending()
+        self._behind = False
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
         try:
-            self._open_view()
+            self._open_view(wait=wait)
         except DamagedError as exc:
             if not self._put_index_aside(exc):
                 raise
-            self._open_view()
+            self._open_view(wait=wait)
 
     @classmethod
-    def open(cls, path: Path, *, create: bool = False) -> Store:
-        """Raises `StoreNotFoundError`, `FormatError`, or another `StoreError`."""
+    def open(cls, path: Path, *, create: bool = False, wait: bool = True) -> Store:
+        """Raises `StoreNotFoundError`, `FormatError`, or another `StoreError`.
+
+        An index that is far behind (lost, say) is caught up before this returns, or with `wait` False behind
+        the writer that `start_writing` begins.
+        """
         identity = path / "mailkeep.store"
         if create and not identity.exists():
             _create(path)
@@ -129,9 +171,9 @@ class Store:
             raise StoreError(f"{identity} cannot be read: {exc.strerror}") from exc
         if version > FORMAT_VERSION:
             raise FormatError(f"{path} has format {version}; this version reads up to {FORMAT_VERSION}")
-        return cls(path, known)
+        return cls(path, known, wait=wait)
 
-    def _open_view(self) -> None:
+    def _open_view(self, *, wait: bool) -> None:
         index = self.path / "index"
         if not os.access(self.path, os.W_OK) or (
             index.exists() and not os.access(index / "data.mdb", os.W_OK)
@@ -143,8 +185,10 @@ class Store:
         self.index = Index(index, self.id)
         try:
             self.view = View(self.index, self._streams, self.id)
-            for stream in self.view.names():
-                self._note(self.view.catch_up(stream))
+            self._behind = not wait and self.view.behind() > _MUCH_BYTES
+            if not self._behind:
+                for stream in self.view.names():
+                    self._note(self.view.catch_up(stream))
         except BaseException:
             self.index.close()
             raise
@@ -185,11 +229,12 @@ class Store:
         lock = StreamLock(directory)
         try:
             sync_directory(self._streams)
-            caught = self.view.catch_up(stream)
+            caught = find_end(directory, self.id) if self._behind else self.view.catch_up(stream)
             if caught.torn and caught.torn.offset == 0:
                 caught.torn.path.unlink()  # a pack whose header never came to be
-            with self.index.read() as snapshot:
-                last_pack = max(caught.state.pack, snapshot.durable(stream)[0])
+            with self.index.update() as update:
+                update.sweep()
+                last_pack = max(caught.state.pack, update.durable(stream)[0])
             appender = StreamLog(
                 directory, self.id, caught.state, lock=lock,
                 new_pack=bool(caught.damage or caught.torn), last_pack=last_pack,
@@ -199,7 +244,7 @@ class Store:
             lock.release()
             raise
         self._note(caught)
-        self._indexer = Indexer(self.view)
+        self._indexer = Indexer(self.view, behind=self._behind, note=self._note)
         self._writer = Writer(
             appender, self.index, directory,
             publish=self._indexer.put, reserve_bytes=reserve_bytes, on_group=on_group,
@@ -240,16 +285,26 @@ class Store:
     def deliveries(self, query: Query) -> Iterator[StoredDelivery]:
         """What was captured, in order of time. Damaged entries are logged and passed over."""
         with self.index.read() as snapshot:
-            for delivery in _candidates(snapshot, query):
+            for delivery in candidates(snapshot, query):
                 try:
-                    yield self._load(snapshot, delivery)
+                    found = self._load(snapshot, delivery, query.as_of_us)
+                except NotFoundError:
+                    continue  # removed, or not yet captured then
                 except DamagedError as exc:
                     log.error("delivery %s: %s", delivery.hex(), exc)
+                    continue
+                if _has_terms(found, query.terms):
+                    yield found
 
-    def delivery(self, delivery: DeliveryId) -> StoredDelivery:
-        """Raises `NotFoundError`, `DamagedError`."""
-        with self.index.read() as snapshot:
-            return self._load(snapshot, delivery)
+    def delivery(self, delivery: DeliveryId, as_of_us: int = FOREVER_US) -> StoredDelivery:
+        """Raises `NotFoundError` (its subclass `RemovedError` if it was erased or has expired),
+        `DamagedError`."""
+        try:
+            with self.index.read() as snapshot:
+                return self._load(snapshot, delivery, as_of_us)
+        except PackGoneError:  # compaction replaced it between two looks
+            with self.index.read() as snapshot:
+                return self._load(snapshot, delivery, as_of_us)
 
     def resolve(self, prefix: str) -> DeliveryId:
         """The delivery whose id begins with these hex digits. Raises `NotFoundError`, `AmbiguousIdError`."""
@@ -271,9 +326,8 @@ class Store:
         is no earlier attempt. Raises `DamagedError`."""
         if queue_id in self._pending.queue_ids:
             return True
-        with self.index.read() as snapshot:
-            found = snapshot.by_term(Term.QUEUE_ID, queue_id, 0, FOREVER_US, newest_first=True)
-            return any(self._load(snapshot, delivery).delivery.leg == Leg.LMTP for delivery in found)
+        query = Query(terms=((Term.QUEUE_ID, queue_id),))
+        return any(found.delivery.leg == Leg.LMTP for found in self.deliveries(query))
 
     def settle_index(self, timeout_s: float = 5.0) -> None:
         """Wait until what is durable now is in the index too."""
@@ -282,11 +336,15 @@ class Store:
 
     def recipe(self, content_id: ContentId) -> Content:
         """How a content's bytes are put together. Raises `NotFoundError`, `DamagedError`."""
-        where = self._pending.contents.get(content_id)
-        if where is None:
-            with self.index.read() as snapshot:
-                where = snapshot.content(content_id)
-        entry = self._packs.entry(where) if where else None
+
+        def find() -> Location | None:
+            where = self._pending.contents.get(content_id)
+            if where is None:
+                with self.index.read() as snapshot:
+                    where = snapshot.content(content_id, snapshot.bad())
+            return where
+
+        entry = self._follow(find, self._packs.entry)
         if not isinstance(entry, Content) or entry.id != content_id:
             raise NotFoundError(f"content {content_id.hex()[:16]} is not in the store")
         return entry
@@ -296,35 +354,78 @@ class Store:
         return content.assemble(self.recipe(content_id), self._fetch, self.key)
 
     def _fetch(self, chunk: ChunkId) -> bytes:
-        where = self._pending.chunks.get(chunk)
-        if where is None:
-            with self.index.read() as snapshot:
-                where = snapshot.chunk(chunk)
-        if where is None:
-            raise DamagedError(f"chunk {chunk.hex()} is missing")
-        return self._packs.chunk(where)
+        def find() -> Location | None:
+            where = self._pending.chunks.get(chunk)
+            if where is None:
+                with self.index.read() as snapshot:
+                    where = snapshot.chunk(chunk, snapshot.bad())
+            return where
 
-    def _load(self, snapshot: Snapshot, delivery: DeliveryId) -> StoredDelivery:
+        data = self._follow(find, self._packs.chunk)
+        if data is None:
+            raise DamagedError(f"chunk {chunk.hex()} is missing")
+        return data
+
+    def _follow(self, find: Callable[[], Location | None], read: Callable[[Location], T]) -> T | None:
+        """What lies where `find` says; looked for again when compaction has just moved it."""
+        where = find()
+        try:
+            return read(where) if where else None
+        except PackGoneError:
+            again = find()
+            if again is None or again == where:
+                raise
+            return read(again)
+
+    def _load(self, snapshot: Snapshot, delivery: DeliveryId, as_of_us: int = FOREVER_US) -> StoredDelivery:
         entries = snapshot.delivery(delivery)
         if not entries:
             raise NotFoundError(f"there is no delivery {delivery.hex()}")
-        return self._assemble(entries)
+        return self._assemble(delivery, entries, as_of_us)
 
-    def _assemble(self, entries: list[tuple[EntryType, Location]]) -> StoredDelivery:
+    def _assemble(
+        self, delivery: DeliveryId, entries: list[tuple[EntryType, Location]], as_of_us: int
+    ) -> StoredDelivery:
         found: Delivery | None = None
-        outcomes: dict[int, Outcome] = {}
-        replays = []
-        for _, where in entries:
+        removed: Erasure | Expiry | None = None
+        outcomes: list[Outcomes] = []
+        replays: list[Replay] = []
+        removals = [where for kind, where in entries if kind in REMOVED]
+        for where in removals or [where for _, where in entries]:
             match self._packs.entry(where):
-                case Delivery() as entry:
+                case Delivery() as entry if entry.time_us <= as_of_us:
                     found = entry
-                case Outcomes() as entry:
-                    outcomes.update((outcome.recipient, outcome) for outcome in entry.outcomes)
-                case Replay() as entry:
+                case Outcomes() as entry if entry.time_us <= as_of_us:
+                    outcomes.append(entry)
+                case Replay() as entry if entry.time_us <= as_of_us:
                     replays.append(entry)
+                case (Erasure() | Expiry()) as entry:
+                    if isinstance(entry, Erasure) or entry.time_us <= as_of_us:
+                        removed = removed or entry
+        if removed is not None:
+            raise RemovedError(delivery, removed)
+        if removals:  # it had not expired then; its facts may still be there
+            return self._assemble(delivery, [e for e in entries if e[0] not in REMOVED], as_of_us)
         if found is None:
+            if any(kind == EntryType.DELIVERY for kind, _ in entries):
+                raise NotFoundError(f"delivery {delivery.hex()} was captured later")
             raise DamagedError("its record is missing")
-        return StoredDelivery(found, outcomes, tuple(replays))
+        last: dict[int, Outcome] = {}
+        for fact in sorted(outcomes, key=lambda fact: fact.time_us):
+            last.update((outcome.recipient, outcome) for outcome in fact.outcomes)
+        return StoredDelivery(found, last, tuple(sorted(replays, key=lambda replay: replay.time_us)))
+
+    def was_erased(self, content_id: ContentId) -> bool:
+        """Whether this message was erased for good: whatever would bring it back must leave it."""
+        with self.index.read() as snapshot:
+            found = snapshot.by_term(
+                Term.ERASED, self.tombstone(content_id), 0, FOREVER_US, newest_first=True, removed=True
+            )
+            return next(found, None) is not None
+
+    def tombstone(self, content_id: ContentId) -> bytes:
+        """What stands for a content in its erasure: 16 bytes that tell nothing to anyone without the key."""
+        return chunk_id(content_id, self.key)
 
     def run(self, selection: bytes) -> str | None:
         """The unfinished replay run for this selection, if there is one."""
@@ -337,15 +438,18 @@ class Store:
             names = self.view.names()
             states = [snapshot.state(name) for name in names]
             counters = snapshot.counters()
-        index_bytes = (self.index.path / "data.mdb").stat().st_blocks * 512
         return Stats(
-            counters, self.pack_bytes(), index_bytes, tuple(names),
+            counters, self.pack_bytes(), self.index.bytes_on_disk(), tuple(names),
             max((state.last_commit_us for state in states if state), default=0),
         )  # fmt: skip
 
     def pack_bytes(self) -> int:
         """What the packs take on disk."""
-        return sum(path.stat().st_size for path in self._streams.glob("*/*.pack"))
+        total = 0
+        for path in self._streams.glob("*/*.pack"):
+            with contextlib.suppress(FileNotFoundError):  # compaction has just replaced it
+                total += path.stat().st_size
+        return total
 
     def close(self) -> None:
         """Write what was handed over, index it, and let go."""
@@ -365,15 +469,25 @@ class Store:
         self.close()
 
 
-def _candidates(snapshot: Snapshot, query: Query) -> Iterator[DeliveryId]:
-    interval = (query.since_us, query.until_us)
+def candidates(snapshot: Snapshot, query: Query) -> Iterator[DeliveryId]:
+    """The ids among which a query's deliveries are, in order of time: index terms are hashes, look again."""
+    since, until = query.since_us, min(query.until_us, query.as_of_us + 1)
+    # What has expired since then had not yet: only a look at the expiry itself tells.
+    removed = query.as_of_us < FOREVER_US
     if not query.terms:
-        yield from snapshot.by_time(*interval, newest_first=query.newest_first)
+        yield from snapshot.by_time(since, until, newest_first=query.newest_first, removed=removed)
         return
     (kind, value), *others = query.terms
-    for delivery in snapshot.by_term(kind, value, *interval, newest_first=query.newest_first):
+    found = snapshot.by_term(kind, value, since, until, newest_first=query.newest_first, removed=removed)
+    for delivery in found:
         if all(snapshot.has_term(other, text, delivery) for other, text in others):
             yield delivery
+
+
+def _has_terms(found: StoredDelivery, wanted: tuple[tuple[Term, bytes], ...]) -> bool:
+    own = terms(found.delivery)
+    runs = {replay.run.encode() for replay in found.replays}
+    return all(term in own or (term[0] == Term.REPLAY_RUN and term[1] in runs) for term in wanted)
 
 
 def _create(path: Path) -> None:

@@ -1,34 +1,48 @@
 """Apply the log to the index: crash recovery, rebuild and everyday indexing are this one mechanism.
 
 Any process may do it at any time: how far a stream has been applied stands in the same transaction as what
-was applied, so work done twice is skipped and work never done is caught up from the stream itself.
+was applied, so work done twice is skipped and work never done is caught up from the stream itself. A segment that
+compaction has put in place of packs is applied in the same way: where things lie now.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from store import records, rows
 from store.errors import IndexFailedError
 from store.files import settle
-from store.index import Index, Snapshot, Term, Update
-from store.records import Content, Delivery, EntryType, Erasure, Hold, Outcomes, Replay, ReplayRun, Uncaptured
-from store.scan import (
-    Damage,
-    Group,
-    StreamState,
-    TornTail,
-    initial_state,
-    pack_numbers,
-    pack_path,
-    scan_groups,
+from store.ids import DeliveryId
+from store.index import Index
+from store.layout import PACK_HEADER_BYTES
+from store.places import Damage, Group, Location, StreamState, TornTail, stream_number
+from store.records import (
+    Content,
+    Delivery,
+    EntryType,
+    Erasure,
+    Expiry,
+    Hold,
+    Outcomes,
+    Replay,
+    ReplayRun,
+    Uncaptured,
 )
+from store.rows import Table, Term
+from store.scan import initial_state, read_pack_header, scan_groups, scan_segment
+from store.segments import Files, Part, Segment, last_of, pack_path, stream_files
+from store.snapshot import Counters, Snapshot
+from store.update import Update
 
 log = logging.getLogger(__name__)
 _ENTRIES_PER_UPDATE = 5000
 _TRIES = 5
+
+Advance = Callable[[int], None]
+"""told the bytes of each pack that has been read"""
 
 
 @dataclass(slots=True)
@@ -53,11 +67,25 @@ class View:
         """The streams there are."""
         return sorted(path.name for path in self._streams.iterdir() if path.is_dir())
 
-    def catch_up(self, stream: str) -> CaughtUp:
+    def behind(self) -> int:
+        """Bytes of packs that the index has not seen."""
+        total = 0
+        for name in self.names():
+            with self.index.read() as snapshot:
+                known = snapshot.state(name)
+            files = stream_files(self._streams / name)
+            for number in files.packs():
+                if known is None or number >= known.pack:
+                    size = pack_path(self._streams / name, number).stat().st_size
+                    total += size - (known.offset if known and number == known.pack else 0)
+        return total
+
+    def catch_up(self, stream: str, advance: Advance = lambda _size: None) -> CaughtUp:
         """Apply whatever the index has not seen of this stream; start over if a pack it has seen is gone."""
-        rebuilt = self._start_over_if_behind(stream)
+        rebuilt = False
         for _ in range(_TRIES):
-            caught = self._scan(stream)
+            rebuilt |= self._start_over_if_behind(stream)
+            caught = self._scan(stream, advance)
             if caught is not None:
                 caught.rebuilt = rebuilt
                 return caught
@@ -78,45 +106,117 @@ class View:
                 self.catch_up(other)
         return True
 
-    def _scan(self, stream: str) -> CaughtUp | None:
+    def _scan(self, stream: str, advance: Advance) -> CaughtUp | None:
         """None when somebody emptied the index meanwhile."""
         directory = self._streams / stream
+        files = stream_files(directory)
         with self.index.read() as snapshot:
             known = snapshot.state(stream)
             durable = snapshot.durable(stream)
+            present = set(snapshot.packs(stream_number(stream)))
         caught = CaughtUp(known or initial_state(self._store_id, stream))
-        packs = [pack_path(directory, number) for number in pack_numbers(directory)]
-        packs = packs if known is None else [path for path in packs if int(path.stem) >= known.pack]
-        for path in packs:
-            settle(path)  # what was written and never flushed must not be believed
-        groups: list[Group] = []
+        for part in files.parts:
+            if isinstance(part, Segment) and known and part.end.place <= known.place:
+                if not present.issuperset(part.packs):
+                    caught.damage += self.adopt(stream, part)
+            elif last_of(part) >= caught.state.pack:
+                settle_all(directory, [part])  # what was never flushed must not be believed
+        batch: list[Group] = []
         waiting = 0
-        for found in scan_groups(directory, self._store_id, stream, caught.state, durable):
-            if isinstance(found, Group):
-                groups.append(found)
-                caught.state = found.state
-                waiting += len(found.entries) + len(found.chunks)
-                if waiting >= _ENTRIES_PER_UPDATE:
-                    if not self._apply_found(directory, groups):
+        for found in scan_groups(directory, self._store_id, stream, caught.state, durable, files=files):
+            match found:
+                case Group():
+                    batch.append(found)
+                    waiting += len(found.entries) + len(found.chunks)
+                    if waiting >= _ENTRIES_PER_UPDATE:
+                        if not self._apply_found(directory, batch, caught, advance):
+                            return None
+                        batch, waiting = [], 0
+                case Segment():
+                    if not self._apply_found(directory, batch, caught, advance):
                         return None
-                    groups, waiting = [], 0
-            elif isinstance(found, Damage):
-                log.error("damage: %s", found)
-                caught.damage.append(found)
-            else:
-                caught.torn = found
-        if not self._apply_found(directory, groups):
+                    batch, waiting = [], 0
+                    damage = self._take_segment(stream, found, advance)
+                    if damage is None:
+                        return None
+                    caught.damage += damage
+                    caught.state = found.end
+                case Damage():
+                    log.error("damage: %s", found)
+                    caught.damage.append(found)
+                case TornTail():
+                    caught.torn = found
+        if not self._apply_found(directory, batch, caught, advance):
             return None
         self.note_damage(caught.damage, all_of_it=False)
         return caught
 
-    def _apply_found(self, directory: Path, groups: list[Group]) -> bool:
+    def _apply_found(self, directory: Path, groups: list[Group], caught: CaughtUp, advance: Advance) -> bool:
+        """Apply groups found by scanning. False when the index is not where they go on."""
         if not groups:
             return True
         for number in {group.state.pack for group in groups}:
             settle(pack_path(directory, number))  # a writer may be about to flush what we have read
         with self.index.update() as update:
-            return all(apply_group(update, group) for group in groups)
+            if not all(apply_group(update, group) for group in groups):
+                return False
+        last = groups[-1].state
+        advance(last.offset - (caught.state.offset if caught.state.pack == last.pack else 0))
+        caught.state = last
+        return True
+
+    def _take_segment(self, stream: str, segment: Segment, advance: Advance) -> list[Damage] | None:
+        """Apply a segment that the index has seen nothing of, in one transaction. None as in `_scan`."""
+        directory = self._streams / stream
+        damage: list[Damage] = []
+        with self.index.update() as update:
+            known = update.state(stream)
+            place = known.place if known else (0, 0)
+            if place != segment.start.place:
+                return None
+            counters = update.counters()
+            for number in segment.packs:
+                update.pack_number((stream_number(stream), number))
+            for found in scan_segment(directory, self._store_id, stream, segment):
+                if isinstance(found, Damage):
+                    log.error("damage: %s", found)
+                    damage.append(found)
+                else:
+                    apply_entries(update, found, counters)
+            update.put_counters(counters)
+            update.put_state(stream, segment.end)
+        for number in segment.packs:
+            advance(pack_path(directory, number).stat().st_size)
+        return damage
+
+    def adopt(self, stream: str, segment: Segment) -> list[Damage]:
+        """Take up where things lie now that a segment stands for packs that the index has seen.
+
+        Damage in it is returned, and then nothing is changed.
+        """
+        directory = self._streams / stream
+        owner = stream_number(stream)
+        damage = [
+            found
+            for found in scan_segment(directory, self._store_id, stream, segment)
+            if isinstance(found, Damage)
+        ]
+        if damage:
+            return damage
+        with self.index.update() as update:
+            before = set(update.packs(owner))
+            if before.issuperset(segment.packs):  # somebody else was quicker
+                return []
+            count = 0
+            for number in segment.packs:
+                update.pack_number((owner, number))
+            for found in scan_segment(directory, self._store_id, stream, segment):
+                if isinstance(found, Group):
+                    count += add_places(update, found)
+            update.settle()
+            update.drop_packs(((owner, pack) for pack in before - stream_files(directory).packs()), count)
+            update.pardon()
+        return []
 
     def apply(self, groups: Iterable[Group]) -> None:
         """Apply groups that have just been committed, in order."""
@@ -130,7 +230,8 @@ class View:
         and not merely referred there. With `all_of_it` what was remembered before is forgotten."""
         with self.index.read() as snapshot:
             known = snapshot.bad()
-        bad = {found.record for found in damage} | (frozenset() if all_of_it else known)
+        bad = {found.record for found in damage if found.path.suffix == ".pack"}
+        bad |= frozenset() if all_of_it else known
         if bad != known:
             with self.index.update() as update:
                 update.put_bad(bad)
@@ -141,14 +242,75 @@ class View:
             update.clear()
 
 
+def find_end(directory: Path, store_id: bytes) -> CaughtUp:
+    """Where a stream ends, found from its last packs alone: enough to go on writing it."""
+    name = directory.name
+    files = stream_files(directory)
+    parts = list(files.parts)
+    for count in range(1, len(parts) + 1):
+        tail = parts[-count:]
+        if isinstance(tail[0], Segment):
+            since = tail[0].end
+        else:
+            since = _begin_of(directory, tail[0])
+            if since is None:
+                continue
+        caught = CaughtUp(since)
+        settle_all(directory, tail)
+        found_group = isinstance(tail[0], Segment)
+        for found in scan_groups(directory, store_id, name, since, files=Files(tuple(tail), (), ())):
+            match found:
+                case Group():
+                    caught.state, found_group = found.state, True
+                case Damage():
+                    caught.damage.append(found)
+                case TornTail():
+                    caught.torn = found
+        if found_group:
+            return caught
+    return CaughtUp(initial_state(store_id, name), torn=None)
+
+
+def _begin_of(directory: Path, number: int) -> StreamState | None:
+    """The state at the beginning of a pack as its header tells it. How many commits and facts there were
+    stands only in a commit, of which the scan then finds the next."""
+    try:
+        header = read_pack_header(pack_path(directory, number))
+    except ValueError:
+        return None
+    return StreamState(number, PACK_HEADER_BYTES, header.next_record, 0, 0, header.chain)
+
+
+def settle_all(directory: Path, parts: Iterable[Part]) -> None:
+    """See `store.files.settle`, for all packs of some parts of a stream."""
+    for part in parts:
+        for number in part.packs if isinstance(part, Segment) else (part,):
+            settle(pack_path(directory, number))
+
+
 def _is_behind(snapshot: Snapshot, directory: Path, stream: str) -> bool:
-    """Whether something is gone that the index has seen: a pack, or the end of the newest."""
+    """Whether something is gone that the index has seen: a pack, or the end of the newest; or whether the
+    index stands in the middle of what a segment stands for."""
     known = snapshot.state(stream)
     if known is None:
         return False
+    files = stream_files(directory)
+    segments = [part for part in files.parts if isinstance(part, Segment)]
+    if any(part.first <= known.pack and known.place < part.end.place for part in segments):
+        return True
+    if any(part.covers(known.pack, known.pack) for part in segments):
+        return False
     path = pack_path(directory, known.pack)
-    gone = set(snapshot.packs(stream)) - set(pack_numbers(directory))
-    return bool(gone) or not path.exists() or path.stat().st_size < known.offset
+    return not path.exists() or path.stat().st_size < known.offset or _lost(snapshot, files, stream)
+
+
+def _lost(snapshot: Snapshot, files: Files, stream: str) -> bool:
+    """Whether the index knows packs that are neither there nor stood for by a segment."""
+    covering = [part for part in files.parts if isinstance(part, Segment)]
+    return any(
+        not any(part.covers(pack, pack) for part in covering)
+        for pack in set(snapshot.packs(stream_number(stream))) - files.packs()
+    )
 
 
 def apply_group(update: Update, group: Group) -> bool:
@@ -160,42 +322,85 @@ def apply_group(update: Update, group: Group) -> bool:
     if place != group.before:
         return False
     counters = update.counters()
-    bad = update.bad()
-    for chunk, where in group.chunks:
-        if update.put_chunk(chunk, where, bad):
-            counters.chunks += 1
-            counters.chunk_bytes += where.size
-    for entry, where in group.entries:
+    apply_entries(update, group, counters)
+    update.put_counters(counters)
+    update.put_state(group.stream, group.state)
+    return True
+
+
+def apply_entries(update: Update, group: Group, counters: Counters) -> None:
+    """All that a group says: where things lie, and what happened."""
+    counters.chunks += len(group.chunks)
+    counters.chunk_bytes += sum(where.size for _, where in group.chunks)
+    add_places(update, group)
+    for entry, _ in group.entries:
         match entry:
             case Content():
-                counters.contents += update.put_content(entry.id, where, bad)
+                counters.contents += 1
             case Delivery():
-                update.put_delivery(entry.id, where, terms(entry))
+                update.add(Table.ID, entry.id)
+                for kind, value in terms(entry):
+                    update.add(Table.TERM, rows.term_row(kind, value, entry.id))
                 counters.deliveries[entry.leg] = counters.deliveries.get(entry.leg, 0) + 1
                 counters.message_bytes += entry.size
             case ReplayRun():
                 update.put_run(entry.selection, entry.run, entry.time_us, finished=entry.finished)
             case Uncaptured():
                 counters.uncaptured += 1
-            case Outcomes():
-                update.add_to_delivery(entry.delivery, EntryType.OUTCOMES, where)
             case Replay():
                 counters.replays += 1
-                update.put_term(Term.REPLAY_RUN, entry.run.encode(), entry.delivery)
-                update.add_to_delivery(entry.delivery, EntryType.REPLAY, where)
+                update.add(Table.TERM, rows.term_row(Term.REPLAY_RUN, entry.run.encode(), entry.delivery))
             case Hold():
-                update.add_to_delivery(entry.delivery, EntryType.HOLD, where)
+                update.put_hold(entry)
             case Erasure():
-                update.add_to_delivery(entry.delivery, EntryType.ERASURE, where)
-    update.put_counters(counters)
-    update.put_state(group.stream, group.state)
-    return True
+                counters.erased += 1
+                update.add(Table.TERM, rows.term_row(Term.ERASED, entry.content, entry.delivery))
+                _note_waste(update, entry.delivery, erased=True)
+            case Expiry():
+                counters.expired += len(entry.deliveries)
+                for delivery in entry.deliveries:
+                    _note_waste(update, delivery, erased=False)
+
+
+def _note_waste(update: Update, delivery: DeliveryId, *, erased: bool) -> None:
+    update.settle()
+    for kind, where in update.delivery(delivery):
+        if kind == EntryType.DELIVERY:
+            update.add_waste(where, erased=erased)
+
+
+def add_places(update: Update, group: Group) -> int:
+    """Where a group's chunks, recipes and facts lie; how many rows that makes."""
+    places: dict[tuple[int, int], bytes] = {}
+
+    def place(where: Location) -> bytes:
+        pack = places.get(where[:2])
+        if pack is None:
+            pack = places[where[:2]] = update.pack_number(where[:2]).to_bytes(3, "big")
+        return pack + where.offset.to_bytes(4, "big") + where.inner.to_bytes(3, "big")
+
+    for chunk, where in group.chunks:
+        update.add(Table.CHUNK, rows.chunk_row(chunk, place(where), where.size))
+    for entry, where in group.entries:
+        match entry:
+            case Content():
+                update.add(Table.CONTENT, rows.content_row(entry.id, place(where)))
+            case Delivery():
+                update.add(Table.DELIVERY, rows.delivery_row(entry.id, EntryType.DELIVERY, place(where)))
+            case Outcomes() | Replay() | Erasure():
+                kind = records.type_of(entry)
+                update.add(Table.DELIVERY, rows.delivery_row(entry.delivery, kind, place(where)))
+            case Expiry():
+                for delivery in entry.deliveries:
+                    update.add(Table.DELIVERY, rows.delivery_row(delivery, EntryType.EXPIRY, place(where)))
+    return len(group.chunks) + len(group.entries)
 
 
 def terms(delivery: Delivery) -> set[tuple[Term, bytes]]:
     """What a delivery is looked up by; addresses in lower case."""
     found = {(Term.RECIPIENT, recipient.address.lower()) for recipient in delivery.envelope.recipients}
     found.add((Term.SENDER, delivery.envelope.sender.lower()))
+    found.add((Term.CONTENT, delivery.content))
     if delivery.queue_id:
         found.add((Term.QUEUE_ID, delivery.queue_id))
     if delivery.message_id:

@@ -22,10 +22,12 @@ from pathlib import Path
 from store import records
 from store.errors import StoreError, StoreFailedError, StoreFullError
 from store.ids import ChunkId, ContentId
-from store.index import Index, Snapshot
+from store.index import Index
+from store.layout import NewChunk
 from store.log import StreamLog
+from store.places import Group, Location, Record
 from store.records import Content, Delivery, Entry, Leg
-from store.scan import Group, Location, Record
+from store.snapshot import Snapshot
 
 log = logging.getLogger(__name__)
 
@@ -46,19 +48,23 @@ class Tally:
     new_bytes: int = 0
     duplicate_bytes: int = 0
     taken_bytes: int = 0
+    condemnations: int | None = None
+    """what the index said of condemnations when the first of them were taken"""
 
 
 @dataclass(slots=True)
 class Submission:
     """Chunks and entries to be written. With `lazy` they wait for the next group that anybody needs."""
 
-    chunks: list[tuple[ChunkId, bytes]] = field(default_factory=list)
+    chunks: list[NewChunk] = field(default_factory=list)
     entries: list[Entry] = field(default_factory=list)
     tally: Tally | None = None
     done: Done | None = None
     lazy: bool = False
     epoch: int | None = None
     """the writer's `epoch` when the first chunks of this message were handed over; None: all are here"""
+    roll: bool = False
+    """end the open pack, so that it may be compacted"""
 
 
 class Pending:
@@ -125,10 +131,11 @@ class Writer:
         self._closed = False
         self._lazy: list[Submission] = []
         self._lazy_due = 0.0
-        self._block: list[tuple[ChunkId, bytes]] = []
+        self._block: list[NewChunk] = []
         self._block_bytes = 0
         self._fresh: set[ChunkId] = set()
         self._bad: frozenset[Record] = frozenset()
+        self._condemnations = 0
         self._located: list[tuple[ChunkId, Location]] = []
         self._thread = threading.Thread(target=self._run, name=f"writer-{stream.name}", daemon=True)
         self._thread.start()
@@ -140,6 +147,26 @@ class Writer:
                 submission.done(self.failure or StoreFailedError("the store is closed"))
             return
         self._queue.put(submission)
+
+    def roll(self, timeout_s: float = 60.0) -> None:
+        """End the open pack, unless nothing is in it, so that it may be compacted. Raises `StoreError`."""
+        ended = threading.Event()
+        errors: list[StoreError | None] = []
+
+        def done(error: StoreError | None) -> None:
+            errors.append(error)
+            ended.set()
+
+        self.submit(Submission(roll=True, done=done))
+        if not ended.wait(timeout_s):
+            raise StoreError("the open pack was not ended in time")
+        if errors[0] is not None:
+            raise errors[0]
+
+    @property
+    def open_pack_bytes(self) -> int:
+        """What the open pack has come to."""
+        return self._stream.pack_bytes
 
     def close(self) -> None:
         """Write what was handed over, then stop and let go of the stream."""
@@ -180,7 +207,7 @@ class Writer:
                     self._lazy.append(item)
                 else:
                     batch.append(item)
-                    size += sum(len(data) for _, data in item.chunks)
+                    size += sum(len(chunk.data) for chunk in item.chunks)
                     entries += len(item.entries)
                 if size >= _GROUP_BYTES or entries >= _GROUP_ENTRIES:
                     break
@@ -201,66 +228,93 @@ class Writer:
         encoded: list[bytes] = []
         written: list[Entry] = []
         contents: set[ContentId] = set()
-        failed: list[Submission] = []
-        self._stream.roll()
+        failed: dict[int, StoreError] = {}
+        self._stream.roll(now=any(item.roll for item in batch))
+        # The look at the index stays open until the group is committed: whoever has condemned something waits
+        # for looks that are older than that to end, and then knows every reference there will ever be.
         with contextlib.ExitStack() as stack:
             snapshot = self._look(stack)
-            for item in batch:
+            for number, item in enumerate(batch):
                 if item.epoch is not None and item.epoch != self.epoch:
-                    failed.append(item)
+                    failed[number] = StoreFullError(
+                        f"{self._directory} was full while the message was on its way"
+                    )
                     continue
                 self._take_chunks(item, snapshot)
+                if self._lacks_chunks(item, snapshot):
+                    failed[number] = StoreError("compaction has dropped a part that the message shares")
+                    continue
                 for entry in item.entries:
                     if isinstance(entry, Content) and self._has_content(entry.id, contents, snapshot):
                         continue
                     written.append(entry)
                     encoded.append(records.encode(entry))
-        if encoded:
-            self._write_block()
-            where = self._stream.append_entries(encoded)
-            before, place = self._stream.written_bytes, self._stream.committed
-            state = self._stream.commit()
-            entries = list(zip(written, where, strict=True))
-            group = Group(self._stream.name, state, place, self._located, entries)
-            self._located, self._fresh = [], set()
-            self.pending.add(group)
-            self._publish(group)
-            if self._on_group:
-                seconds = time.perf_counter() - started
-                self._on_group(GroupFacts(len(batch), seconds, self._stream.written_bytes - before))
-        for item in batch:
-            if item.done and item not in failed:
-                item.done(None)
-        for item in failed:
+            if encoded:
+                self._write_block()
+                where = self._stream.append_entries(encoded)
+                before, place = self._stream.written_bytes, self._stream.committed
+                state = self._stream.commit()
+                entries = list(zip(written, where, strict=True))
+                group = Group(self._stream.name, state, place, self._located, entries)
+                self._located, self._fresh = [], set()
+                self.pending.add(group)
+                self._publish(group)
+                if self._on_group:
+                    seconds = time.perf_counter() - started
+                    self._on_group(GroupFacts(len(batch), seconds, self._stream.written_bytes - before))
+        for number, item in enumerate(batch):
             if item.done:
-                item.done(StoreFullError(f"{self._directory} was full while the message was on its way"))
+                item.done(failed.get(number))
 
     def _take_chunks(self, item: Submission, snapshot: Snapshot | None) -> None:
-        for chunk, data in item.chunks:
-            known = (
-                chunk in self._fresh
-                or chunk in self.pending.chunks
-                or (snapshot is not None and self._indexed(partial(snapshot.chunk, chunk)))
-            )
+        if item.tally and item.tally.condemnations is None:
+            item.tally.condemnations = self._condemnations
+        for new in item.chunks:
+            known = self._has_chunk(new.id, snapshot)
+            size = len(new.data)
             if item.tally:
-                item.tally.taken_bytes += len(data)
+                item.tally.taken_bytes += size
                 if known:
-                    item.tally.duplicate_bytes += len(data)
+                    item.tally.duplicate_bytes += size
                 else:
-                    item.tally.new_bytes += len(data)
+                    item.tally.new_bytes += size
             if known:
                 continue
-            self._fresh.add(chunk)
-            self._block.append((chunk, data))
-            self._block_bytes += len(data)
+            self._fresh.add(new.id)
+            self._block.append(new)
+            self._block_bytes += size
             if self._block_bytes >= BLOCK_BYTES:
                 self._write_block()
+
+    def _has_chunk(self, chunk: ChunkId, snapshot: Snapshot | None) -> bool:
+        return (
+            chunk in self._fresh
+            or chunk in self.pending.chunks
+            or (
+                snapshot is not None
+                and self._indexed(partial(snapshot.chunk, chunk, self._bad))
+                and not (self._condemnations and snapshot.is_condemned(chunk))
+            )
+        )
+
+    def _lacks_chunks(self, item: Submission, snapshot: Snapshot | None) -> bool:
+        """Whether a message whose first parts were taken before something was condemned needs any of that."""
+        if item.tally is None or item.tally.condemnations == self._condemnations:
+            return False
+        return any(
+            not self._has_chunk(chunk, snapshot)
+            for entry in item.entries
+            if isinstance(entry, Content)
+            for run in entry.runs
+            for chunk in run.chunks
+        )
 
     def _look(self, stack: contextlib.ExitStack) -> Snapshot | None:
         """The index as it is now, or None: without it everything is new, and stored twice does no harm."""
         try:
             snapshot = stack.enter_context(self._index.read())
             self._bad = snapshot.bad()
+            self._condemnations = snapshot.condemnations()
         except StoreError as exc:
             log.error("no deduplication: %s", exc)
             return None
@@ -282,7 +336,11 @@ class Writer:
     def _has_content(self, content: ContentId, here: set[ContentId], snapshot: Snapshot | None) -> bool:
         if content in here or content in self.pending.contents:
             return True
-        if snapshot is not None and self._indexed(partial(snapshot.content, content)):
+        if (
+            snapshot is not None
+            and self._indexed(partial(snapshot.content, content, self._bad))
+            and not (self._condemnations and snapshot.is_condemned(content))
+        ):
             return True
         here.add(content)
         return False

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Installs the system packages that building, testing and the demo need, and only those that are missing.
+# Installs the system packages that building, testing and the demo need, and only those that are missing;
+# `packages.sh bench` also the programs that the benchmarks compare with.
 #
 # Never removes or replaces a package (another mail server stays), never starts a service, changes
 # nothing in /etc that a package does not bring itself. Without root, sudo or apt it prints what to
@@ -36,8 +37,14 @@ has_dovecot_part lmtp || servers+=(dovecot-lmtpd)
 has_dovecot_part imap || servers+=(dovecot-imapd)
 postfix=()
 command -v postconf >/dev/null || postfix+=(postfix)
+peers=()
+if [ "${1:-}" = bench ]; then
+    command -v restic >/dev/null || peers+=(restic)
+    command -v borg >/dev/null || peers+=(borgbackup)
+    command -v zstd >/dev/null || peers+=(zstd)
+fi
 
-missing=("${build[@]}" "${servers[@]}" "${postfix[@]}")
+missing=("${build[@]}" "${servers[@]}" "${postfix[@]}" "${peers[@]}")
 if [ ${#missing[@]} -eq 0 ]; then
     say "system packages: all there"
     exit 0
@@ -102,6 +109,9 @@ failed=no
 [ ${#build[@]} -eq 0 ] || install_packages "${build[@]}" || failed=yes
 if [ ${#servers[@]} -gt 0 ]; then
     install_packages "${servers[@]}" || failed=yes
+fi
+if [ ${#peers[@]} -gt 0 ]; then
+    install_packages "${peers[@]}" || failed=yes
 fi
 if [ ${#postfix[@]} -gt 0 ]; then
     preset_postfix

@@ -1,1 +1,1 @@
-"""Benchmarks: ratios in one run against named peers. `make bench` prints the table."""
+"""Benchmarks: ratios in one run against named peers. `make bench` prints the tables."""

@@ -15,12 +15,12 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from store import splitter as splitter_module
+from store.cutting import MAX_CUT, MIN_CUT
 from store.splitter import (
     MAX_HEADER,
     MAX_PIECE,
     MIN_BODY,
     MIN_RUN,
-    RUN_BYTES,
     WINDOW,
     Kind,
     Piece,
@@ -58,10 +58,9 @@ def is_lawful(message: bytes, *ways: Iterable[int]) -> list[Piece]:
         assert split(message, sizes) == pieces
     assert all(piece.data for piece in pieces)
     for before, piece in itertools.pairwise([Piece(Kind.TEXT, b"", joins=True), *pieces]):
-        assert len(piece.data) <= MAX_PIECE
+        assert len(piece.data) <= (MAX_CUT if piece.kind is Kind.ATTACHMENT else MAX_PIECE)
         if piece.joins:
             assert (piece.width, piece.eol) == (before.width, before.eol)
-            assert not piece.width or not len(before.data) % (piece.width // 4 * 3)
     return pieces
 
 
@@ -89,7 +88,8 @@ boundaries = st.sampled_from([b"=_b", b"b2", b"b--", b"-----x", b"b" * 200, b"b"
 @st.composite
 def base64_bodies(draw: st.DrawFn) -> bytes:
     size = draw(
-        st.integers(0, 6000) | st.sampled_from([57 * 14, 57 * 100, RUN_BYTES - 1, RUN_BYTES, RUN_BYTES + 58])
+        st.integers(0, 6000)
+        | st.sampled_from([57 * 14, 57 * 100, MIN_CUT, MIN_CUT + 1, 300_000, MAX_CUT + 58])
     )
     width, eol = draw(widths), draw(eols)
     text = base64.b64encode(random.Random(size).randbytes(size))
@@ -128,7 +128,7 @@ def mails(draw: st.DrawFn, *, filler: int = 3000) -> bytes:
     bodies = base64_bodies()
     if filler > FEED:
         near = st.integers(-40, 40).flatmap(
-            lambda d: st.sampled_from([MAX_HEADER + d, MAX_PIECE + d, WINDOW + d])
+            lambda d: st.sampled_from([MIN_CUT + d, MAX_HEADER + d, MAX_CUT + d, MAX_PIECE + d, WINDOW + d])
         )
         fill = fill | st.builds(
             lambda unit, size: (unit * size)[:size], st.sampled_from([b"x", b"\r\n", b"ab" + eol]), near
@@ -175,13 +175,14 @@ def test_encode_run_does_not_mind_where_chunks_were_cut(
 
 FIRST = HEADER + part(b"y" * 200_000)
 TAIL = part(TEXT) + b"\r\n--=_b--\r\n"
-RANDOM = random.Random(2).randbytes(2 * RUN_BYTES + 5_700)
+RANDOM = random.Random(2).randbytes(3 * MAX_CUT)
 
 
 @pytest.mark.parametrize(
     ("before", "after"),
     [
-        *((FIRST + part(b"x" * (MAX_PIECE + d)), TAIL) for d in (-2, -1, 0, 1, 2, 400)),
+        *((FIRST + part(b"x" * (MAX_CUT + d)), TAIL) for d in (-2, -1, 0, 1, 2, 400)),
+        (FIRST + part(RANDOM[:MAX_CUT]), TAIL),
         (FIRST + part(b"x" * MAX_PIECE), b"\r\n\r\n" + encode(RANDOM[:9000], 76, b"\r\n") + TAIL),
         (
             HEADER + b"x" * WINDOW,
@@ -201,15 +202,22 @@ def test_what_is_seen_may_end_anywhere(before: bytes, after: bytes) -> None:
 
 
 @pytest.mark.parametrize("eol", [b"\r\n", b"\n"])
-@pytest.mark.parametrize("end", [b"", b"\r\n", b"AA==", b"\nA\r\n"])
+@pytest.mark.parametrize("end", [b"", b"\r\n", b"AA==", b"\nA\r\n", b"\r\nAA==\r\n", b"\r\n" + b"A" * 76])
 def test_a_run_may_be_cut_off_anywhere(eol: bytes, end: bytes) -> None:
-    for size in (2 * RUN_BYTES, 2 * RUN_BYTES + 57):
-        run = encode(RANDOM[:size], 76, eol)
-        message = HEADER + run + end
-        pieces = is_lawful(message)
-        second = len(HEADER) + RUN_BYTES // 57 * (76 + len(eol)) * 2
-        for seen in range(second - 90, second + 90):
-            assert split(message, [seen, len(message)]) == pieces
+    for data in (RANDOM[: 57 * 60], RANDOM[: 57 * 60 + 1], b"\0" * (MAX_CUT + 57)):
+        run = HEADER + encode(data, 76, eol)
+        for message in (run + end, run + end + b"\r\nfooter" * 200):
+            pieces = is_lawful(message, [4096])
+            for seen in range(len(run) - 170, min(len(run) + 90, len(message)), 1 if len(data) < FEED else 7):
+                assert split_early(message, seen) == pieces
+
+
+def split_early(message: bytes, seen: int) -> list[Piece]:
+    """Its pieces when the first look is taken at `seen` bytes, however few these are."""
+    splitter = Splitter()
+    splitter._feeds, splitter._size = [message[:seen]], seen
+    pieces = splitter._cut(final=False)
+    return pieces + splitter.feed(message[seen:]) + splitter.finish()
 
 
 def corpus_mails(archive: Path) -> Iterator[tuple[str, bytes]]:
@@ -243,7 +251,7 @@ def test_corpus(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "size", [MIN_RUN, 57 * 40, 57 * 40 + 1, RUN_BYTES, 2 * RUN_BYTES, 2 * RUN_BYTES + 100_001]
+    "size", [MIN_RUN, 57 * 40, 57 * 40 + 1, MIN_CUT, MIN_CUT + 1, MAX_CUT, 4 * MAX_CUT + 100_001]
 )
 def test_one_file_is_one_attachment_whatever_its_lines(size: int) -> None:
     data = random.Random(size).randbytes(size)

@@ -22,7 +22,7 @@ from store.errors import (
     StoreNotFoundError,
 )
 from store.ids import content_id, now_us
-from store.index import Term
+from store.rows import Term
 from store.records import Leg, Outcome, Outcomes, ReplayRun
 from store.store import Query, Store
 from store.writer import Submission

@@ -1,0 +1,143 @@
+"""How another process speaks to the scheduler: a file for each request, and a lock that says who is there.
+
+`jobs/requests/` takes one small file for a request, whole or not at all; the scheduler looks once a second
+and answers in its state file. The lock is held as long as a scheduler runs and goes with its process, however
+that ends. Whoever may write in the store's directory may ask; nobody else can.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import secrets
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from sidecar.scheduler.state import write_whole
+from store.files import adopt
+
+log = logging.getLogger(__name__)
+
+DIRECTORY = "jobs"
+"""in the store's directory"""
+_REQUESTS = "requests"
+_MAX_BYTES = 64 << 10
+_SUFFIX = ".json"
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True):
+    """What is asked for: run, pause, resume, cancel; of a kind, or for two of them of `all`."""
+
+    id: str
+    action: str
+    kind: str
+    arguments: dict[str, str] = {}
+    force: bool = False
+    again: bool = False
+
+
+def new_request_id() -> str:
+    """An id whose order is that of time."""
+    return f"{time.time_ns():020d}-{secrets.token_hex(4)}"
+
+
+def make_directories(directory: Path) -> None:
+    """The scheduler's directory and that of its requests. Raises OSError."""
+    for path in (directory, directory / _REQUESTS):
+        if not path.is_dir():
+            path.mkdir(mode=0o700, exist_ok=True)
+            adopt(path)
+
+
+def send(directory: Path, request: Request) -> None:
+    """Ask. Raises OSError."""
+    make_directories(directory)
+    write_whole(_path(directory, request.id), msgspec.json.encode(request), durable=False)
+
+
+def withdraw(directory: Path, request: str) -> bool:
+    """Take a request back; False when it was taken already."""
+    try:
+        _path(directory, request).unlink()
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def waiting(directory: Path) -> Iterator[Request]:
+    """The requests there are, the oldest first; what is none is removed. Each stays until withdrawn."""
+    with os.scandir(directory / _REQUESTS) as found:
+        names = sorted(entry.name for entry in found if not entry.name.startswith("."))
+    for name in names:
+        path = directory / _REQUESTS / name
+        try:
+            request = _read(path)
+        except FileNotFoundError:  # withdrawn meanwhile
+            continue
+        except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as exc:
+            log.warning("%s is no request: removed (%s)", path, exc)
+            path.unlink(missing_ok=True)
+            continue
+        yield request
+
+
+def _read(path: Path) -> Request:
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(fd, "rb") as file:
+        request = msgspec.json.decode(file.read(_MAX_BYTES), type=Request)
+    if request.id + _SUFFIX != path.name:
+        raise msgspec.ValidationError("its name is not its id")
+    return request
+
+
+def _path(directory: Path, request: str) -> Path:
+    return directory / _REQUESTS / f"{request}{_SUFFIX}"
+
+
+class SchedulerLock:
+    """The right to run a store's jobs and to write their state, held until released or the process ends."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    @classmethod
+    def take(cls, directory: Path) -> SchedulerLock | None:
+        """The lock, or None while another process has it. Makes what is missing. Raises OSError."""
+        make_directories(directory)
+        path = directory / "lock"
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            adopt(path)
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(fd)
+            return None
+        except BaseException:
+            os.close(fd)
+            raise
+        return cls(fd)
+
+    def release(self) -> None:
+        """Idempotent."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+def is_served(directory: Path) -> bool:
+    """Whether a scheduler runs there; makes nothing. Raises OSError."""
+    try:
+        fd = os.open(directory / "lock", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False

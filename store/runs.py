@@ -1,0 +1,326 @@
+"""Sorted runs: immutable files of fixed-width rows, written once, in order, and merged into larger ones.
+
+A row is all there is, key and value in one (the index decides what its bytes mean). Rows of one table stand in
+blocks of `BLOCK_ROWS`, column by column and compressed, since sorted rows share their first bytes and
+neighbours in time their last. So a hash-keyed entry costs its own bytes once for each merge, and not a page
+of a B-tree for each insert, however large the index has grown (O'Neil et al., "The log-structured merge-tree",
+1996). Filters (Bloom, 1970) keep look-ups of what is not there from reading anything.
+
+Files are read with pread and never mapped: what the kernel caches of them is the kernel's to drop.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from bisect import bisect_left, bisect_right
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import msgspec
+import zstandard
+from blake3 import blake3
+
+from store.files import write_all
+
+MAGIC = b"MKRUN\x01\r\n"
+BLOCK_ROWS = 512
+_FILTER_BITS = 10
+_TRAILER_BYTES = 8 + 4 + 16
+_WRITE_BYTES = 1 << 20
+_CACHED_BLOCKS = 256
+_LEVEL = 3
+
+
+class _Table(msgspec.Struct, frozen=True, array_like=True):
+    """Where one table's blocks lie: `fences` are their first rows end to end, `ends` their ends in the file."""
+
+    width: int
+    rows: int
+    start: int
+    fences: bytes
+    ends: tuple[int, ...]
+    last: bytes
+    filter: bytes = b""
+
+
+class Blocks:
+    """A few unpacked blocks of all runs, so that neighbours cost nothing. Thread-safe."""
+
+    def __init__(self, most: int = _CACHED_BLOCKS) -> None:
+        self._most = most
+        self._lock = threading.Lock()
+        self._blocks: OrderedDict[tuple[int, int, int], list[bytes]] = OrderedDict()
+
+    def get(self, name: tuple[int, int, int], load: Callable[[], list[bytes]]) -> list[bytes]:
+        """The block of that name, loaded if it is not here."""
+        with self._lock:
+            found = self._blocks.get(name)
+            if found is not None:
+                self._blocks.move_to_end(name)
+                return found
+        found = load()
+        with self._lock:
+            self._blocks[name] = found
+            if len(self._blocks) > self._most:
+                self._blocks.popitem(last=False)
+        return found
+
+
+class Run:
+    """One run file, open for reading. Thread-safe. Raises `ValueError` when it is damaged, `OSError`."""
+
+    def __init__(self, path: Path, number: int, blocks: Blocks) -> None:
+        self.path = path
+        self.number = number
+        self._cache = blocks
+        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            size = os.fstat(self._fd).st_size
+            trailer = os.pread(self._fd, _TRAILER_BYTES, max(0, size - _TRAILER_BYTES))
+            at, length = int.from_bytes(trailer[:8], "little"), int.from_bytes(trailer[8:12], "little")
+            packed = os.pread(self._fd, length, at)
+            if blake3(packed).digest(16) != trailer[12:]:
+                raise ValueError(f"{path} is damaged or cut short")
+            self._tables = msgspec.msgpack.decode(
+                zstandard.ZstdDecompressor().decompress(packed), type=dict[int, _Table]
+            )
+        except (ValueError, zstandard.ZstdError, OSError) as exc:
+            os.close(self._fd)
+            self._fd = -1
+            raise ValueError(str(exc)) from exc
+
+    def __del__(self) -> None:
+        # Snapshots share runs, and the last of them to go closes the file.
+        if self._fd >= 0:
+            os.close(self._fd)
+
+    @property
+    def rows(self) -> int:
+        """Rows of all tables."""
+        return sum(table.rows for table in self._tables.values())
+
+    def tables(self) -> list[int]:
+        """The tables that have rows here."""
+        return sorted(self._tables)
+
+    def count(self, table: int) -> int:
+        """Rows of one table."""
+        found = self._tables.get(table)
+        return found.rows if found else 0
+
+    def find(self, table: int, prefix: bytes) -> list[bytes]:
+        """The rows that begin with `prefix`."""
+        found = self._tables.get(table)
+        if found is None or (found.filter and not _may_hold(found.filter, prefix)):
+            return []
+        if prefix > found.last or prefix < found.fences[: len(prefix)]:
+            return []
+        rows: list[bytes] = []
+        number = self._block_of(found, prefix)
+        while number < len(found.ends):
+            block = self.block(table, number)
+            at = bisect_left(block, prefix)
+            while at < len(block) and block[at].startswith(prefix):
+                rows.append(block[at])
+                at += 1
+            if at < len(block):
+                break
+            number += 1
+        return rows
+
+    def range(self, table: int, low: bytes, high: bytes, *, reverse: bool) -> Iterator[bytes]:
+        """The rows in [low, high), in order or in reverse."""
+        found = self._tables.get(table)
+        if found is None or high <= found.fences[: found.width] or low > found.last:
+            return
+        if reverse:
+            for number in range(self._block_of(found, high), -1, -1):
+                block = self.block(table, number)
+                first = bisect_left(block, low)
+                yield from reversed(block[first : bisect_left(block, high)])
+                if first:
+                    return
+        else:
+            for number in range(self._block_of(found, low), len(found.ends)):
+                block = self.block(table, number)
+                end = bisect_left(block, high)
+                yield from block[bisect_left(block, low) : end]
+                if end < len(block):
+                    return
+
+    def blocks(self, table: int) -> Iterator[list[bytes]]:
+        """All rows of a table, a block at a time, past the cache."""
+        found = self._tables.get(table)
+        for number in range(len(found.ends) if found else 0):
+            yield self._load(table, number)
+
+    def block(self, table: int, number: int) -> list[bytes]:
+        """One block's rows."""
+        return self._cache.get((self.number, table, number), lambda: self._load(table, number))
+
+    def _block_of(self, table: _Table, key: bytes) -> int:
+        """The last block whose first row is not after `key`; 0 if none is."""
+        width, fences = table.width, table.fences
+        low, high = 0, len(table.ends)
+        while low < high:
+            middle = (low + high) // 2
+            if fences[middle * width : middle * width + len(key)] < key:
+                low = middle + 1
+            else:
+                high = middle
+        return max(0, low - 1)
+
+    def _load(self, table: int, number: int) -> list[bytes]:
+        found = self._tables[table]
+        start = found.ends[number - 1] if number else found.start
+        packed = os.pread(self._fd, found.ends[number] - start, start)
+        try:
+            # A context for each call: one shared between threads crashes the process.
+            columns = zstandard.ZstdDecompressor().decompress(packed)
+        except zstandard.ZstdError as exc:
+            raise ValueError(f"{self.path} at byte {start}: {exc}") from exc
+        return _rows(columns, found.width)
+
+
+def _rows(columns: bytes, width: int) -> list[bytes]:
+    count = len(columns) // width
+    turned = bytearray(len(columns))
+    for i in range(width):
+        turned[i::width] = columns[i * count : (i + 1) * count]
+    whole = bytes(turned)
+    return [whole[i : i + width] for i in range(0, len(whole), width)]
+
+
+def _columns(rows: list[bytes], width: int) -> bytes:
+    whole = b"".join(rows)
+    return b"".join([whole[i::width] for i in range(width)])
+
+
+def _bits(rows: int) -> int:
+    return max(64, 1 << (rows * _FILTER_BITS - 1).bit_length())
+
+
+def _may_hold(bits: bytes, key: bytes) -> bool:
+    number = int.from_bytes(key[:8], "big")
+    mask = len(bits) * 8 - 1
+    a, b = number & mask, (number >> 29) & mask
+    return bool(bits[a >> 3] & (1 << (a & 7)) and bits[b >> 3] & (1 << (b & 7)))
+
+
+class RunWriter:
+    """Writes one run file: rows table by table, in order; durable when `finish` returns, else removed."""
+
+    def __init__(self, path: Path, *, filtered: frozenset[int], expected: dict[int, int]) -> None:
+        """`filtered` tables get a filter, for which `expected` says how many rows there may be."""
+        self._path = path
+        self._filtered = filtered
+        self._expected = expected
+        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        self._at = 0
+        self._buffer = [MAGIC]
+        self._buffered = len(MAGIC)
+        self._compressor = zstandard.ZstdCompressor(level=_LEVEL, write_checksum=True)
+        self._tables: dict[int, _Table] = {}
+        self.rows = 0
+
+    def table(self, table: int, rows: Iterable[list[bytes]]) -> None:
+        """All rows of one table: lists of rows, sorted within and among each other, of one width."""
+        fences: list[bytes] = []
+        ends: list[int] = []
+        start = self._at + self._buffered
+        count, last = 0, b""
+        bits = bytearray(_bits(self._expected.get(table, 0)) // 8) if table in self._filtered else None
+        waiting: list[bytes] = []
+        for some in rows:
+            waiting += some
+            while len(waiting) >= BLOCK_ROWS:
+                self._block(waiting[:BLOCK_ROWS], fences, ends, bits)
+                count, last = count + BLOCK_ROWS, waiting[BLOCK_ROWS - 1]
+                waiting = waiting[BLOCK_ROWS:]
+        if waiting:
+            self._block(waiting, fences, ends, bits)
+            count, last = count + len(waiting), waiting[-1]
+        if count:
+            self._tables[table] = _Table(
+                len(last), count, start, b"".join(fences), tuple(ends), last, bytes(bits or b"")
+            )
+            self.rows += count
+
+    def _block(self, rows: list[bytes], fences: list[bytes], ends: list[int], bits: bytearray | None) -> None:
+        packed = self._compressor.compress(_columns(rows, len(rows[0])))
+        fences.append(rows[0])
+        self._buffer.append(packed)
+        self._buffered += len(packed)
+        ends.append(self._at + self._buffered)
+        if self._buffered >= _WRITE_BYTES:
+            self._flush()
+        if bits is not None:
+            mask = len(bits) * 8 - 1
+            for row in rows:
+                number = int.from_bytes(row[:8], "big")
+                a, b = number & mask, (number >> 29) & mask
+                bits[a >> 3] |= 1 << (a & 7)
+                bits[b >> 3] |= 1 << (b & 7)
+
+    def _flush(self) -> None:
+        data = b"".join(self._buffer)
+        write_all(self._fd, data, self._at)
+        self._at += len(data)
+        self._buffer, self._buffered = [], 0
+
+    def finish(self) -> int:
+        """Write the footer and make the file durable; its size."""
+        packed = zstandard.ZstdCompressor(level=_LEVEL).compress(msgspec.msgpack.encode(self._tables))
+        at = self._at + self._buffered
+        self._buffer.append(packed)
+        trailer = at.to_bytes(8, "little") + len(packed).to_bytes(4, "little") + blake3(packed).digest(16)
+        self._buffer.append(trailer)
+        self._flush()
+        os.fsync(self._fd)
+        os.close(self._fd)
+        self._fd = -1
+        return self._at
+
+    def __enter__(self) -> RunWriter:
+        return self
+
+    def __exit__(self, kind: object, *_rest: object) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._path.unlink(missing_ok=True)
+
+
+def merged(
+    sources: list[Iterator[list[bytes]]], keep: Callable[[list[bytes]], list[bytes]] = lambda rows: rows
+) -> Iterator[list[bytes]]:
+    """The rows of several sorted sources in one order, each row once; `keep` says which are worth keeping.
+
+    Holds a block of each source.
+    """
+    heads = [head for source in sources if (head := _Head(source)).rows]
+    while heads:
+        upto = min(head.rows[-1] for head in heads)
+        part: list[bytes] = []
+        for head in heads:
+            part += head.take(upto)
+        if len(heads) > 1:
+            part.sort()  # a few sorted stretches: linear in C
+        yield keep(list(dict.fromkeys(part)))
+        heads = [head for head in heads if head.rows]
+
+
+class _Head:
+    """What comes next of one source."""
+
+    def __init__(self, source: Iterator[list[bytes]]) -> None:
+        self._source = source
+        self.rows = next(source, [])
+
+    def take(self, upto: bytes) -> list[bytes]:
+        """The rows at hand that are not after `upto`."""
+        end = bisect_right(self.rows, upto)
+        part = self.rows[:end]
+        self.rows = self.rows[end:] or next(self._source, [])
+        return part

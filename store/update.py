@@ -1,0 +1,270 @@
+"""A write transaction on the index: new rows, what is true now, and which runs and packs count."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from msgspec.structs import replace
+
+from store import rows
+from store.files import adopt, sync_directory
+from store.places import Location, Record, StreamState
+from store.records import Hold
+from store.rows import FILTERED, Table
+from store.runs import RunWriter
+from store.snapshot import Catalogue, Counters, RunInfo, Snapshot, Waste, condemned_key, run_key
+
+if TYPE_CHECKING:
+    from store.index import Index
+
+_SPILL_ROWS = 131_072
+TIER_ROWS = 16_384
+"""rows of a run of the lowest tier, at most"""
+MERGE_RUNS = 4
+"""runs of a tier at which they become one of the next"""
+
+
+class Update(Snapshot):
+    """A write transaction: what has been put is seen by nobody until it commits."""
+
+    def __init__(self, txn: Any, index: Index) -> None:
+        super().__init__(txn, index)
+        self._added: list[bytes] = []
+        self._changed = False
+
+    def put_meta(self, key: bytes, value: bytes) -> None:
+        """Something that is true now."""
+        self._txn.put(key, value, db=self._index.meta)
+
+    # -- rows
+
+    def add(self, table: Table, row: bytes) -> None:
+        """One more row; look-ups see it after `settle`."""
+        self._added.append(rows.PREFIX[table] + row)
+        if len(self._added) >= _SPILL_ROWS:
+            self.settle()
+
+    def settle(self) -> None:
+        """Make what was added visible to look-ups in this transaction."""
+        if len(self._added) >= self._index.fresh_rows:
+            self._write_run(self._added)  # LMDB's file would grow with them and never shrink
+        elif self._added:
+            self._added.sort()
+            with self._txn.cursor(db=self._index.fresh) as cursor:
+                cursor.putmulti([(row, b"") for row in self._added])
+        self._added = []
+
+    def fold(self) -> None:
+        """Write the rows in LMDB out as a run."""
+        self.settle()
+        with self._txn.cursor(db=self._index.fresh) as cursor:
+            self._write_run(list(cursor.iternext(keys=True, values=False)))
+        self._txn.drop(self._index.fresh, delete=False)
+
+    def _write_run(self, found: list[bytes]) -> None:
+        by_table: dict[int, list[bytes]] = {}
+        for row in dict.fromkeys(sorted(found)):
+            by_table.setdefault(row[0], []).append(row[1:])
+        if not by_table:
+            return
+        path = self._index.scratch_path()
+        expected = {table: len(some) for table, some in by_table.items()}
+        with RunWriter(path, filtered=FILTERED, expected=expected) as writer:
+            for table, some in by_table.items():
+                writer.table(table, [some])
+            writer.finish()
+        self.adopt_runs([(path, writer.rows)])
+
+    def adopt_runs(
+        self, written: list[tuple[Path, int]], *, instead_of: frozenset[int] = frozenset()
+    ) -> None:
+        """Take run files (path, rows) into the index, in place of the runs named."""
+        catalogue = self.known.catalogue
+        number = catalogue.next_run
+        fresh: list[RunInfo] = []
+        for path, count in written:
+            target = self._index.run_path(number)
+            path.rename(target)
+            adopt(target)
+            fresh.append(RunInfo(number, _tier(count), count))
+            number += 1
+        sync_directory(self._index.path)
+        kept = [run for run in catalogue.runs if run.number not in instead_of]
+        gone = [(run.number, self._txn.id()) for run in catalogue.runs if run.number in instead_of]
+        self._set(
+            replace(
+                catalogue, runs=(*kept, *fresh), next_run=number, doomed=(*catalogue.doomed, *gone),
+                dead_rows=catalogue.dead_rows if kept else 0,
+            )
+        )  # fmt: skip
+
+    # -- packs
+
+    def pack_number(self, pack: tuple[int, int]) -> int:
+        """The index's number for a pack (stream number, pack), which gets one if it has none."""
+        number = self.known.numbers.get(pack)
+        if number is None:
+            catalogue = self.known.catalogue
+            number = catalogue.next_pack
+            self._set(replace(catalogue, packs={**catalogue.packs, number: pack}, next_pack=number + 1))
+        return number
+
+    def drop_packs(self, packs: Iterable[tuple[int, int]], rows_in_them: int) -> None:
+        """What lies in these packs (stream number, pack) counts no longer: it now lies elsewhere."""
+        gone = set(packs)
+        catalogue = self.known.catalogue
+        kept = {number: pack for number, pack in catalogue.packs.items() if pack not in gone}
+        for number in catalogue.packs.keys() - kept.keys():
+            self._txn.delete(b"waste:" + number.to_bytes(4, "big"), db=self._index.meta)
+        self._set(replace(catalogue, packs=kept, dead_rows=catalogue.dead_rows + rows_in_them))
+
+    def add_waste(self, where: Location, *, erased: bool) -> None:
+        """One more delivery of this pack was removed."""
+        key = b"waste:" + self.pack_number((where.stream, where.pack)).to_bytes(4, "big")
+        value = self.meta(key)
+        waste = Waste() if value is None else msgspec.msgpack.decode(value, type=Waste)
+        waste.deliveries += 1
+        waste.erased += erased
+        self.put_meta(key, msgspec.msgpack.encode(waste))
+
+    # -- what is true now
+
+    def put_mark(self, mark: bytes) -> None:
+        """Note what this index is made for."""
+        self.put_meta(b"mark", mark)
+
+    def put_state(self, stream: str, state: StreamState) -> None:
+        """How far this stream has now been applied."""
+        row = [
+            state.pack, state.offset, state.next_record, state.commits, state.facts, state.chain,
+            state.last_commit_us,
+        ]  # fmt: skip
+        self.put_meta(b"stream:" + stream.encode(), msgspec.msgpack.encode(row))
+
+    def put_bad(self, records: Iterable[Record]) -> None:
+        """These records are damaged, and no others."""
+        self.put_meta(b"bad", msgspec.msgpack.encode(sorted(records)))
+
+    def put_counters(self, counters: Counters) -> None:
+        """The totals."""
+        self.put_meta(b"counters", msgspec.msgpack.encode(counters))
+
+    def put_run(self, selection: bytes, run: str, time_us: int, *, finished: bool) -> None:
+        """How the replay run for this selection stands; the latest word wins, whatever order they come in."""
+        known = self.meta(run_key(selection))
+        if known is None or msgspec.msgpack.decode(known)[1] <= time_us:
+            self.put_meta(run_key(selection), msgspec.msgpack.encode([run, time_us, finished]))
+
+    def put_hold(self, hold: Hold) -> None:
+        """How a hold stands; the latest word wins. A release names no filter: that of the hold is kept."""
+        key = b"hold:" + hold.name.encode()
+        known = self.meta(key)
+        before = None if known is None else msgspec.msgpack.decode(known, type=Hold)
+        if before is not None and before.time_us > hold.time_us:
+            return
+        if hold.released and before is not None:
+            hold = replace(hold, matches=before.matches)
+        self.put_meta(key, msgspec.msgpack.encode(hold))
+
+    def condemn(self, names: Iterable[bytes]) -> None:
+        """These chunks and contents are no longer offered for deduplication."""
+        for name in names:
+            self.put_meta(condemned_key(name), b"\1")
+        self.put_meta(b"condemnations", (self.condemnations() + 1).to_bytes(8, "big"))
+
+    def pardon(self) -> None:
+        """Nothing is condemned any more."""
+        for key in [key for key, _ in self.meta_range(b"condemned:")]:
+            self._txn.delete(b"condemned:" + key, db=self._index.meta)
+
+    # -- all of it
+
+    def clear(self) -> None:
+        """Empty the index, to be filled again from the streams; how far each had been seen is kept."""
+        seen: dict[bytes, tuple[int, int]] = {}
+        for prefix in (b"stream:", b"durable:"):
+            for name, value in self.meta_range(prefix):
+                pack, offset = msgspec.msgpack.decode(value)[:2]
+                seen[name] = max(seen.get(name, (0, 0)), (pack, offset))
+        mark = self.mark()
+        catalogue = self.known.catalogue
+        gone = [(run.number, self._txn.id()) for run in catalogue.runs]
+        self._txn.drop(self._index.meta, delete=False)
+        self._txn.drop(self._index.fresh, delete=False)
+        self._added = []
+        self._set(
+            Catalogue(
+                next_run=catalogue.next_run, next_pack=catalogue.next_pack,
+                doomed=(*catalogue.doomed, *gone),
+            )
+        )  # fmt: skip
+        if mark is not None:
+            self.put_mark(mark)
+        for name, place in seen.items():
+            self.put_meta(b"durable:" + name, msgspec.msgpack.encode(place))
+
+    def take_over(self, other: Index) -> None:
+        """Become what `other`, an index built beside this one that nobody else uses, has come to be."""
+        with other.update() as update:
+            update.fold()
+        with other.read() as built:
+            self.clear()
+            theirs = built.known.catalogue
+            # Their packs keep their numbers, since rows name them; of ours no row is left.
+            next_pack = max(self.known.catalogue.next_pack, theirs.next_pack)
+            self._set(replace(self.known.catalogue, packs=theirs.packs, next_pack=next_pack))
+            self.adopt_runs([(other.run_path(run.number), run.rows) for run in theirs.runs])
+            for key, value in built.meta_range(b""):
+                if key != b"catalogue":
+                    self.put_meta(key, value)
+
+    def sweep(self) -> None:
+        """Remove files that transactions left which never came to be. Nobody else can be in the middle of
+        one: this is one itself."""
+        catalogue = self.known.catalogue
+        known = {run.number for run in catalogue.runs} | {run for run, _ in catalogue.doomed}
+        for path in self._index.path.iterdir():
+            left = path.suffix == ".run" and int(path.stem) not in known
+            if path.suffix == ".tmp":
+                writer = path.name.partition("-")[0]
+                left = not Path(f"/proc/{writer}").exists()
+            if left:
+                path.unlink(missing_ok=True)
+
+    def finish(self) -> None:
+        """Write out what is due; the last step before the commit."""
+        self.settle()
+        if int(self._txn.stat(self._index.fresh)["entries"]) >= self._index.fresh_rows:
+            self.fold()
+        if self.known.catalogue.doomed:
+            self._remove_doomed()
+        if self._changed:
+            self.put_meta(b"catalogue", msgspec.msgpack.encode(self.known.catalogue))
+
+    def _remove_doomed(self) -> None:
+        oldest = self._index.oldest_reader()
+        catalogue = self.known.catalogue
+        kept = []
+        for run, txn in catalogue.doomed:
+            # What this transaction itself takes out counts again should it fail.
+            if txn >= self._txn.id() or (oldest is not None and oldest < txn):
+                kept.append((run, txn))
+            else:
+                self._index.run_path(run).unlink(missing_ok=True)
+        if len(kept) < len(catalogue.doomed):
+            self._set(replace(catalogue, doomed=tuple(kept)))
+
+    def _set(self, catalogue: Catalogue) -> None:
+        self._known = self._index.known(msgspec.msgpack.encode(catalogue))
+        self._changed = True
+
+
+def _tier(count: int) -> int:
+    """The size class of a run: each is `MERGE_RUNS` times the one below."""
+    tier, most = 0, TIER_ROWS
+    while count > most:
+        tier, most = tier + 1, most * MERGE_RUNS
+    return tier
