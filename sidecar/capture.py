@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from sidecar.spool import Spool, Spooled
 from store.errors import StoreError, StoreFullError
 from store.ids import ContentId, DeliveryId, new_delivery_id, now_us
-from store.rows import Term
 from store.ingest import Ingest, Receipt
 from store.records import Delivery, Envelope, Leg, Outcome, Outcomes, Uncaptured
+from store.rows import Term
 from store.store import Query, Store
 from store.writer import Submission
 

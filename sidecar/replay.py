@@ -19,8 +19,8 @@ from sidecar.downstream import Downstream, DownstreamError
 from sidecar.units import Address
 from store.errors import StoreError
 from store.ids import ContentId, now_us
-from store.rows import Term
 from store.records import Delivery, Replay, ReplayRun
+from store.rows import Term
 from store.store import Query, Store, StoredDelivery
 from store.writer import Submission
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import heapq
 import json
 import logging
-import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from itertools import dropwhile, islice
@@ -21,10 +20,11 @@ from sidecar.readable import header_text
 from sidecar.status import status_of
 from sidecar.units import parse_time
 from store.errors import DamagedError, NotFoundError, StoreError
+from store.filters import address_test, as_bytes, bare, exact_address
 from store.ids import DeliveryId, delivery_time_us, now_us
-from store.snapshot import Snapshot
-from store.rows import Term
 from store.records import Leg
+from store.rows import Term
+from store.snapshot import Snapshot
 from store.store import FOREVER_US, Query, Store, StoredDelivery
 
 log = logging.getLogger(__name__)
@@ -40,7 +40,6 @@ def _log_damage(delivery: DeliveryId, error: StoreError) -> None:
 
 
 Damaged = Callable[[DeliveryId, StoreError], None]
-AddressTest = Callable[[bytes], bool]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,8 +104,8 @@ class _Chosen:
         self._until_us = FOREVER_US if selection.until is None else parse_time(selection.until, now)
         self._to = None if selection.to is None else address_test(selection.to)
         self._sender = None if selection.sender is None else address_test(selection.sender)
-        self._queue_id = None if selection.queue_id is None else _as_bytes(selection.queue_id)
-        self._message_id = None if selection.message_id is None else _bare(_as_bytes(selection.message_id))
+        self._queue_id = None if selection.queue_id is None else as_bytes(selection.queue_id)
+        self._message_id = None if selection.message_id is None else bare(as_bytes(selection.message_id))
         self._subject = None if selection.subject is None else selection.subject.casefold()
 
     def ids(self, *, newest_first: bool) -> Iterable[DeliveryId]:
@@ -157,7 +156,7 @@ class _Chosen:
             and (self._queue_id is None or delivery.queue_id == self._queue_id)
             and (self._to is None or any(self._to(recipient.address) for recipient in recipients))
             and (self._sender is None or self._sender(delivery.envelope.sender))
-            and (self._message_id is None or _bare(delivery.message_id) == self._message_id)
+            and (self._message_id is None or bare(delivery.message_id) == self._message_id)
             and (asked.status is None or status_of(stored) == asked.status)
             and (self._subject is None or self._subject in header_text(delivery.subject).casefold())
         )
@@ -197,34 +196,6 @@ def _look(snapshot: Snapshot, query: Query, last: DeliveryId | None) -> Iterator
 def _order(delivery: DeliveryId) -> bytes:
     """The order in which the index keeps deliveries: time, then the random part."""
     return delivery[8:] + delivery[:8]
-
-
-def exact_address(pattern: str) -> bytes | None:
-    """The one address that a pattern means, in lower case as the index has it; None if it may be several."""
-    if "*" in pattern or pattern.startswith("@"):
-        return None
-    return _bare(_as_bytes(pattern)).lower()
-
-
-def address_test(pattern: str) -> AddressTest:
-    """Whether an address is meant by `anna@example.org`, `@example.org`, `*@*.example.org` or `<>`."""
-    exact = exact_address(pattern)
-    if exact is not None:
-        return lambda address: address.lower() == exact
-    if pattern.startswith("@"):
-        pattern = "*" + pattern
-    pieces = (re.escape(piece) for piece in _as_bytes(pattern).split(b"*"))
-    matches = re.compile(b".*".join(pieces), re.IGNORECASE | re.DOTALL).fullmatch
-    return lambda address: matches(address) is not None
-
-
-def _as_bytes(argument: str) -> bytes:
-    """An argument as its bytes were on the command line."""
-    return argument.encode("utf-8", "surrogateescape")
-
-
-def _bare(value: bytes) -> bytes:
-    return value[1:-1] if value.startswith(b"<") and value.endswith(b">") else value
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,10 +39,12 @@ def encode_run(pieces: Iterable[bytes], width: int, eol: bytes) -> Iterator[byte
         whole = len(data) // line * line
         rest = data[whole:]
         if whole:
-            yield eol.join([*([b""] if begun else []), *_lines(data[:whole], width, eol)])
+            lines = _lines(data[:whole], width, eol)
+            yield eol.join([b"", *lines] if begun else lines)
             begun = True
     if rest:
-        yield eol.join([*([b""] if begun else []), *_lines(rest, width, eol)])
+        lines = _lines(rest, width, eol)
+        yield eol.join([b"", *lines] if begun else lines)
 
 
 def decode_lines(data: bytes, at: int, most: int, width: int, eol: bytes) -> tuple[list[bytes], int]:

@@ -17,6 +17,7 @@ import contextlib
 import fcntl
 import os
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
@@ -128,6 +129,15 @@ class Index:
     def last_transaction(self) -> int:
         """The number of the last transaction that was committed."""
         return int(self._env.info()["last_txnid"])
+
+    def wait_for_readers(self, transaction: int, timeout_s: float) -> bool:
+        """Wait until every open snapshot sees at least that transaction; False when the time is over."""
+        end = time.monotonic() + timeout_s
+        while (oldest := self.oldest_reader()) is not None and oldest < transaction:
+            if time.monotonic() >= end:
+                return False
+            time.sleep(0.01)
+        return True
 
     # -- runs
 

@@ -1,7 +1,7 @@
 """Brings the index up to what is durable, behind the acknowledgements and in large steps.
 
-If it falls behind or fails, capture goes on: what is not yet indexed is in `Pending`, and in the streams. Runs
-are merged in a thread beside, which nothing waits for.
+If it falls behind or fails, capture goes on: what is not yet indexed is in `Pending`, and in the streams.
+Runs are merged in a thread beside, which nothing waits for.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ class StreamLog:
         store_id: bytes,
         state: StreamState,
         *,
-        lock: StreamLock,
+        lock: StreamLock | None,
         new_pack: bool = False,
         last_pack: int = 0,
         pack_bytes: int = DEFAULT_PACK_BYTES,
@@ -221,7 +221,8 @@ class StreamLog:
             self.rollback()
             os.close(self._fd)
             self._fd = -1
-        self._lock.release()
+        if self._lock:
+            self._lock.release()
 
     def _append(self, kind: RecordType, payload: bytes) -> Location:
         if self.failed:

@@ -1,4 +1,4 @@
-"""Where things lie in the streams, and what is known of a stream: the words that all rooms of the store share."""
+"""Where things lie in the streams, and what is known of a stream: words that all rooms of the store share."""
 
 from __future__ import annotations
 

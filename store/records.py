@@ -151,8 +151,8 @@ class Expiry(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
 
 
 class Stub(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
-    """What compaction leaves of a fact about a delivery that was erased or has expired: the fact's leaf in the
-    chain (32 bytes), so that the history can be verified without it, and which delivery it spoke of."""
+    """What compaction leaves of a fact about a delivery that was erased or has expired: the fact's leaf in
+    the chain (32 bytes), so that the history can be verified without it, and which delivery it spoke of."""
 
     leaf: bytes
     delivery: DeliveryId

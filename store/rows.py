@@ -1,10 +1,10 @@
-"""The rows of the index: what is known of chunks, contents and deliveries, as fixed-width bytes that sort well.
+"""The rows of the index: what is known of chunks, contents and deliveries, as fixed-width bytes that sort.
 
 | table | row |
 |---|---|
 | CHUNK | first 12 bytes of the chunk id, place, length (3) |
 | CONTENT | first 12 bytes of the content id, place |
-| DELIVERY | time (8), random part of the id (8), type of the entry, place: one for each entry about a delivery |
+| DELIVERY | time (8), random part of the id (8), type, place: one for each entry about a delivery |
 | ID | delivery id: random part (8), time (8) |
 | TERM | kind, hash (7), time of the delivery (8) |
 

@@ -1,10 +1,10 @@
 """Sorted runs: immutable files of fixed-width rows, written once, in order, and merged into larger ones.
 
-A row is all there is, key and value in one (the index decides what its bytes mean). Rows of one table stand in
-blocks of `BLOCK_ROWS`, column by column and compressed, since sorted rows share their first bytes and
+A row is all there is, key and value in one (the index decides what its bytes mean). Rows of one table stand
+in blocks of `BLOCK_ROWS`, column by column and compressed, since sorted rows share their first bytes and
 neighbours in time their last. So a hash-keyed entry costs its own bytes once for each merge, and not a page
-of a B-tree for each insert, however large the index has grown (O'Neil et al., "The log-structured merge-tree",
-1996). Filters (Bloom, 1970) keep look-ups of what is not there from reading anything.
+of a B-tree for each insert, however large the index has grown (O'Neil et al., "The log-structured
+merge-tree", 1996). Filters (Bloom, 1970) keep look-ups of what is not there from reading anything.
 
 Files are read with pread and never mapped: what the kernel caches of them is the kernel's to drop.
 """
@@ -17,6 +17,7 @@ from bisect import bisect_left, bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Self
 
 import msgspec
 import zstandard
@@ -34,7 +35,7 @@ _LEVEL = 3
 
 
 class _Table(msgspec.Struct, frozen=True, array_like=True):
-    """Where one table's blocks lie: `fences` are their first rows end to end, `ends` their ends in the file."""
+    """Where one table's blocks lie: `fences` are their first rows, `ends` their ends in the file."""
 
     width: int
     rows: int
@@ -82,7 +83,7 @@ class Run:
             at, length = int.from_bytes(trailer[:8], "little"), int.from_bytes(trailer[8:12], "little")
             packed = os.pread(self._fd, length, at)
             if blake3(packed).digest(16) != trailer[12:]:
-                raise ValueError(f"{path} is damaged or cut short")
+                raise ValueError(f"{path} is damaged or cut short")  # noqa: TRY301 - closed below
             self._tables = msgspec.msgpack.decode(
                 zstandard.ZstdDecompressor().decompress(packed), type=dict[int, _Table]
             )
@@ -283,7 +284,7 @@ class RunWriter:
         self._fd = -1
         return self._at
 
-    def __enter__(self) -> RunWriter:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: object, *_rest: object) -> None:

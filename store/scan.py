@@ -122,6 +122,28 @@ def _next_record(fd: int, key: bytes, likely: int, earliest: int, size: int) -> 
     return size
 
 
+def recipes(path: Path, key: bytes) -> Iterator[records.Content]:
+    """The recipes in a pack, without reading its chunks; what is damaged is passed over. Raises `OSError`."""
+    with path.open("rb") as file:
+        fd, at, size = file.fileno(), layout.PACK_HEADER_BYTES, os.fstat(file.fileno()).st_size
+        while at < size:
+            head = os.pread(fd, layout.RECORD_HEADER_BYTES, at)
+            header = layout.decode_record_header(head, key)
+            if header is None:
+                at = _next_record(fd, key, at + 1, at + 1, size)
+                continue
+            at += layout.RECORD_HEADER_BYTES
+            if header.type == RecordType.ENTRIES:
+                payload = os.pread(fd, header.length, at)
+                if layout.payload_is_sound(header, payload, key):
+                    for _, data in layout.entries_in(layout.block_bytes(RecordType.ENTRIES, payload)):
+                        if data[0] == records.EntryType.CONTENT:
+                            entry = records.decode(data)
+                            if isinstance(entry, records.Content):
+                                yield entry
+            at += header.length
+
+
 def initial_state(store_id: bytes, name: str) -> StreamState:
     """The state of a stream of which nothing is known yet."""
     return StreamState(0, 0, 0, 0, 0, layout.chain_start(store_id, name))

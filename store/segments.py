@@ -61,7 +61,7 @@ def last_of(part: Part) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Files:
-    """A stream's files: `parts` in order, the packs that count no longer, and manifests that cannot be read."""
+    """A stream's files: `parts` in order, what counts no longer, and manifests that cannot be read."""
 
     parts: tuple[Part, ...]
     superseded: tuple[Path, ...]

@@ -1,8 +1,8 @@
 """Apply the log to the index: crash recovery, rebuild and everyday indexing are this one mechanism.
 
 Any process may do it at any time: how far a stream has been applied stands in the same transaction as what
-was applied, so work done twice is skipped and work never done is caught up from the stream itself. A segment that
-compaction has put in place of packs is applied in the same way: where things lie now.
+was applied, so work done twice is skipped and work never done is caught up from the stream itself. A segment
+that compaction has put in place of packs is applied in the same way: where things lie now.
 """
 
 from __future__ import annotations
@@ -189,18 +189,21 @@ class View:
             advance(pack_path(directory, number).stat().st_size)
         return damage
 
-    def adopt(self, stream: str, segment: Segment) -> list[Damage]:
+    def damage_in(self, stream: str, segment: Segment) -> list[Damage]:
+        """What is wrong with a segment's packs, read from the disk."""
+        directory = self._streams / stream
+        settle_all(directory, [segment])
+        found = scan_segment(directory, self._store_id, stream, segment)
+        return [damage for damage in found if isinstance(damage, Damage)]
+
+    def adopt(self, stream: str, segment: Segment, *, verified: bool = False) -> list[Damage]:
         """Take up where things lie now that a segment stands for packs that the index has seen.
 
-        Damage in it is returned, and then nothing is changed.
+        Damage in it is returned, and then nothing is changed; `verified` says that there is none.
         """
         directory = self._streams / stream
         owner = stream_number(stream)
-        damage = [
-            found
-            for found in scan_segment(directory, self._store_id, stream, segment)
-            if isinstance(found, Damage)
-        ]
+        damage = [] if verified else self.damage_in(stream, segment)
         if damage:
             return damage
         with self.index.update() as update:
@@ -249,12 +252,10 @@ def find_end(directory: Path, store_id: bytes) -> CaughtUp:
     parts = list(files.parts)
     for count in range(1, len(parts) + 1):
         tail = parts[-count:]
-        if isinstance(tail[0], Segment):
-            since = tail[0].end
-        else:
-            since = _begin_of(directory, tail[0])
-            if since is None:
-                continue
+        first = tail[0]
+        since = first.end if isinstance(first, Segment) else _begin_of(directory, first)
+        if since is None:
+            continue
         caught = CaughtUp(since)
         settle_all(directory, tail)
         found_group = isinstance(tail[0], Segment)

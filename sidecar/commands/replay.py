@@ -71,7 +71,8 @@ def command(
     2 wrong usage or configuration; 10 and above: the store, as the message says.
     """
     from sidecar.replay import Replayer, ReplayOptions, targets
-    from sidecar.select import Selection, address_test, select
+    from sidecar.select import Selection, select
+    from store.filters import address_test
 
     selection = Selection(
         ids=tuple(ids or ()), to=to, sender=sender, since=since, until=until, queue_id=queue_id,

@@ -27,7 +27,7 @@ def compactor(store: Store) -> Any:
 def compact(store: Store) -> Any:
     """Close the open pack and compact everything. Returns the report."""
     store.settle_index(60)
-    store.writer.roll()  # type: ignore[attr-defined]  # comes with compaction
+    store.writer.roll()
     store.settle_index(60)
     return compactor(store).run()
 

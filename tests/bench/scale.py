@@ -133,10 +133,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="mailkeep-scale-", dir=parent) as temporary:
         path = Path(temporary) / "store"
         print(
-            f"\nScale: {DELIVERIES:,} deliveries of made-up mail, bodies a 25th of real sizes ({conditions()})\n"
-            f"  For each delivery in the last window before the checkpoint: CPU without the maker of the mail, wall\n"
-            f"  with it. For each so far: bytes of index, packs and mail. find: the first 50 of a random mailbox in\n"
-            f"  a random month; read: a random message, by its id"
+            f"\nScale: {DELIVERIES:,} deliveries of made-up mail, bodies a 25th of real sizes\n"
+            f"  {conditions()}\n"
+            f"  For each delivery in the last window before the checkpoint: CPU without the maker of the\n"
+            f"  mail, wall with it. For each so far: bytes of index, packs and mail. find: the first 50 of\n"
+            f"  a random mailbox in a random month; read: a random message, by its id"
         )
         _row([head for head, *_ in COLUMNS])
         checkpoints, acknowledged = _run(path, DELIVERIES, 1)

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 from store.ids import DeliveryId, now_us
-from store.index import Term
+from store.rows import Term
 from store.store import Query, Store
 from tests.bench.capture import Captures
 from tests.bench.stream import DAY_US, START_US, Stream
@@ -140,7 +140,7 @@ class Run:
         since = self._rng.randrange(START_US, max(self._stream.now_us - MONTH_US, START_US + 1))
         query = Query(since_us=since, until_us=since + MONTH_US, terms=((Term.RECIPIENT, address),))
         began = time.perf_counter()
-        with contextlib.closing(self._store.deliveries(query)) as found:  # type: ignore[type-var]
+        with contextlib.closing(self._store.deliveries(query)) as found:
             count = sum(1 for _ in itertools.islice(found, PAGE))
         return time.perf_counter() - began, count
 

@@ -45,7 +45,8 @@ class Steps:
     def __call__(self, context: JobContext) -> str:
         self.contexts.append(context)
         self.threads.add(threading.current_thread().name)
-        for number in range(int(context.bookmark or 0), self.total):
+        number = int(context.bookmark or 0) - 1
+        while (number := number + 1) < self.total:
             context.yield_()
             self.done.append(number)
             context.bookmark = str(number + 1)

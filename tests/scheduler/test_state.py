@@ -136,7 +136,8 @@ def test_one_scheduler_for_a_store(tmp_path: Path) -> None:
 def test_a_lock_goes_with_its_process(tmp_path: Path) -> None:
     code = (
         "import sys, time, pathlib; from sidecar.scheduler.channel import SchedulerLock\n"
-        "lock = SchedulerLock.take(pathlib.Path(sys.argv[1])); print(lock is not None, flush=True); time.sleep(60)"
+        "lock = SchedulerLock.take(pathlib.Path(sys.argv[1]))\n"
+        "print(lock is not None, flush=True); time.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", code, tmp_path], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None

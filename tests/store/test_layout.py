@@ -9,7 +9,20 @@ import pytest
 from store import layout
 from store.ids import ChunkId, ContentId, DeliveryId, chunk_id
 from store.layout import Commit, PackHeader, RecordType
-from store.records import Content, Delivery, Envelope, Leg, Outcome, Outcomes, Recipient, Run, decode, encode
+from store.records import (
+    Content,
+    Delivery,
+    Envelope,
+    Leg,
+    Outcome,
+    Outcomes,
+    Recipient,
+    Run,
+    Stub,
+    decode,
+    encode,
+    leaf,
+)
 
 FORMAT = (Path(layout.__file__).parent / "FORMAT.md").read_text()
 HEADER = PackHeader(
@@ -51,7 +64,7 @@ def test_a_reader_takes_entries_with_more_fields() -> None:
 def test_pack_header() -> None:
     data = HEADER.encode()
     assert layout.decode_pack_header(data) == HEADER
-    assert data[:20].hex() == "4d4b5041434b0d0a010000000700000053535353"
+    assert data[:20].hex() == "4d4b5041434b0d0a020000000700000053535353"
     assert f"## Pack header: {len(data)} bytes" in FORMAT
     assert HEADER.key() == layout.pack_key(b"S" * 16, "host", 7, b"s" * 16)
     with pytest.raises(ValueError, match="damaged"):
@@ -77,7 +90,9 @@ def test_vectors() -> None:
     assert chunk_id(b"chunk", b"k" * 32).hex() == CHUNK
     start = layout.chain_start(b"S" * 16, "host")
     assert start.hex() == CHAIN_START
-    assert layout.chain_next(start, b"\x02fact").hex() == CHAIN_NEXT
+    assert layout.chain_next(start, leaf(b"\x02fact")).hex() == CHAIN_NEXT
+    stub = Stub(leaf=leaf(b"\x02fact"), delivery=DeliveryId(b"d" * 16), type=2)
+    assert layout.chain_next(start, leaf(encode(stub))).hex() == CHAIN_NEXT
 
 
 CHUNK = "eccd65d8213f36ca9ee715863c2cf33d"

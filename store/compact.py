@@ -1,0 +1,416 @@
+"""Compaction: closed packs rewritten into a segment, smaller, without what nobody needs any more.
+
+    plan -> read -> (condemn) -> regroup -> write -> verify -> manifest -> index -> old packs go
+
+Takes no lock that capture waits for and may be stopped at any step: until the manifest has its name, what it
+wrote counts for nothing; from then on what it replaced does. Whatever a killed run left is finished or
+removed by the next. Damaged packs are never rewritten.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from store import layout, records, segments
+from store.errors import StoreError, StoreLockedError
+from store.garbage import Garbage
+from store.ids import ChunkId, DeliveryId
+from store.layout import FIRST_COMPACTED, NewChunk
+from store.log import COMPACT_LOCK, StreamLock, StreamLog
+from store.packs import PackReader
+from store.places import Damage, Group, Location, StreamState
+from store.plan import Unit, plan
+from store.records import Content, Delivery, Outcomes, Replay, Stub
+from store.regroup import FILES, class_of, file_type, thread_key
+from store.scan import initial_state, scan_groups, scan_segment
+from store.segments import Files, Part, Segment, first_of, pack_path, stream_files
+from store.store import Store
+
+log = logging.getLogger(__name__)
+
+_CACHE_BYTES = 64 << 20
+_COMMIT_BYTES = 64 << 20
+_ENTRIES_BYTES = 32 << 10
+"""raw bytes of facts and recipes a block: whoever lists mail unpacks one for each message"""
+_READERS_WAIT_S = 30.0
+
+
+class CompactionStoppedError(StoreError):
+    """Compaction was told to stop; what it had finished stays, the rest is done next time."""
+
+    hint = "Run it again: it goes on with what is left."
+    exit_code = 21
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompactOptions:
+    """How to compact. `unit_bytes` bounds what is regrouped at once, and with it the memory (about a tenth).
+
+    `step` is called between small steps with the bytes read or written in it, and may wait; it raises
+    `CompactionStoppedError` to stop.
+    """
+
+    level: int = 19
+    block_bytes: int = 4 << 20
+    unit_bytes: int = 512 << 20
+    pack_bytes: int = 256 << 20
+    threads: int = 1
+    everything: bool = False
+    """also what is not due, as after a change of level, and what too little would be gained from"""
+    step: Callable[[int], None] = lambda _size: None
+    progress: Callable[[int, int, str], None] = lambda _done, _total, _text: None
+
+
+@dataclass(slots=True)
+class CompactReport:
+    """What came of it; sizes in bytes of pack files."""
+
+    units: int = 0
+    packs_before: int = 0
+    packs_after: int = 0
+    bytes_before: int = 0
+    bytes_after: int = 0
+    dropped_chunks: int = 0
+    dropped_messages: int = 0
+    seconds: float = 0.0
+    skipped: list[str] = field(default_factory=list)
+    """units left as they are, with the reason"""
+
+
+@dataclass(slots=True)
+class _Chunk:
+    """A chunk of the unit: where it lies now, and where its like are."""
+
+    where: Location
+    kind: int
+    key: bytes = b""
+    order: int = 0
+
+
+class Compactor:
+    """Compacts one store; begin it anew for each run."""
+
+    def __init__(self, store: Store, options: CompactOptions | None = None) -> None:
+        self._store = store
+        self._options = options or CompactOptions()
+        self._streams = store.path / "streams"
+        self.report = CompactReport()
+
+    def plan(self) -> list[Unit]:
+        """What a run would do, in the order of it; nothing is changed."""
+        units: list[Unit] = []
+        with self._store.index.read() as snapshot:
+            waste = snapshot.waste()
+        for name in self._store.view.names():
+            directory = self._streams / name
+            units += plan(
+                directory, waste, unit_bytes=self._options.unit_bytes, everything=self._options.everything
+            )
+        # What nobody needs is let go of from the newest to the oldest: recipes go before what they refer to.
+        return sorted(units, key=lambda unit: (not unit.wasted, -first_of(unit.parts[0])))
+
+    def run(self) -> CompactReport:
+        """Compact what is due. Raises `CompactionStoppedError`, `StoreError`, `OSError`."""
+        began = time.monotonic()
+        try:
+            for name in self._store.view.names():
+                self._finish_earlier(name)
+            done: set[tuple[str, int]] = set()
+            while units := [unit for unit in self.plan() if (unit.stream, unit.number()) not in done]:
+                total = sum(unit.size for unit in units)
+                for count, unit in enumerate(units):
+                    done.add((unit.stream, unit.number()))
+                    self._options.progress(self.report.bytes_before, total, f"{count + 1} of {len(units)}")
+                    self._compact(unit)
+                if not any(unit.wasted for unit in units):
+                    break  # else what was let go of may have been all that held something older
+            self._tidy_index()
+        finally:
+            self.report.seconds = time.monotonic() - began
+        return self.report
+
+    def _tidy_index(self) -> None:
+        with self._store.index.read() as snapshot:
+            catalogue, rows = snapshot.known.catalogue, snapshot.rows()
+        if self._options.everything or catalogue.dead_rows * 4 > rows:
+            self._store.index.merge(everything=True, stop=self._stopped)
+
+    def _stopped(self) -> bool:
+        try:
+            self._options.step(0)
+        except CompactionStoppedError:
+            return True
+        return False
+
+    # -- one unit
+
+    @contextlib.contextmanager
+    def _locked(self, stream: str) -> Iterator[Path]:
+        lock = StreamLock(self._streams / stream, COMPACT_LOCK)
+        try:
+            yield self._streams / stream
+        finally:
+            lock.release()
+
+    def _finish_earlier(self, stream: str) -> None:
+        """Finish or remove what a run that was killed left."""
+        with contextlib.suppress(StoreLockedError), self._locked(stream) as directory:
+            self._store.view.catch_up(stream)
+            self._remove(directory, stream_files(directory).superseded)
+
+    def _remove(self, directory: Path, paths: tuple[Path, ...]) -> None:
+        if paths:
+            # Who has looked up a place in them may be about to open them; who comes too late looks again.
+            self._store.index.wait_for_readers(self._store.index.last_transaction(), _READERS_WAIT_S)
+        for path in paths:
+            path.unlink(missing_ok=True)
+        for path in directory.glob("*" + segments.SUFFIX + ".new"):
+            path.unlink(missing_ok=True)
+
+    def _compact(self, unit: Unit) -> None:
+        try:
+            with self._locked(unit.stream) as directory:
+                files = stream_files(directory)
+                if not set(unit.parts) <= set(files.parts):
+                    return  # somebody else was quicker
+                work = _Work(self._store, directory, unit, files, self._options)
+                segment = work.write()
+                if segment is None:
+                    self.report.skipped.append(f"{unit}: {work.why_not}")
+                    log.error("not compacted, %s: %s", unit, work.why_not)
+                    return
+                before = unit.size
+                self._store.view.adopt(unit.stream, segment, verified=True)
+                work.note_outside()
+                self._remove(directory, stream_files(directory).superseded)
+        except StoreLockedError as exc:
+            self.report.skipped.append(f"{unit}: {exc}")
+            return
+        report = self.report
+        report.units += 1
+        report.packs_before += unit.packs
+        report.packs_after += len(segment.packs)
+        report.bytes_before += before
+        report.bytes_after += sum(pack_path(directory, n).stat().st_size for n in segment.packs)
+        report.dropped_chunks += len(work.garbage.chunks)
+        report.dropped_messages += len(work.garbage.contents)
+        log.info("compacted %s: %d bytes are %d", unit, before, report.bytes_after)
+
+
+class _Work:
+    """One unit being rewritten."""
+
+    def __init__(
+        self, store: Store, directory: Path, unit: Unit, files: Files, options: CompactOptions
+    ) -> None:
+        self._store = store
+        self._directory = directory
+        self._unit = unit
+        self._files = files
+        self._options = options
+        self._chunks: dict[ChunkId, _Chunk] = {}
+        self._end: StreamState | None = None
+        self._start = self._state_before(unit.parts[0])
+        self.garbage = Garbage(store, directory.name, unit)
+        self.why_not = ""
+
+    def write(self) -> Segment | None:
+        """The segment, durable and counting; None (`why_not`) when the unit must be left as it is."""
+        if not self._gather():
+            return None
+        assert self._end is not None  # noqa: S101 - a unit has at least one pack
+        self.garbage.find(self._chunks.keys(), self._groups)
+        newest = max(segments.all_packs(self._directory), default=0)
+        stream = StreamLog(
+            self._directory, self._store.id, self._start, lock=None, new_pack=True,
+            last_pack=max(newest, FIRST_COMPACTED - 1), pack_bytes=self._options.pack_bytes,
+            level=self._options.level, entries_bytes=_ENTRIES_BYTES,
+        )  # fmt: skip
+        first = stream.state.pack
+        try:
+            self._write_chunks(stream)
+            self._write_entries(stream)
+            state = stream.commit()
+            segment = Segment(
+                first_of(self._unit.parts[0]), self._end.pack, tuple(range(first, state.pack + 1)),
+                self._start, self._end, state.next_record,
+            )  # fmt: skip
+            wrong = self._store.view.damage_in(self._directory.name, segment)
+            if (state.chain, state.facts) != (self._end.chain, self._end.facts) or wrong:
+                self.why_not = f"what was written is not right: {wrong[0] if wrong else 'another history'}"
+                return None
+            segments.write(self._directory, segment)
+            return segment
+        finally:
+            stream.close()
+            if not (self._directory / f"{self._unit_name()}").exists():
+                self.garbage.pardon()
+                for number in range(first, stream.state.pack + 1):
+                    pack_path(self._directory, number).unlink(missing_ok=True)
+
+    def _unit_name(self) -> str:
+        return (
+            "" if self._end is None else f"{first_of(self._unit.parts[0]):010d}-{self._end.pack:010d}.segment"
+        )
+
+    def note_outside(self) -> None:
+        """Chunks elsewhere that only dropped messages may have needed: their packs are due now."""
+        self.garbage.note_outside()
+
+    # -- reading
+
+    def _state_before(self, part: Part) -> StreamState:
+        if isinstance(part, Segment):
+            return part.start
+        state = initial_state(self._store.id, self._directory.name)
+        before = [other for other in self._files.parts if first_of(other) < part]
+        ends = [other.end for other in before if isinstance(other, Segment)]
+        since = max([state, *ends], key=lambda state: state.place)
+        files = Files(tuple(p for p in self._files.parts if first_of(p) <= part), (), ())
+        for found in scan_groups(self._directory, self._store.id, self._directory.name, since, files=files):
+            if isinstance(found, Group):
+                if found.state.pack >= part:
+                    break
+                since = found.state
+        return since
+
+    def _groups(self) -> Iterator[Group | Damage]:
+        """All of the unit, in order."""
+        parts = list(self._files.parts)
+        at = parts.index(self._unit.parts[-1])
+        following = parts[at + 1 : at + 2]
+        files = Files((*self._unit.parts, *following), (), ())
+        name = self._directory.name
+        for found in scan_groups(self._directory, self._store.id, name, self._start, files=files):
+            if isinstance(found, Segment):
+                if following == [found]:
+                    return
+                yield from scan_segment(self._directory, self._store.id, name, found)
+                self._end = found.end
+            elif isinstance(found, Group):
+                if following == [found.state.pack]:
+                    return
+                self._end = found.state
+                yield found
+            elif isinstance(found, Damage):
+                if following and found.path == pack_path(self._directory, first_of(following[0])):
+                    return
+                yield found
+
+    def _gather(self) -> bool:
+        """What chunks there are and to which conversation they belong. False when something is damaged."""
+        order = 0
+        for found in self._groups():
+            if isinstance(found, Damage):
+                self.why_not = str(found)
+                return False
+            for (chunk, where), kind in zip(found.chunks, found.kinds, strict=True):
+                self._chunks.setdefault(chunk, _Chunk(where, kind))
+            recipes = {e.id: e for e, _ in found.entries if isinstance(e, Content)}
+            for entry, _ in found.entries:
+                if isinstance(entry, Delivery) and entry.content in recipes:
+                    order += 1
+                    self._name(recipes.pop(entry.content), thread_key(entry), order)
+            self._options.step(sum(where.size for _, where in found.chunks))
+        return self._end is not None and self._end.place != self._start.place
+
+    def _name(self, recipe: Content, key: bytes, order: int) -> None:
+        for run in recipe.runs:
+            for chunk in run.chunks:
+                known = self._chunks.get(chunk)
+                if known is not None and not known.order:
+                    known.key, known.order = key, order
+
+    # -- writing
+
+    def _write_chunks(self, stream: StreamLog) -> None:
+        reader = PackReader(self._streams(), self._store.id, cache_bytes=_CACHE_BYTES)
+        written = 0
+        waiting: list[Future[bytes]] = []
+        with contextlib.closing(reader), ThreadPoolExecutor(self._options.threads) as pool:
+            for block in self._blocks(reader):
+                size = sum(len(chunk.data) for chunk in block)
+                waiting.append(pool.submit(layout.encode_chunks, block, self._options.level))
+                self._options.step(size)
+                if len(waiting) > self._options.threads:
+                    written += self._put(stream, waiting.pop(0).result())
+                if written >= _COMMIT_BYTES:
+                    stream.commit()
+                    stream.roll()
+                    written = 0
+            for future in waiting:
+                self._put(stream, future.result())
+
+    def _streams(self) -> Path:
+        return self._directory.parent
+
+    def _put(self, stream: StreamLog, payload: bytes) -> int:
+        stream.append_block(payload)
+        self._options.step(len(payload))
+        return len(payload)
+
+    def _blocks(self, reader: PackReader) -> Iterator[list[NewChunk]]:
+        """Blocks of chunks, what is alike together; chunks that nobody needs are left out."""
+        classes: dict[int, list[tuple[bytes, int, ChunkId]]] = {}
+        types: dict[int, bytes] = {}
+        for chunk, known in self._chunks.items():
+            if chunk in self.garbage.chunks:
+                continue
+            begin = reader.chunk(known.where)[:1024] if known.kind == 3 else b""
+            kind = class_of(known.kind, begin)
+            key = known.key
+            if kind == FILES:
+                # A file's later pieces look like anything: they go with its first.
+                key = types.setdefault(known.order, file_type(begin))
+            classes.setdefault(kind, []).append((key, known.order, chunk))
+        for kind in sorted(classes):
+            block: list[NewChunk] = []
+            size = 0
+            for _, _, chunk in sorted(classes[kind], key=lambda row: row[:2]):
+                known = self._chunks[chunk]
+                data = reader.chunk(known.where)
+                if block and size + len(data) > self._options.block_bytes:
+                    yield block
+                    block, size = [], 0
+                block.append(NewChunk(chunk, data, known.kind))
+                size += len(data)
+            if block:
+                yield block
+
+    def _write_entries(self, stream: StreamLog) -> None:
+        batch: list[bytes] = []
+        for found in self._groups():
+            if isinstance(found, Damage):
+                raise StoreError(str(found))
+            for data in found.encoded:
+                kept = self._kept(data)
+                if kept is not None:
+                    batch.append(kept)
+            if len(batch) >= 2000:
+                stream.append_entries(batch)
+                batch = []
+                self._options.step(0)
+        if batch:
+            stream.append_entries(batch)
+
+    def _kept(self, data: bytes) -> bytes | None:
+        """What stays of an entry: itself, nothing, or its leaf."""
+        if not self.garbage.removed and not self.garbage.contents:
+            return data
+        entry = records.decode(data) if records.is_known(data) else None
+        if isinstance(entry, Content):
+            return None if entry.id in self.garbage.contents else data
+        about: DeliveryId | None = None
+        if isinstance(entry, Delivery):
+            about = entry.id
+        elif isinstance(entry, Outcomes | Replay):
+            about = entry.delivery
+        if entry is None or about is None or about not in self.garbage.removed:
+            return data
+        return records.encode(Stub(leaf=records.leaf(data), delivery=about, type=data[0]))

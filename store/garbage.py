@@ -1,0 +1,143 @@
+"""What nobody needs any more in a unit of compaction: messages whose every delivery was removed, and chunks
+that no message is made of.
+
+A new message may come to share a chunk while we decide that nobody needs it. So what may go is first
+*condemned*: from that transaction on the index does not offer it for deduplication, and whoever wrote on the
+strength of an earlier look has committed before that look ends. When no look is left that is older,
+the streams hold every reference that there will ever be; only then is counted what is still referred to.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING
+
+from store.filters import held_by
+from store.ids import ChunkId, ContentId, DeliveryId
+from store.places import Damage, Group
+from store.records import Content, Delivery, Hold
+from store.rows import Term
+from store.scan import key_of_pack, recipes
+from store.segments import first_of, last_of, pack_path, stream_files
+from store.snapshot import Snapshot
+
+if TYPE_CHECKING:
+    from store.plan import Unit
+    from store.store import Store
+
+log = logging.getLogger(__name__)
+
+_READERS_WAIT_S = 30.0
+_FOREVER_US = (1 << 63) - 1
+
+
+class Garbage:
+    """What of one unit is to go: `removed` deliveries, their `contents`, and `chunks`."""
+
+    def __init__(self, store: Store, stream: str, unit: Unit) -> None:
+        self.removed: set[DeliveryId] = set()
+        self.contents: set[ContentId] = set()
+        self.chunks: set[ChunkId] = set()
+        self._store = store
+        self._stream = stream
+        self._unit = unit
+        self._dropped: list[Content] = []
+        self._condemned = False
+
+    def find(self, chunks: Iterable[ChunkId], groups: Callable[[], Iterator[Group | Damage]]) -> None:
+        """Find what may go, condemn it, and keep what turns out to be needed. Does nothing where nothing
+        was removed."""
+        if not self._unit.wasted:
+            return
+        used: set[ChunkId] = set()
+        dead: dict[ContentId, Content] = {}
+        with self._store.index.read() as snapshot:
+            holds = [hold for hold in snapshot.holds().values() if not hold.released]
+            for group in groups():
+                if isinstance(group, Group):
+                    self._look(snapshot, holds, group, used, dead)
+        names: set[ChunkId] = set(chunks) - used
+        with self._store.index.update() as update:
+            update.condemn([*names, *dead])
+        self._condemned = True
+        if not self._store.index.wait_for_readers(self._store.index.last_transaction(), _READERS_WAIT_S):
+            log.warning("somebody looks at the index for long: what nobody needs is kept until next time")
+            self.removed = set()
+            self.pardon()
+            return
+        self._store.settle_index(_READERS_WAIT_S)
+        for name in self._store.view.names():
+            self._store.view.catch_up(name)
+        with self._store.index.read() as snapshot:
+            for content in [c for c in dead if not _all_removed(snapshot, c, self.removed)]:
+                names -= _chunks_of(dead.pop(content))
+        for recipe in self._recipes_elsewhere():
+            if not names:
+                break
+            names -= _chunks_of(recipe)
+        self.contents = set(dead)
+        self.chunks = names
+        self._dropped = list(dead.values())
+
+    def _look(
+        self,
+        snapshot: Snapshot,
+        holds: list[Hold],
+        group: Group,
+        used: set[ChunkId],
+        dead: dict[ContentId, Content],
+    ) -> None:
+        """What a group says: which deliveries are removed, and what the recipes of the others use."""
+        for entry, _ in group.entries:
+            if isinstance(entry, Delivery) and snapshot.is_removed(entry.id) and not held_by(holds, entry):
+                self.removed.add(entry.id)
+        for entry, _ in group.entries:
+            if isinstance(entry, Content):
+                if _all_removed(snapshot, entry.id, self.removed):
+                    dead[entry.id] = entry
+                else:
+                    used |= _chunks_of(entry)
+
+    def _recipes_elsewhere(self) -> Iterator[Content]:
+        """The recipes that may refer to the unit's chunks: of its own stream those that came later."""
+        last = last_of(self._unit.parts[-1])
+        for name in self._store.view.names():
+            directory = self._store.path / "streams" / name
+            for part in stream_files(directory).parts:
+                if name == self._stream and first_of(part) <= last:
+                    continue
+                for number in (part,) if isinstance(part, int) else part.packs:
+                    path = pack_path(directory, number)
+                    try:
+                        yield from recipes(path, key_of_pack(path, self._store.id))
+                    except ValueError as exc:
+                        log.error("%s: %s", path, exc)
+
+    def note_outside(self) -> None:
+        """What was dropped may have been all that referred to chunks in other packs: these are due now."""
+        with self._store.index.update() as update:
+            noted = set()
+            for chunk in set().union(*(_chunks_of(recipe) for recipe in self._dropped)) - self.chunks:
+                where = update.chunk(chunk)
+                if where is not None and (where.stream, where.pack) not in noted:
+                    noted.add((where.stream, where.pack))
+                    update.add_waste(where, erased=True)
+
+    def pardon(self) -> None:
+        """Nothing of it goes after all."""
+        if self._condemned:
+            self._condemned = False
+            with self._store.index.update() as update:
+                update.pardon()
+
+
+def _chunks_of(recipe: Content) -> set[ChunkId]:
+    return {chunk for run in recipe.runs for chunk in run.chunks}
+
+
+def _all_removed(snapshot: Snapshot, content: ContentId, removed: set[DeliveryId]) -> bool:
+    """Whether every delivery of a message was removed. One that is held is in the index as removed and not
+    in `removed`, if it is of this unit."""
+    found = list(snapshot.by_term(Term.CONTENT, content, 0, _FOREVER_US, newest_first=True, removed=True))
+    return bool(found) and all(d in removed or snapshot.is_removed(d) for d in found) and bool(removed)

@@ -1,0 +1,96 @@
+"""What compaction would rewrite together: a plan, from file sizes and what was removed. Changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from store.places import stream_number
+from store.segments import Part, Segment, first_of, last_of, pack_path, stream_files
+from store.snapshot import Waste
+
+_WORTH_BYTES = 1 << 20
+"""packs that come to less are left until there is more of them"""
+_EXPIRED_SHARE = 0.1
+"""of a segment's facts, at which what has expired is worth rewriting the rest"""
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """Parts of one stream, in order and without a gap, that become one segment."""
+
+    stream: str
+    parts: tuple[Part, ...]
+    packs: int
+    size: int
+    why: str
+    wasted: bool
+
+    def number(self) -> int:
+        """The first pack it stands for."""
+        return first_of(self.parts[0])
+
+    def __str__(self) -> str:
+        first, last = first_of(self.parts[0]), last_of(self.parts[-1])
+        return f"{self.stream}, packs {first} to {last} ({self.why})"
+
+
+def plan(
+    directory: Path, waste: Mapping[tuple[int, int], Waste], *, unit_bytes: int, everything: bool
+) -> list[Unit]:
+    """The units of a stream that are due. The newest pack is never among them: it may be open."""
+    parts = list(stream_files(directory).parts)
+    if parts and not isinstance(parts[-1], Segment):
+        parts.pop()
+    owner = stream_number(directory.name)
+    sizes = {part: _size(directory, part) for part in parts}
+    units: list[Unit] = []
+    for stretch in _stretches(parts, sizes, unit_bytes, everything=everything):
+        packs = [number for part in stretch for number in _packs(part)]
+        removed = sum(waste[owner, n].deliveries for n in packs if (owner, n) in waste)
+        erased = any(waste[owner, n].erased for n in packs if (owner, n) in waste)
+        size = sum(sizes[part] for part in stretch)
+        fresh = [part for part in stretch if not isinstance(part, Segment)]
+        why = ""
+        if erased or (removed and removed >= _EXPIRED_SHARE * _facts(stretch)):
+            why = f"{removed} deliveries were removed"
+        elif everything:
+            why = "asked for"
+        elif fresh and sum(sizes[part] for part in fresh) >= _WORTH_BYTES:
+            why = f"{len(fresh)} new packs"
+        elif len(stretch) > 1 and not fresh:
+            why = f"{len(stretch)} small segments"
+        if why:
+            units.append(Unit(directory.name, tuple(stretch), len(packs), size, why, bool(removed)))
+    return units
+
+
+def _packs(part: Part) -> tuple[int, ...]:
+    return part.packs if isinstance(part, Segment) else (part,)
+
+
+def _size(directory: Path, part: Part) -> int:
+    return sum(pack_path(directory, number).stat().st_size for number in _packs(part))
+
+
+def _facts(stretch: list[Part]) -> int:
+    return sum(part.end.facts - part.start.facts for part in stretch if isinstance(part, Segment))
+
+
+def _stretches(
+    parts: list[Part], sizes: Mapping[Part, int], unit_bytes: int, *, everything: bool
+) -> Iterator[list[Part]]:
+    """Neighbours that would be rewritten together: new packs, with the segments before them that are no
+    larger, as far as `unit_bytes` go. So a byte is rewritten a few times, until it lies in a large one."""
+    stretch: list[Part] = []
+    size = 0
+    for part in reversed(parts):
+        joins = everything or not isinstance(part, Segment) or sizes[part] <= size
+        if stretch and (size + sizes[part] > unit_bytes or not joins):
+            yield stretch[::-1]
+            stretch, size = [], 0
+        stretch.append(part)
+        size += sizes[part]
+    if stretch:
+        yield stretch[::-1]
