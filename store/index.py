@@ -36,7 +36,7 @@ from store.update import MERGE_RUNS, Update
 MAP_BYTES = 1 << 40
 SCHEMA = 2
 """of the tables; an index with another one is built anew"""
-FRESH_ROWS = 8192
+FRESH_ROWS = 1024
 """rows in LMDB at which they are written out as a run"""
 _MAX_READERS = 1024
 _ENGINE_0_9 = 0

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from store.index import Index
 
 _SPILL_ROWS = 131_072
-TIER_ROWS = 16_384
+TIER_ROWS = 2048
 """rows of a run of the lowest tier, at most"""
 MERGE_RUNS = 4
 """runs of a tier at which they become one of the next"""

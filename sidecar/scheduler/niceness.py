@@ -1,8 +1,8 @@
 """Makes the calling thread stand back from the mail path, for CPU and for the disk.
 
 Linux keeps both by thread; what the thread starts (threads, processes) inherits them. Nothing here raises:
-a job that is less nice than it should be is better than none, and the log says so. Python's own lock knows no
-priorities: a job that computes in Python for long still holds up the others, so work belongs into small steps.
+a job that is less nice than it should be is better than none, and the log says so. Python's own lock knows
+no priorities: a job that computes in Python for long holds up all others, so work belongs into small steps.
 """
 
 from __future__ import annotations

@@ -126,7 +126,10 @@ class Scheduler:
         self._wake.set()
 
     def submit(self, kind: str, arguments: Mapping[str, str] | None = None, *, again: bool = False) -> int:
-        """Ask for a job; its id, which is an earlier one's if that does the same. Raises JobRefusedError."""
+        """Ask for a job; its id, which is an earlier one's if that does the same. Raises JobRefusedError.
+
+        May wait for a flush: not for the event loop.
+        """
         with self._lock:
             job, _ = self._queue.submit(kind, arguments or {}, again=again)
             self._unsaved = True

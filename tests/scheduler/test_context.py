@@ -120,6 +120,9 @@ def test_the_slowest_of_the_last_seconds() -> None:
     assert meter() == 0, "nothing comes in: nobody is slow"
     meter.note(0.3)
     assert meter() == 0.3
+    now[0] += 10.0
+    meter.note(0.04)
+    assert meter() == 0.04, "what came before the silence is forgotten"
 
 
 def priorities() -> tuple[int, int]:
@@ -131,11 +134,12 @@ def priorities() -> tuple[int, int]:
     return os.getpriority(os.PRIO_PROCESS, thread), ctypes.CDLL(None).syscall(number, 1, thread)
 
 
-def in_a_thread(nice: int, io_class: str) -> tuple[int, int]:
+def in_a_thread(nice: int, io_class: str, then_nice: int = 0) -> tuple[int, int]:
     seen = []
 
     def run() -> None:
         stand_back(nice, io_class)
+        stand_back(then_nice, "none")
         inner = threading.Thread(target=lambda: seen.append(priorities()))
         inner.start()
         inner.join()
@@ -155,6 +159,7 @@ def test_a_thread_and_its_own_stand_back_and_no_other() -> None:
     assert in_a_thread(nice, "idle") == (nice, 3 << 13)
     assert in_a_thread(nice, "best-effort") == (nice, (2 << 13) | 7)
     assert in_a_thread(0, "none") == before, "never less nice than the service"
+    assert in_a_thread(nice, "none", 1) == (nice, before[1])
     assert priorities() == before
 
 

@@ -191,6 +191,10 @@ def test_a_clock_that_was_wrong() -> None:
     queue.submit_due(NOON + 3650 * DAY, every("every 1d"))
     queue.submit_due(NOON, every("every 1d"))
     assert queue.state.kinds["compact"].next == NOON + DAY
+    queue.submit_due(NOON + 3650 * DAY, every("every 1d"))
+    assert order(queue) == [1]
+    queue.submit_due(NOON + 1, every("every 1d"))
+    assert queue.state.kinds["compact"].next == NOON + 1 + DAY
 
 
 def test_a_service_that_died_under_a_job() -> None:

@@ -14,6 +14,7 @@ from typing import Any
 from sidecar.cli import main
 from store.errors import StoreError
 from store.ids import chunk_id, content_id, new_delivery_id
+from store.layout import NewChunk
 from store.records import Content, Delivery, Entry, Envelope, Leg, Outcome, Outcomes, Recipient, Run
 from store.store import Store
 from store.writer import Submission
@@ -64,7 +65,7 @@ class Filler:
         if known:
             entries.append(Outcomes(delivery=delivery.id, time_us=time_us, outcomes=tuple(known)))
         done = _Done()
-        self.store.writer.submit(Submission(chunks=[(chunk, message)], entries=entries, done=done))
+        self.store.writer.submit(Submission(chunks=[NewChunk(chunk, message)], entries=entries, done=done))
         done.wait()
         return delivery
 
