@@ -2,7 +2,7 @@
 
 `ContentId` is the plain 256-bit BLAKE3 of a whole message: it is what the history vouches for, and anyone
 can recompute it. `ChunkId` is an address inside one store: BLAKE3 keyed with the store's key and cut to
-128 bits, so that it confirms no guess about a message to somebody without the key.
+96 bits, so that it confirms no guess about a message to somebody without the key.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import NewType
 from blake3 import blake3
 
 ChunkId = NewType("ChunkId", bytes)
-"""16 bytes: keyed BLAKE3 of a chunk, cut to 128 bits."""
+"""12 bytes: keyed BLAKE3 of a chunk, cut to 96 bits."""
 
 ContentId = NewType("ContentId", bytes)
 """32 bytes: BLAKE3 of a whole message."""
@@ -23,7 +23,7 @@ DeliveryId = NewType("DeliveryId", bytes)
 """16 bytes: 8 random, then the capture time in µs since 1970 (big-endian); random first so that a few
 characters are enough to name one."""
 
-CHUNK_ID_BYTES = 16
+CHUNK_ID_BYTES = 12
 DELIVERY_ID_BYTES = 16
 
 
@@ -45,6 +45,11 @@ def delivery_time_us(delivery: DeliveryId) -> int:
 def chunk_id(data: bytes | memoryview, key: bytes) -> ChunkId:
     """The address of `data` in the store whose 32-byte key is `key`."""
     return ChunkId(blake3(data, key=key).digest(CHUNK_ID_BYTES))
+
+
+def keyed_digest(data: bytes, key: bytes) -> bytes:
+    """16 bytes that name `data` to whoever has the store's 32-byte key, and tell nothing to others."""
+    return blake3(data, key=key).digest(16)
 
 
 def content_id(data: bytes) -> ContentId:

@@ -29,12 +29,12 @@ _RECORD_HEAD = struct.Struct("<4sBBHQI8s")
 _HEAD_SUM_BYTES = 4
 RECORD_HEADER_BYTES = _RECORD_HEAD.size + _HEAD_SUM_BYTES
 _BLOCK_HEAD = struct.Struct("<BBHII")
-_CHUNK_ROW = struct.Struct(f"<{CHUNK_ID_BYTES}sI")
+_CHUNK_ROW = struct.Struct(f"<{CHUNK_ID_BYTES}sBH")
+_CHUNK_ROW_1 = struct.Struct("<16sI")
 _ENTRY_LENGTH = struct.Struct("<I")
 _COMMIT = struct.Struct("<QQQ32sQ16s16s")
 _COMMIT_SALT_AT = _COMMIT.size - 16
-_KIND_SHIFT = 28
-MAX_CHUNK_BYTES = (1 << _KIND_SHIFT) - 1
+MAX_CHUNK_BYTES = (1 << 20) - 1
 MAX_PAYLOAD_BYTES = 1 << 30
 FIRST_COMPACTED = 1 << 31
 """packs from this number on were written by compaction; those below by the stream's writer"""
@@ -43,9 +43,11 @@ FIRST_COMPACTED = 1 << 31
 class RecordType(enum.IntEnum):
     """What a record holds. Values are part of the format."""
 
-    CHUNKS = 1
+    CHUNKS_1 = 1
+    """as format 1 wrote them, with longer rows"""
     ENTRIES = 2
     COMMIT = 3
+    CHUNKS = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,35 +143,52 @@ class NewChunk(NamedTuple):
     kind: int = 0
 
 
+CHUNK_RECORDS = frozenset({RecordType.CHUNKS_1, RecordType.CHUNKS})
+
+
 def encode_chunks(chunks: Iterable[NewChunk], level: int) -> bytes:
-    """A CHUNKS payload: how it is packed, a table of ids, kinds and lengths, and the chunks end to end."""
+    """A CHUNKS payload: how it is packed, a table of ids, kinds and lengths, and the chunks end to end.
+
+    Raises `struct.error` for a chunk longer than `MAX_CHUNK_BYTES`.
+    """
     rows, bodies = [], []
     for chunk, data, kind in chunks:
-        rows.append(_CHUNK_ROW.pack(chunk, kind << _KIND_SHIFT | len(data)))
+        size = len(data)
+        rows.append(_CHUNK_ROW.pack(chunk, kind << 4 | size >> 16, size & 0xFFFF))
         bodies.append(data)
     raw = bodies[0] if len(bodies) == 1 else b"".join(bodies)
     how, body = codec.compress(raw, level)
     return b"".join((_BLOCK_HEAD.pack(how, 0, 0, len(rows), len(raw)), *rows, body))
 
 
-def chunk_table(payload: bytes | memoryview) -> list[tuple[ChunkId, int, int, int]]:
-    """(id, offset in the raw block, length, kind) of each chunk in a CHUNKS payload; nothing is unpacked."""
+def chunk_table(record: int, payload: bytes | memoryview) -> list[tuple[ChunkId, int, int, int]]:
+    """(id, offset in the raw block, length, kind) of each chunk in a payload of a CHUNKS record, of whatever
+    format; nothing is unpacked."""
     _, _, _, count, _ = _BLOCK_HEAD.unpack_from(payload)
+    row = _row_of(record)
+    rows = payload[_BLOCK_HEAD.size : _BLOCK_HEAD.size + count * row.size]
     table, offset = [], 0
-    for chunk, row in _CHUNK_ROW.iter_unpack(
-        payload[_BLOCK_HEAD.size : _BLOCK_HEAD.size + count * _CHUNK_ROW.size]
-    ):
-        length = row & MAX_CHUNK_BYTES
-        table.append((ChunkId(chunk), offset, length, row >> _KIND_SHIFT))
-        offset += length
+    if record == RecordType.CHUNKS:
+        for chunk, high, low in row.iter_unpack(rows):
+            length = (high & 0xF) << 16 | low
+            table.append((ChunkId(chunk), offset, length, high >> 4))
+            offset += length
+    else:
+        for chunk, length in row.iter_unpack(rows):
+            table.append((ChunkId(chunk[:CHUNK_ID_BYTES]), offset, length, 0))
+            offset += length
     return table
 
 
-def block_bytes(kind: int, payload: bytes | memoryview) -> bytes:
+def _row_of(record: int) -> struct.Struct:
+    return _CHUNK_ROW if record == RecordType.CHUNKS else _CHUNK_ROW_1
+
+
+def block_bytes(record: int, payload: bytes | memoryview) -> bytes:
     """The raw bytes of a CHUNKS or ENTRIES payload. Raises `ValueError` when they do not come back."""
     how, _, _, count, raw_bytes = _BLOCK_HEAD.unpack_from(payload)
-    start = _BLOCK_HEAD.size + (count * _CHUNK_ROW.size if kind == RecordType.CHUNKS else 0)
-    return codec.decompress(how, memoryview(payload)[start:], raw_bytes)
+    table = 0 if record == RecordType.ENTRIES else count * _row_of(record).size
+    return codec.decompress(how, memoryview(payload)[_BLOCK_HEAD.size + table :], raw_bytes)
 
 
 def encode_entries(entries: list[bytes], level: int) -> bytes:

@@ -20,6 +20,7 @@ from store.segments import pack_path
 _MAX_OPEN_PACKS = 64
 _CACHE_BYTES = 8 << 20
 _FIRST_READ_BYTES = 32 << 10
+_ENTRIES = frozenset({RecordType.ENTRIES})
 
 
 class PackReader:
@@ -37,12 +38,12 @@ class PackReader:
 
     def chunk(self, where: Location) -> bytes:
         """The bytes of a chunk. Raises `DamagedError`."""
-        raw = self._block(where, RecordType.CHUNKS)
+        raw = self._block(where, layout.CHUNK_RECORDS)
         return raw[where.inner : where.inner + where.size]
 
     def entry(self, where: Location) -> records.Entry:
         """The entry at a location. Raises `DamagedError`."""
-        raw = self._block(where, RecordType.ENTRIES)
+        raw = self._block(where, _ENTRIES)
         try:
             return records.decode(layout.entry_at(raw, where.inner))
         except ValueError as exc:
@@ -57,7 +58,7 @@ class PackReader:
             self._blocks.clear()
             self._cached = 0
 
-    def _block(self, where: Location, kind: RecordType) -> bytes:
+    def _block(self, where: Location, kinds: frozenset[RecordType]) -> bytes:
         name = (where.stream, where.pack, where.offset)
         with self._lock:
             cached = self._blocks.get(name)
@@ -74,10 +75,10 @@ class PackReader:
             except OSError as exc:
                 raise DamagedError(f"{self._path(where)} at byte {where.offset}: {exc.strerror}") from exc
         payload = memoryview(data)[layout.RECORD_HEADER_BYTES : size]
-        if not header or header.type != kind or not layout.payload_is_sound(header, payload, key):
+        if not header or header.type not in kinds or not layout.payload_is_sound(header, payload, key):
             raise DamagedError(f"{self._path(where)} at byte {where.offset}: record is damaged")
         try:
-            raw = layout.block_bytes(kind, payload)
+            raw = layout.block_bytes(header.type, payload)
         except ValueError as exc:
             raise DamagedError(f"{self._path(where)} at byte {where.offset}: {exc}") from exc
         with self._lock:

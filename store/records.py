@@ -13,7 +13,7 @@ import enum
 import msgspec
 from blake3 import blake3
 
-from store.ids import ChunkId, ContentId, DeliveryId
+from store.ids import CHUNK_ID_BYTES, ChunkId, ContentId, DeliveryId
 
 
 class EntryType(enum.IntEnum):
@@ -221,7 +221,15 @@ def decode(data: bytes) -> Entry:
     if not data or data[0] not in _decoders:
         raise ValueError(f"unknown entry type {data[:1].hex() or 'none'}")
     entry: Entry = _decoders[data[0]].decode(memoryview(data)[1:])
+    if isinstance(entry, Content) and any(len(c) > CHUNK_ID_BYTES for r in entry.runs for c in r.chunks):
+        return _shortened(entry)
     return entry
+
+
+def _shortened(recipe: Content) -> Content:
+    """A recipe of format 1, which named chunks by 16 bytes."""
+    runs = (Run(tuple(ChunkId(c[:CHUNK_ID_BYTES]) for c in r.chunks), r.width, r.eol) for r in recipe.runs)
+    return Content(recipe.id, recipe.size, tuple(runs))
 
 
 def type_of(entry: Entry) -> EntryType:

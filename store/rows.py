@@ -2,7 +2,7 @@
 
 | table | row |
 |---|---|
-| CHUNK | first 12 bytes of the chunk id, place, length (3) |
+| CHUNK | chunk id (12), place, length (3) |
 | CONTENT | first 12 bytes of the content id, place |
 | DELIVERY | time (8), random part of the id (8), type, place: one for each entry about a delivery |
 | ID | delivery id: random part (8), time (8) |

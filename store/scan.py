@@ -288,8 +288,8 @@ class _Gathering:
         """A CHUNKS or ENTRIES record. Raises `ValueError`, `struct.error`."""
         self.headers.append(record.header)
         where = Location(self._number, self._pack, record.offset, 0, 0)
-        if record.type == RecordType.CHUNKS:
-            for chunk, inner, size, kind in layout.chunk_table(record.payload):
+        if record.type in layout.CHUNK_RECORDS:
+            for chunk, inner, size, kind in layout.chunk_table(record.type, record.payload):
                 self.group.chunks.append((chunk, where._replace(inner=inner, size=size)))
                 self.group.kinds.append(kind)
         elif record.type == RecordType.ENTRIES:

@@ -33,7 +33,7 @@ from store.errors import (
     StoreNotFoundError,
 )
 from store.files import sync_directory, write_all
-from store.ids import DELIVERY_ID_BYTES, ChunkId, ContentId, DeliveryId, chunk_id, now_us
+from store.ids import DELIVERY_ID_BYTES, ChunkId, ContentId, DeliveryId, keyed_digest, now_us
 from store.index import Index
 from store.indexer import Indexer
 from store.ingest import Ingest
@@ -425,7 +425,7 @@ class Store:
 
     def tombstone(self, content_id: ContentId) -> bytes:
         """What stands for a content in its erasure: 16 bytes that tell nothing to anyone without the key."""
-        return chunk_id(content_id, self.key)
+        return keyed_digest(content_id, self.key)
 
     def run(self, selection: bytes) -> str | None:
         """The unfinished replay run for this selection, if there is one."""

@@ -43,8 +43,8 @@ ENTRIES = [
         "0293c41064646464646464646464646464646464059193" "00c406323530206f6baa646f776e73747265616d",
     ),
     (
-        Content(ContentId(b"C" * 32), 3, (Run((ChunkId(b"k" * 16),), 76, b"\r\n"),)),
-        "4093c420" + "43" * 32 + "03919391c410" + "6b" * 16 + "4cc4020d0a",
+        Content(ContentId(b"C" * 32), 3, (Run((ChunkId(b"k" * 12),), 76, b"\r\n"),)),
+        "4093c420" + "43" * 32 + "03919391c40c" + "6b" * 12 + "4cc4020d0a",
     ),
 ]  # fmt: skip
 
@@ -95,6 +95,6 @@ def test_vectors() -> None:
     assert layout.chain_next(start, leaf(encode(stub))).hex() == CHAIN_NEXT
 
 
-CHUNK = "eccd65d8213f36ca9ee715863c2cf33d"
+CHUNK = "eccd65d8213f36ca9ee71586"
 CHAIN_START = "767ac1a4ea0fe47e6cb936663b492e4e8247dbfdbd85599dd63fd0eb49902e2b"
 CHAIN_NEXT = "eba1c8ca0f4b43802c202fe354adf16124b8bdb697b83310c30c839339c076b9"

@@ -1,0 +1,44 @@
+"""The ids that a query may mean, gathered in short looks at the index.
+
+A look that stayed open while somebody works through what it finds would keep LMDB's old pages in use, and
+compaction waiting.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import dropwhile, islice
+
+from store.ids import DeliveryId, delivery_time_us
+from store.store import Query, Store, candidates
+
+IDS_PER_LOOK = 500
+
+
+def short_looks(store: Store, query: Query) -> Iterator[DeliveryId]:
+    """The query's candidates in order of time; see `store.store.candidates` for why to look again."""
+    last: DeliveryId | None = None
+    while True:
+        with store.index.read() as snapshot:
+            found = candidates(snapshot, query)
+            if last is not None:  # several may share a microsecond with it
+                end = order(last)
+                newest_first = query.newest_first
+                found = dropwhile(
+                    lambda id_: order(id_) >= end if newest_first else order(id_) <= end, found  # noqa: B023
+                )
+            ids = list(islice(found, IDS_PER_LOOK))
+        yield from ids
+        if len(ids) < IDS_PER_LOOK:
+            return
+        last = ids[-1]
+        time_us = delivery_time_us(last)
+        query = (
+            replace(query, until_us=time_us + 1) if query.newest_first else replace(query, since_us=time_us)
+        )
+
+
+def order(delivery: DeliveryId) -> bytes:
+    """The order in which the index keeps deliveries: time, then the random part."""
+    return delivery[8:] + delivery[:8]
