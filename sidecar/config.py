@@ -23,16 +23,19 @@ from typing import Any, NamedTuple
 from sidecar.keys import (
     ADDRESS,
     DURATION,
+    KEEP,
     MODE,
     NAME,
     PATH,
     PATH_OR_NONE,
+    PATTERN,
     SCHEDULE,
     SIZE,
     TEXT,
     WINDOW,
     Kind,
     choice,
+    choice_or_any,
     count,
     key,
     kind_of,
@@ -41,6 +44,8 @@ from sidecar.keys import (
 from sidecar.scheduler.schedule import Schedule
 from sidecar.scheduler.window import Window
 from sidecar.units import Address, exact_size
+from store.records import Leg
+from store.retention import Rule
 
 DEFAULT_PATH = Path("/etc/mailkeep/mailkeep.toml")
 POSTFIX_LMTP_TIMEOUT_S = 600
@@ -194,6 +199,40 @@ class SchedulerConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RetentionConfig:
+    """One rule of how long mail is kept."""
+
+    to: str | None = key(
+        "", PATTERN, "Recipient: an address, @domain or a pattern with *; empty for any.", reload=True
+    )
+    sender: str | None = key(
+        "", PATTERN, 'Envelope sender, written like to; "<>" is the null sender.', reload=True, name="from"
+    )
+    leg: str | None = key(
+        "",
+        choice_or_any(*Leg),
+        'Where it was captured: "lmtp", "milter" or "import"; empty for any.',
+        reload=True,
+    )
+    direction: str | None = key(
+        "",
+        choice_or_any("in", "out"),
+        '"in" for mail to mailboxes here, "out" for mail that the milter saw submitted here; empty for any.',
+        reload=True,
+    )
+    keep_us: int | None = key(
+        "forever", KEEP, 'How long it is kept: "90d", "7y" (of 365 days) or "forever".', reload=True
+    )
+
+    @property
+    def rule(self) -> Rule:
+        """As the store has it."""
+        return Rule(
+            to=self.to, sender=self.sender, leg=self.leg, direction=self.direction, keep_us=self.keep_us
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LogConfig:
     """What is written to standard error."""
 
@@ -209,7 +248,14 @@ class LogConfig:
 
 
 _Section = (
-    StoreConfig | LmtpConfig | MilterConfig | MetricsConfig | CaptureConfig | SchedulerConfig | LogConfig
+    StoreConfig
+    | LmtpConfig
+    | MilterConfig
+    | MetricsConfig
+    | CaptureConfig
+    | SchedulerConfig
+    | RetentionConfig
+    | LogConfig
 )
 _SECTIONS: dict[str, type[_Section]] = {
     "store": StoreConfig,
@@ -220,6 +266,8 @@ _SECTIONS: dict[str, type[_Section]] = {
     "scheduler": SchedulerConfig,
     "log": LogConfig,
 }
+_LISTS: dict[str, type[_Section]] = {"retention": RetentionConfig}
+"""sections of which there may be any number, in an order that counts: `[[retention]]`"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -232,12 +280,18 @@ class Config:
     metrics: MetricsConfig | None = None
     capture: CaptureConfig = CaptureConfig()
     scheduler: SchedulerConfig = SchedulerConfig()
+    retention: tuple[RetentionConfig, ...] = ()
     log: LogConfig = LogConfig()
 
     @property
     def spool_path(self) -> Path:
         """Where mail waits that went through without a copy."""
         return self.capture.spool or self.store.path / "spool"
+
+    @property
+    def rules(self) -> tuple[Rule, ...]:
+        """How long mail is kept; without any rule for ever."""
+        return tuple(section.rule for section in self.retention)
 
     @classmethod
     def load(cls, path: Path) -> Config:
@@ -261,11 +315,14 @@ class Config:
             raise ConfigError(f"{source}: is not TOML: {exc}") from exc
         sections: dict[str, Any] = {}
         for name, values in document.items():
+            if name in _LISTS:
+                sections[name] = _read_list(name, values, source)
+                continue
             if name not in _SECTIONS:
                 raise ConfigError(f"{source}: there is no {_as_written(name, values)}{_nearest(name)}")
             if not isinstance(values, dict):
                 raise ConfigError(f"{source}: {name} is a section: write [{name}] and its keys below it")
-            sections[name] = _read_section(name, values, source)
+            sections[name] = _read_section(name, f"[{name}]", values, source)
         config = cls(**sections)
         fault = next(_faults(config), None)
         if fault is not None:
@@ -278,10 +335,17 @@ class Config:
             section = getattr(self, name)
             if section is None:
                 yield f"[{name}] is absent"
-                continue
-            for field in fields(section):
-                text = _as_toml(kind_of(field).show(getattr(section, field.name)))
-                yield f"[{name}] {name_of(field)} = {text}"
+            else:
+                yield from (f"[{name}] {line}" for line in _lines(section))
+        for name in _LISTS:
+            for number, section in enumerate(getattr(self, name), 1):
+                yield f"[[{name}]] {number}: " + ", ".join(_lines(section))
+
+
+def _lines(section: _Section) -> Iterator[str]:
+    """Each key of a section with its value."""
+    for field in fields(section):
+        yield f"{name_of(field)} = {_as_toml(kind_of(field).show(getattr(section, field.name)))}"
 
 
 def load_default(path: Path | None = None) -> Config:
@@ -299,10 +363,10 @@ class Key(NamedTuple):
 
 
 def all_keys() -> list[Key]:
-    """Every key there is, in the order of the file."""
+    """Every key there is, in the order of the file; those of sections that may be repeated come last."""
     return [
         Key(name, name_of(field), _as_toml(field.metadata["text"]), field.metadata["help"])
-        for name, section in _SECTIONS.items()
+        for name, section in (_SECTIONS | _LISTS).items()
         for field in fields(section)
     ]
 
@@ -311,7 +375,7 @@ def reloadable_keys() -> set[tuple[str, str]]:
     """The keys, as (section, key), that SIGHUP takes up without a restart."""
     return {
         (name, name_of(field))
-        for name, section in _SECTIONS.items()
+        for name, section in (_SECTIONS | _LISTS).items()
         for field in fields(section)
         if field.metadata["reload"]
     }
@@ -320,7 +384,7 @@ def reloadable_keys() -> set[tuple[str, str]]:
 def reloadable_changes(old: Config, new: Config) -> tuple[dict[str, Any], list[str]]:
     """What differs: new values by `section.key` that may be taken up now, and the names that need a restart.
 
-    A section that comes or goes needs a restart and is named alone.
+    A section that comes or goes needs a restart and is named alone; a list of sections changes as a whole.
     """
     changes: dict[str, Any] = {}
     restart: list[str] = []
@@ -337,25 +401,39 @@ def reloadable_changes(old: Config, new: Config) -> tuple[dict[str, Any], list[s
                 changes[f"{name}.{name_of(field)}"] = value
             else:
                 restart.append(f"{name}.{name_of(field)}")
+    changes |= {name: getattr(new, name) for name in _LISTS if getattr(old, name) != getattr(new, name)}
     return changes, restart
 
 
-def _read_section(name: str, values: Mapping[str, Any], source: str) -> _Section:
-    known = {name_of(field): field for field in fields(_SECTIONS[name])}
+def _read_list(name: str, tables: object, source: str) -> tuple[_Section, ...]:
+    if not isinstance(tables, list) or not all(isinstance(values, dict) for values in tables):
+        raise ConfigError(
+            f"{source}: {name} may be there several times: write [[{name}]] and its keys below it, for each"
+        )
+    return tuple(
+        _read_section(name, f"[[{name}]] {number}:", values, source)
+        for number, values in enumerate(tables, 1)
+    )
+
+
+def _read_section(name: str, where: str, values: Mapping[str, Any], source: str) -> _Section:
+    """`where` names the section in errors."""
+    made = (_SECTIONS | _LISTS)[name]
+    known = {name_of(field): field for field in fields(made)}
     read: dict[str, Any] = {}
     for written, value in values.items():
         if written not in known:
-            raise ConfigError(f"{source}: [{name}] has no key {written}{_nearest_key(name, written)}")
+            raise ConfigError(f"{source}: {where} has no key {written}{_nearest_key(name, written)}")
         kind: Kind = kind_of(known[written])
         if type(value) is not kind.toml_type:  # isinstance would take true for a number
             raise ConfigError(
-                f"{source}: [{name}] {written} = {_as_toml(value)}: write {kind.name}, such as {kind.example}"
+                f"{source}: {where} {written} = {_as_toml(value)}: write {kind.name}, such as {kind.example}"
             )
         try:
             read[known[written].name] = kind.read(value)
         except ValueError as exc:
-            raise ConfigError(f"{source}: [{name}] {written}: {exc}") from exc
-    return _SECTIONS[name](**read)
+            raise ConfigError(f"{source}: {where} {written}: {exc}") from exc
+    return made(**read)
 
 
 def _faults(config: Config) -> Iterator[str]:
@@ -369,6 +447,7 @@ def _faults(config: Config) -> Iterator[str]:
     if config.milter is not None and config.milter.commit_timeout_s >= POSTFIX_MILTER_TIMEOUT_S:
         # Past it Postfix defers the mail while we go on capturing it, and it is captured twice.
         yield "[milter] commit_timeout: it must be below 5m, Postfix's milter_content_timeout"
+    yield from _retention_faults(config.rules)
     taken: dict[Address, str] = {}
     for name in ("lmtp", "milter", "metrics"):
         section = getattr(config, name)
@@ -398,14 +477,22 @@ def _lmtp_faults(lmtp: LmtpConfig) -> Iterator[str]:
         yield "[lmtp] connect_timeout: it must be below delivery_timeout"
 
 
+def _retention_faults(rules: tuple[Rule, ...]) -> Iterator[str]:
+    for number, rule in enumerate(rules, 1):
+        if rule.is_for_all and number < len(rules):
+            yield f"[[retention]] {number}: it is for all mail, so that the rules after it would never count"
+        if (rule.leg, rule.direction) in ((Leg.LMTP, "out"), (Leg.IMPORT, "in"), (Leg.IMPORT, "out")):
+            yield f"[[retention]] {number}: no mail of leg {rule.leg} has the direction {rule.direction}"
+
+
 def _is_any_port(address: Address) -> bool:
     return address.port == 0 and not address.is_unix
 
 
 def _nearest(name: str) -> str:
     """A suggestion for a section that does not exist, or for a key that stands outside its section."""
-    near = difflib.get_close_matches(name, _SECTIONS, 1)
-    return f"; did you mean [{near[0]}]?" if near else _nearest_key("", name)
+    near = difflib.get_close_matches(name, [*_SECTIONS, *_LISTS], 1)
+    return f"; did you mean {_written(near[0])}?" if near else _nearest_key("", name)
 
 
 def _nearest_key(section: str, name: str) -> str:
@@ -416,10 +503,16 @@ def _nearest_key(section: str, name: str) -> str:
         return f"; did you mean {near[0]}?"
     others = {k.key: k.section for k in reversed(all_keys())}
     near = difflib.get_close_matches(name, others, 1)
-    return f"; did you mean {near[0]} in [{others[near[0]]}]?" if near else ""
+    return f"; did you mean {near[0]} in {_written(others[near[0]])}?" if near else ""
+
+
+def _written(section: str) -> str:
+    return f"[[{section}]]" if section in _LISTS else f"[{section}]"
 
 
 def _as_written(name: str, value: object) -> str:
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        return f"section [[{name}]]"
     return f"section [{name}]" if isinstance(value, dict) else f"key {name} outside the sections"
 
 

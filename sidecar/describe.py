@@ -14,7 +14,7 @@ from sidecar.units import format_size, format_time, iso_time
 from store.errors import DamagedError, NotFoundError
 from store.ids import ContentId
 from store.records import Leg, Replay
-from store.store import Store, StoredDelivery
+from store.store import FOREVER_US, Store, StoredDelivery
 
 _EOL_NAMES = {b"\r\n": "CRLF", b"\n": "LF"}
 
@@ -40,9 +40,9 @@ class Description:
     damage: str = ""
 
 
-def describe(store: Store, stored: StoredDelivery) -> Description:
+def describe(store: Store, stored: StoredDelivery, as_of_us: int = FOREVER_US) -> Description:
     """Gather it. Raises `StoreError`; damage to the recipe is told in the description."""
-    legs = legs_of(store, stored)
+    legs = legs_of(store, stored, as_of_us)
     try:
         return Description(stored, legs, tuple(_parts(store, stored.delivery.content)))
     except (DamagedError, NotFoundError) as exc:

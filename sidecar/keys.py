@@ -61,6 +61,23 @@ def _positive_duration(text: str) -> float:
     return seconds
 
 
+def _read_pattern(text: str) -> str | None:
+    if not text:
+        return None
+    if text.split() != [text] or not ("@" in text or "*" in text or text == "<>"):
+        raise ValueError(f"{text!r} is no pattern: write anna@example.org, @example.org or *@*.example.org")
+    return text
+
+
+def _read_keep(text: str) -> int | None:
+    if text == "forever":
+        return None
+    try:
+        return round(_positive_duration(text) * 1_000_000)
+    except ValueError as exc:
+        raise ValueError(f"{text!r} is not how long to keep mail: write 90d, 7y or forever") from exc
+
+
 def count(low: int, high: int) -> Kind:
     """A whole number within bounds."""
 
@@ -83,6 +100,14 @@ def choice(*choices: str) -> Kind:
     return Kind("one of " + ", ".join(choices), f'"{choices[0]}"', read)
 
 
+def choice_or_any(*choices: str) -> Kind:
+    """One of a few words, or nothing for any."""
+    word = choice(*choices)
+    return Kind(
+        word.name, word.example, lambda text: word.read(text) if text else None, lambda value: value or ""
+    )
+
+
 TEXT = Kind("text", '"postfix"', str)
 NAME = Kind("a name", '"mx1"', _read_stream)
 PATH = Kind("a path", '"/var/lib/mailkeep"', _read_path)
@@ -96,18 +121,27 @@ SCHEDULE = Kind(
     "a schedule", '"30 3 * * *", "@daily" or "every 6h"', Schedule.parse, lambda schedule: str(schedule.text)
 )
 WINDOW = Kind("a window of hours", '"22:00-06:00"', Window.parse, lambda window: str(window.text))
+PATTERN = Kind("an address or a pattern", '"@example.org"', _read_pattern, lambda value: value or "")
+KEEP = Kind(
+    "how long to keep mail",
+    '"90d", "7y" or "forever"',
+    _read_keep,
+    lambda keep_us: "forever" if keep_us is None else exact_duration(keep_us / 1_000_000),
+    suffix="_us",
+)
 MODE = Kind("an octal file mode", '"0660"', _read_mode, lambda mode: f"{mode:04o}")
 
 
-def key(default: str | int, kind: Kind, help_text: str, *, reload: bool = False) -> Any:
-    """The dataclass field of a key whose default is written as in the file."""
-    metadata = {"kind": kind, "text": default, "help": help_text, "reload": reload}
+def key(default: str | int, kind: Kind, help_text: str, *, reload: bool = False, name: str = "") -> Any:
+    """The dataclass field of a key whose default is written as in the file; `name` is the key's in the file
+    where Python has no such name."""
+    metadata = {"kind": kind, "text": default, "help": help_text, "reload": reload, "name": name}
     return dataclasses.field(default=kind.read(default), metadata=metadata)
 
 
 def name_of(field: Field[Any]) -> str:
     """A key's name in the file, where the unit stands in the value and not in the name."""
-    return field.name.removesuffix(kind_of(field).suffix)
+    return field.metadata["name"] or field.name.removesuffix(kind_of(field).suffix)
 
 
 def kind_of(field: Field[Any]) -> Kind:

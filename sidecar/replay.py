@@ -17,11 +17,11 @@ from dataclasses import dataclass, field
 
 from sidecar.downstream import Downstream, DownstreamError
 from sidecar.units import Address
-from store.errors import StoreError
+from store.errors import DamagedError, StoreError
 from store.ids import ContentId, now_us
 from store.records import Delivery, Replay, ReplayRun
 from store.rows import Term
-from store.store import Query, Store, StoredDelivery
+from store.store import FOREVER_US, Query, RemovedError, Store, StoredDelivery
 from store.writer import Submission
 
 log = logging.getLogger(__name__)
@@ -65,6 +65,8 @@ class ReplayOptions:
     """messages a second; 0: as fast as the server takes them"""
     owner: str = ""
     """who asked, for the record"""
+    as_of_us: int = FOREVER_US
+    """what has expired since then may be put back all the same; what was erased never is"""
 
 
 @dataclass(slots=True)
@@ -152,6 +154,13 @@ class Replayer:
         return done
 
     async def _put_back(self, run: str, target: Target) -> Result:
+        try:
+            # A run may last for days: what was erased since it began must not come back.
+            self._store.delivery(target.delivery.id, self._options.as_of_us)
+        except RemovedError as exc:
+            return Result(target, error=str(exc))
+        except DamagedError as exc:  # of its records; the message may be sound, and proves itself
+            log.error("%s", exc)
         try:
             reply = await self._deliver(target)
         except DownstreamError as exc:

@@ -11,20 +11,20 @@ import heapq
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
-from itertools import dropwhile, islice
+from itertools import islice
 
 from blake3 import blake3
 
-from sidecar.readable import header_text
 from sidecar.status import status_of
 from sidecar.units import parse_time
 from store.errors import DamagedError, NotFoundError, StoreError
-from store.filters import address_test, as_bytes, bare, exact_address
+from store.filters import Filter, as_bytes, bare, exact_address
 from store.ids import DeliveryId, delivery_time_us, now_us
+from store.looks import order, short_looks
 from store.records import Leg
 from store.rows import Term
-from store.snapshot import Snapshot
 from store.store import FOREVER_US, Query, Store, StoredDelivery
 
 log = logging.getLogger(__name__)
@@ -32,7 +32,6 @@ log = logging.getLogger(__name__)
 LINK_WINDOW_US = 5 * 86_400_000_000
 """how far apart the two legs of one queue id may be: Postfix gives a mail up after 5 days by default, and
 uses its short queue ids again"""
-_IDS_PER_LOOK = 500
 
 
 def _log_damage(delivery: DeliveryId, error: StoreError) -> None:
@@ -47,7 +46,8 @@ class Selection:
     """Filters that must all hold; None asks for nothing. `limit` keeps the newest so many, 0 keeps all.
 
     `to` and `sender` are an address, `@domain`, a pattern with `*`, or `<>`; `since` (inclusive) and `until`
-    (exclusive) are as `sidecar.units.parse_time` reads them; `ids` may be abbreviated.
+    (exclusive) are as `sidecar.units.parse_time` reads them; `ids` may be abbreviated. `as_of`: as the store
+    stood then, except for what was erased.
     """
 
     ids: tuple[str, ...] = ()
@@ -60,6 +60,7 @@ class Selection:
     subject: str | None = None
     leg: str | None = None
     status: str | None = None
+    as_of: str | None = None
     limit: int = 0
 
     def digest(self) -> bytes:
@@ -67,6 +68,24 @@ class Selection:
         so that a replay that was interrupted is known again."""
         asked = {name: value for name, value in asdict(self).items() if value}
         return blake3(json.dumps(asked, sort_keys=True).encode()).digest(16)
+
+
+def moment_us(as_of: str | None) -> int:
+    """The moment that `--as-of` names; without it, whatever there is. Raises `ValueError`."""
+    return FOREVER_US if as_of is None else parse_time(as_of, now_us())
+
+
+def exact_filter(store: Store, selection: Selection) -> Filter:
+    """A selection's conditions on the record itself, with whole ids and times as they are now understood: all
+    but `status`, `as_of` and `limit`. Raises `ValueError`, `NotFoundError`, `AmbiguousIdError`."""
+    now = now_us()
+    return Filter(
+        to=selection.to, sender=selection.sender,
+        since_us=None if selection.since is None else parse_time(selection.since, now),
+        until_us=None if selection.until is None else parse_time(selection.until, now),
+        queue_id=selection.queue_id, message_id=selection.message_id, subject=selection.subject,
+        leg=selection.leg, ids=tuple(dict.fromkeys(store.resolve(prefix).hex() for prefix in selection.ids)),
+    )  # fmt: skip
 
 
 def select(
@@ -79,8 +98,9 @@ def select(
     """The deliveries meant, in order of time. One whose record is damaged goes to `damaged` instead.
 
     No look at the index stays open while the caller works, however long that takes. Oldest first, what is
-    captured after the beginning is left out. Raises `ValueError` for a time that is none, `NotFoundError` and
-    `AmbiguousIdError` for `ids`, and `StoreError` when the store fails.
+    captured after the beginning is left out. Filters do not see what was removed. Raises `ValueError` for a
+    time that is none, `NotFoundError` (`RemovedError` for what was removed) and `AmbiguousIdError` for `ids`,
+    and `StoreError` when the store fails.
     """
     chosen = _Chosen(store, selection)
     if newest_first:
@@ -97,105 +117,59 @@ class _Chosen:
     """A selection made ready for one store and one moment."""
 
     def __init__(self, store: Store, selection: Selection) -> None:
-        now = now_us()
         self._store = store
-        self._selection = selection
-        self._since_us = 0 if selection.since is None else parse_time(selection.since, now)
-        self._until_us = FOREVER_US if selection.until is None else parse_time(selection.until, now)
-        self._to = None if selection.to is None else address_test(selection.to)
-        self._sender = None if selection.sender is None else address_test(selection.sender)
-        self._queue_id = None if selection.queue_id is None else as_bytes(selection.queue_id)
-        self._message_id = None if selection.message_id is None else bare(as_bytes(selection.message_id))
-        self._subject = None if selection.subject is None else selection.subject.casefold()
+        self._status = selection.status
+        self._filter = exact_filter(store, selection)
+        self._as_of_us = moment_us(selection.as_of)
 
     def ids(self, *, newest_first: bool) -> Iterable[DeliveryId]:
         """Candidates, in order of time."""
-        if self._selection.ids:
-            ids = {self._store.resolve(prefix) for prefix in self._selection.ids}
-            return sorted(ids, key=_order, reverse=newest_first)
-        query = Query(self._since_us, self._until_us, newest_first=newest_first)
+        asked = self._filter
+        if asked.ids:
+            ids = [DeliveryId(bytes.fromhex(text)) for text in asked.ids]
+            for delivery in ids:  # before anything is done with the others
+                with suppress(DamagedError):
+                    self._store.delivery(delivery, self._as_of_us)
+            return sorted(ids, key=order, reverse=newest_first)
+        query = Query(
+            asked.since_us or 0, FOREVER_US if asked.until_us is None else asked.until_us,
+            newest_first=newest_first, as_of_us=self._as_of_us,
+        )  # fmt: skip
         if not newest_first:
-            newest = next(_candidates(self._store, Query()), None)
+            newest = next(short_looks(self._store, Query(as_of_us=self._as_of_us)), None)
             end_us = delivery_time_us(newest) + 1 if newest else 0
             query = replace(query, until_us=min(query.until_us, end_us))
-        found = (_candidates(self._store, replace(query, terms=terms)) for terms in self._terms())
-        return heapq.merge(*found, key=_order, reverse=newest_first)
+        found = (short_looks(self._store, replace(query, terms=terms)) for terms in self._terms())
+        return heapq.merge(*found, key=order, reverse=newest_first)
 
     def _terms(self) -> Iterator[tuple[tuple[Term, bytes], ...]]:
         """What the index can be asked; several alternatives when it holds a value in several forms."""
+        asked = self._filter
         terms = []
-        if self._queue_id is not None:
-            terms.append((Term.QUEUE_ID, self._queue_id))
-        for kind, pattern in ((Term.RECIPIENT, self._selection.to), (Term.SENDER, self._selection.sender)):
+        if asked.queue_id is not None:
+            terms.append((Term.QUEUE_ID, as_bytes(asked.queue_id)))
+        for kind, pattern in ((Term.RECIPIENT, asked.to), (Term.SENDER, asked.sender)):
             if pattern is not None and (address := exact_address(pattern)) is not None:
                 terms.append((kind, address))
-        if self._message_id is None:
+        if asked.message_id is None:
             yield tuple(terms)
         else:
-            for form in (b"<%b>" % self._message_id, self._message_id):
+            inner = bare(as_bytes(asked.message_id))
+            for form in (b"<%b>" % inner, inner):
                 yield ((Term.MESSAGE_ID, form), *terms)
 
     def load(self, ids: Iterable[DeliveryId], damaged: Damaged) -> Iterator[StoredDelivery]:
         """Those among the candidates that all filters hold for."""
         for delivery in ids:
             try:
-                stored = self._store.delivery(delivery)
-            except (DamagedError, NotFoundError) as exc:
+                stored = self._store.delivery(delivery, self._as_of_us)
+            except DamagedError as exc:
                 damaged(delivery, exc)
                 continue
-            if self._matches(stored):
+            except NotFoundError:  # removed, or as of then not there yet
+                continue
+            if self._filter.matches(stored.delivery) and self._status in (None, status_of(stored)):
                 yield stored
-
-    def _matches(self, stored: StoredDelivery) -> bool:
-        delivery = stored.delivery
-        asked = self._selection
-        recipients = delivery.envelope.recipients
-        return (
-            self._since_us <= delivery.time_us < self._until_us
-            and (asked.leg is None or delivery.leg == asked.leg)
-            and (self._queue_id is None or delivery.queue_id == self._queue_id)
-            and (self._to is None or any(self._to(recipient.address) for recipient in recipients))
-            and (self._sender is None or self._sender(delivery.envelope.sender))
-            and (self._message_id is None or bare(delivery.message_id) == self._message_id)
-            and (asked.status is None or status_of(stored) == asked.status)
-            and (self._subject is None or self._subject in header_text(delivery.subject).casefold())
-        )
-
-
-def _candidates(store: Store, query: Query) -> Iterator[DeliveryId]:
-    """Ids from the index, in short looks: one that stayed open would keep LMDB's old pages in use."""
-    last: DeliveryId | None = None
-    while True:
-        with store.index.read() as snapshot:
-            found = list(islice(_look(snapshot, query, last), _IDS_PER_LOOK))
-        yield from found
-        if len(found) < _IDS_PER_LOOK:
-            return
-        last = found[-1]
-        time_us = delivery_time_us(last)
-        query = (
-            replace(query, until_us=time_us + 1) if query.newest_first else replace(query, since_us=time_us)
-        )
-
-
-def _look(snapshot: Snapshot, query: Query, last: DeliveryId | None) -> Iterator[DeliveryId]:
-    """The query's ids after `last`; several may share a microsecond with it."""
-    interval = (query.since_us, query.until_us)
-    if query.terms:
-        (kind, value), *others = query.terms
-        ids = snapshot.by_term(kind, value, *interval, newest_first=query.newest_first)
-        found = (id_ for id_ in ids if all(snapshot.has_term(*other, id_) for other in others))
-    else:
-        found = (id_ for id_ in snapshot.by_time(*interval, newest_first=query.newest_first))
-    if last is None:
-        return found
-    end = _order(last)
-    return dropwhile(lambda id_: _order(id_) >= end if query.newest_first else _order(id_) <= end, found)
-
-
-def _order(delivery: DeliveryId) -> bytes:
-    """The order in which the index keeps deliveries: time, then the random part."""
-    return delivery[8:] + delivery[:8]
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,17 +180,17 @@ class Legs:
     delivered: tuple[StoredDelivery, ...]
 
 
-def legs_of(store: Store, stored: StoredDelivery) -> Legs:
+def legs_of(store: Store, stored: StoredDelivery, as_of_us: int = FOREVER_US) -> Legs:
     """A delivery and those with its queue id, captured within `LINK_WINDOW_US` of it. Raises `StoreError`."""
     delivery = stored.delivery
     same = [stored]
     if delivery.queue_id:
         query = Query(
             max(delivery.time_us - LINK_WINDOW_US, 0), delivery.time_us + LINK_WINDOW_US + 1,
-            terms=((Term.QUEUE_ID, delivery.queue_id),), newest_first=False,
+            terms=((Term.QUEUE_ID, delivery.queue_id),), newest_first=False, as_of_us=as_of_us,
         )  # fmt: skip
         others = [other for other in store.deliveries(query) if _is_same_mail(stored, other)]
-        same = sorted([stored, *others], key=lambda found: _order(found.delivery.id))
+        same = sorted([stored, *others], key=lambda found: order(found.delivery.id))
     return Legs(
         tuple(found for found in same if found.delivery.leg != Leg.LMTP),
         tuple(found for found in same if found.delivery.leg == Leg.LMTP),

@@ -11,12 +11,20 @@ import re
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 
-DURATION_EXAMPLES = "5s, 10m, 7d, 1h30m or 250ms"
+DURATION_EXAMPLES = "5s, 10m, 7d, 1y, 1h30m or 250ms"
 SIZE_EXAMPLES = "64MiB, 1GiB, 500kB or 4096"
 ADDRESS_EXAMPLES = "127.0.0.1:24, [::1]:24 or unix:/run/mailkeep/lmtp.sock"
 TIME_EXAMPLES = '2h, today 09:30, "yesterday 14:00", tuesday, 2026-03-31 or 2026-03-31T14:00:00+02:00'
 
-_DURATION_UNITS_MS = {"w": 604_800_000, "d": 86_400_000, "h": 3_600_000, "m": 60_000, "s": 1000, "ms": 1}
+_DURATION_UNITS_MS = {
+    "y": 31_536_000_000,  # 365 days
+    "w": 604_800_000,
+    "d": 86_400_000,
+    "h": 3_600_000,
+    "m": 60_000,
+    "s": 1000,
+    "ms": 1,
+}
 # Largest unit first and each at most once: `1h30m` is read, `30m1h` and `5m5m` are slips to point out.
 _DURATION = re.compile("".join(f"(?:([0-9]{{1,9}}){unit})?" for unit in _DURATION_UNITS_MS))
 
@@ -55,7 +63,7 @@ def parse_duration(text: str) -> float:
 def exact_duration(seconds: float) -> str:
     """`seconds` as `parse_duration` reads it, to the millisecond."""
     left_ms, text = round(seconds * 1000), ""
-    for unit in ("d", "h", "m", "s", "ms"):
+    for unit in ("y", "d", "h", "m", "s", "ms"):
         amount, left_ms = divmod(left_ms, _DURATION_UNITS_MS[unit])
         text += f"{amount}{unit}" if amount else ""
     return text or "0s"

@@ -25,7 +25,7 @@ from store.layout import FIRST_COMPACTED, NewChunk
 from store.log import COMPACT_LOCK, StreamLock, StreamLog
 from store.packs import PackReader
 from store.places import Damage, Group, Location, StreamState
-from store.plan import Unit, plan
+from store.plan import Unit, in_force, plan
 from store.records import Content, Delivery, Outcomes, Replay, Stub
 from store.regroup import FILES, class_of, file_type, thread_key
 from store.scan import initial_state, scan_groups, scan_segment
@@ -41,19 +41,13 @@ _ENTRIES_BYTES = 32 << 10
 _READERS_WAIT_S = 30.0
 
 
-class CompactionStoppedError(StoreError):
-    """Compaction was told to stop; what it had finished stays, the rest is done next time."""
-
-    hint = "Run it again: it goes on with what is left."
-    exit_code = 21
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompactOptions:
     """How to compact. `unit_bytes` bounds what is regrouped at once, and with it the memory (about a tenth).
 
-    `step` is called between small steps with the bytes read or written in it, and may wait; it raises
-    `CompactionStoppedError` to stop.
+    `step` is called between small steps with the bytes read or written in it; it may wait, and whatever it
+    raises ends the run. `stop` is asked where nothing may be raised. `progress` is told the bytes of packs
+    done and to be done, and in words what is being done.
     """
 
     level: int = 19
@@ -64,6 +58,7 @@ class CompactOptions:
     everything: bool = False
     """also what is not due, as after a change of level, and what too little would be gained from"""
     step: Callable[[int], None] = lambda _size: None
+    stop: Callable[[], bool] = lambda: False
     progress: Callable[[int, int, str], None] = lambda _done, _total, _text: None
 
 
@@ -81,6 +76,29 @@ class CompactReport:
     seconds: float = 0.0
     skipped: list[str] = field(default_factory=list)
     """units left as they are, with the reason"""
+
+    def told(self) -> str:
+        """In one line."""
+        dropped = f", {self.dropped_messages} messages dropped" if self.dropped_messages else ""
+        left = f", {len(self.skipped)} units left as they are" if self.skipped else ""
+        return (
+            f"{self.packs_before} packs of {self.bytes_before / 1e6:.1f} MB are now {self.packs_after} "
+            f"of {self.bytes_after / 1e6:.1f} MB{dropped}{left}"
+        )
+
+
+def close_open_packs(store: Store) -> None:
+    """End the newest pack of every stream that nobody writes, so that it too may be compacted."""
+    for name in store.view.names():
+        files = stream_files(store.path / "streams" / name)
+        newest = files.parts[-1] if files.parts else None
+        if not isinstance(newest, int):
+            continue
+        path = pack_path(store.path / "streams" / name, newest)
+        if path.stat().st_size <= layout.PACK_HEADER_BYTES:
+            continue
+        with contextlib.suppress(StoreLockedError):
+            store.end_pack(name)
 
 
 @dataclass(slots=True)
@@ -100,34 +118,37 @@ class Compactor:
         self._store = store
         self._options = options or CompactOptions()
         self._streams = store.path / "streams"
+        self._done = 0
         self.report = CompactReport()
 
     def plan(self) -> list[Unit]:
         """What a run would do, in the order of it; nothing is changed."""
         units: list[Unit] = []
         with self._store.index.read() as snapshot:
-            waste = snapshot.waste()
+            waste, holds = snapshot.waste(), in_force(snapshot.holds())
         for name in self._store.view.names():
             directory = self._streams / name
             units += plan(
-                directory, waste, unit_bytes=self._options.unit_bytes, everything=self._options.everything
-            )
+                directory, waste, holds,
+                unit_bytes=self._options.unit_bytes, everything=self._options.everything,
+            )  # fmt: skip
         # What nobody needs is let go of from the newest to the oldest: recipes go before what they refer to.
         return sorted(units, key=lambda unit: (not unit.wasted, -first_of(unit.parts[0])))
 
     def run(self) -> CompactReport:
-        """Compact what is due. Raises `CompactionStoppedError`, `StoreError`, `OSError`."""
+        """Compact what is due. Raises `StoreError`, `OSError`, and what `step` raises."""
         began = time.monotonic()
         try:
             for name in self._store.view.names():
                 self._finish_earlier(name)
-            done: set[tuple[str, int]] = set()
-            while units := [unit for unit in self.plan() if (unit.stream, unit.number()) not in done]:
-                total = sum(unit.size for unit in units)
-                for count, unit in enumerate(units):
-                    done.add((unit.stream, unit.number()))
-                    self._options.progress(self.report.bytes_before, total, f"{count + 1} of {len(units)}")
-                    self._compact(unit)
+            done: set[tuple[str, tuple[int, int]]] = set()
+            while units := [unit for unit in self.plan() if (unit.stream, unit.range()) not in done]:
+                total = self._done + sum(unit.size for unit in units)
+                for unit in units:
+                    done.add((unit.stream, unit.range()))
+                    self._options.progress(self._done, total, str(unit))
+                    self._compact(unit, total)
+                    self._done += unit.size
                 if not any(unit.wasted for unit in units):
                     break  # else what was let go of may have been all that held something older
             self._tidy_index()
@@ -139,14 +160,7 @@ class Compactor:
         with self._store.index.read() as snapshot:
             catalogue, rows = snapshot.known.catalogue, snapshot.rows()
         if self._options.everything or catalogue.dead_rows * 4 > rows:
-            self._store.index.merge(everything=True, stop=self._stopped)
-
-    def _stopped(self) -> bool:
-        try:
-            self._options.step(0)
-        except CompactionStoppedError:
-            return True
-        return False
+            self._store.index.merge(everything=True, stop=self._options.stop)
 
     # -- one unit
 
@@ -173,13 +187,17 @@ class Compactor:
         for path in directory.glob("*" + segments.SUFFIX + ".new"):
             path.unlink(missing_ok=True)
 
-    def _compact(self, unit: Unit) -> None:
+    def _compact(self, unit: Unit, total: int) -> None:
         try:
             with self._locked(unit.stream) as directory:
                 files = stream_files(directory)
                 if not set(unit.parts) <= set(files.parts):
                     return  # somebody else was quicker
-                work = _Work(self._store, directory, unit, files, self._options)
+
+                def progress(share: float) -> None:
+                    self._options.progress(self._done + int(unit.size * share), total, str(unit))
+
+                work = _Work(self._store, directory, unit, files, self._options, progress)
                 segment = work.write()
                 if segment is None:
                     self.report.skipped.append(f"{unit}: {work.why_not}")
@@ -187,7 +205,7 @@ class Compactor:
                     return
                 before = unit.size
                 self._store.view.adopt(unit.stream, segment, verified=True)
-                work.note_outside()
+                work.note_what_is_left()
                 self._remove(directory, stream_files(directory).superseded)
         except StoreLockedError as exc:
             self.report.skipped.append(f"{unit}: {exc}")
@@ -207,13 +225,20 @@ class _Work:
     """One unit being rewritten."""
 
     def __init__(
-        self, store: Store, directory: Path, unit: Unit, files: Files, options: CompactOptions
+        self,
+        store: Store,
+        directory: Path,
+        unit: Unit,
+        files: Files,
+        options: CompactOptions,
+        progress: Callable[[float], None],
     ) -> None:
         self._store = store
         self._directory = directory
         self._unit = unit
         self._files = files
         self._options = options
+        self._progress = progress
         self._chunks: dict[ChunkId, _Chunk] = {}
         self._end: StreamState | None = None
         self._start = self._state_before(unit.parts[0])
@@ -259,9 +284,10 @@ class _Work:
             "" if self._end is None else f"{first_of(self._unit.parts[0]):010d}-{self._end.pack:010d}.segment"
         )
 
-    def note_outside(self) -> None:
-        """Chunks elsewhere that only dropped messages may have needed: their packs are due now."""
+    def note_what_is_left(self) -> None:
+        """See `Garbage.note_outside` and `Garbage.note_held`."""
         self.garbage.note_outside()
+        self.garbage.note_held()
 
     # -- reading
 
@@ -285,7 +311,8 @@ class _Work:
         parts = list(self._files.parts)
         at = parts.index(self._unit.parts[-1])
         following = parts[at + 1 : at + 2]
-        files = Files((*self._unit.parts, *following), (), ())
+        first = parts.index(self._unit.parts[0])
+        files = Files((*parts[max(0, first - 1) : first], *self._unit.parts, *following), (), ())
         name = self._directory.name
         for found in scan_groups(self._directory, self._store.id, name, self._start, files=files):
             if isinstance(found, Segment):
@@ -331,13 +358,16 @@ class _Work:
 
     def _write_chunks(self, stream: StreamLog) -> None:
         reader = PackReader(self._streams(), self._store.id, cache_bytes=_CACHE_BYTES)
-        written = 0
+        written = passed = 0
+        total = sum(known.where.size for known in self._chunks.values()) or 1
         waiting: list[Future[bytes]] = []
         with contextlib.closing(reader), ThreadPoolExecutor(self._options.threads) as pool:
             for block in self._blocks(reader):
                 size = sum(len(chunk.data) for chunk in block)
                 waiting.append(pool.submit(layout.encode_chunks, block, self._options.level))
                 self._options.step(size)
+                passed += size
+                self._progress(passed / total)
                 if len(waiting) > self._options.threads:
                     written += self._put(stream, waiting.pop(0).result())
                 if written >= _COMMIT_BYTES:

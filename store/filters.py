@@ -6,6 +6,7 @@ Holds, erasures and retention rules go by these; what a person types is turned i
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
@@ -94,6 +95,7 @@ def exact_address(pattern: str) -> bytes | None:
     return bare(as_bytes(pattern)).lower()
 
 
+@functools.lru_cache(256)
 def address_test(pattern: str) -> AddressTest:
     """Whether an address is meant by `anna@example.org`, `@example.org`, `*@*.example.org` or `<>`."""
     exact = exact_address(pattern)

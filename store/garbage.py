@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 from store.filters import held_by
 from store.ids import ChunkId, ContentId, DeliveryId
 from store.places import Damage, Group
-from store.records import Content, Delivery, Hold
+from store.plan import in_force
+from store.records import Content, Delivery, EntryType, Hold
 from store.rows import Term
 from store.scan import key_of_pack, recipes
 from store.segments import first_of, last_of, pack_path, stream_files
@@ -42,6 +43,7 @@ class Garbage:
         self._store = store
         self._stream = stream
         self._unit = unit
+        self._held: set[DeliveryId] = set()
         self._dropped: list[Content] = []
         self._condemned = False
 
@@ -70,7 +72,7 @@ class Garbage:
         for name in self._store.view.names():
             self._store.view.catch_up(name)
         with self._store.index.read() as snapshot:
-            for content in [c for c in dead if not _all_removed(snapshot, c, self.removed)]:
+            for content in [c for c in dead if not self._all_removed(snapshot, holds, c)]:
                 names -= _chunks_of(dead.pop(content))
         for recipe in self._recipes_elsewhere():
             if not names:
@@ -90,14 +92,25 @@ class Garbage:
     ) -> None:
         """What a group says: which deliveries are removed, and what the recipes of the others use."""
         for entry, _ in group.entries:
-            if isinstance(entry, Delivery) and snapshot.is_removed(entry.id) and not held_by(holds, entry):
-                self.removed.add(entry.id)
+            if isinstance(entry, Delivery) and snapshot.is_removed(entry.id):
+                (self._held if held_by(holds, entry) else self.removed).add(entry.id)
         for entry, _ in group.entries:
             if isinstance(entry, Content):
-                if _all_removed(snapshot, entry.id, self.removed):
+                if self._all_removed(snapshot, holds, entry.id):
                     dead[entry.id] = entry
                 else:
                     used |= _chunks_of(entry)
+
+    def _all_removed(self, snapshot: Snapshot, holds: list[Hold], content: ContentId) -> bool:
+        """Whether every delivery of a message was removed and none is held."""
+        found = list(snapshot.by_term(Term.CONTENT, content, 0, _FOREVER_US, newest_first=True, removed=True))
+        return bool(found) and all(d in self.removed or self._is_gone(snapshot, holds, d) for d in found)
+
+    def _is_gone(self, snapshot: Snapshot, holds: list[Hold], delivery: DeliveryId) -> bool:
+        if not snapshot.is_removed(delivery):
+            return False
+        fact = self._store.fact(snapshot, delivery) if holds else None
+        return fact is None or not held_by(holds, fact)
 
     def _recipes_elsewhere(self) -> Iterator[Content]:
         """The recipes that may refer to the unit's chunks: of its own stream those that came later."""
@@ -124,6 +137,16 @@ class Garbage:
                     noted.add((where.stream, where.pack))
                     update.add_waste(where, erased=True)
 
+    def note_held(self) -> None:
+        """What a hold keeps is due again when other holds are in force."""
+        if self._held:
+            with self._store.index.update() as update:
+                holds = in_force(update.holds())
+                for delivery in self._held:
+                    for kind, where in update.delivery(delivery):
+                        if kind == EntryType.DELIVERY:
+                            update.add_held(where, holds)
+
     def pardon(self) -> None:
         """Nothing of it goes after all."""
         if self._condemned:
@@ -134,10 +157,3 @@ class Garbage:
 
 def _chunks_of(recipe: Content) -> set[ChunkId]:
     return {chunk for run in recipe.runs for chunk in run.chunks}
-
-
-def _all_removed(snapshot: Snapshot, content: ContentId, removed: set[DeliveryId]) -> bool:
-    """Whether every delivery of a message was removed. One that is held is in the index as removed and not
-    in `removed`, if it is of this unit."""
-    found = list(snapshot.by_term(Term.CONTENT, content, 0, _FOREVER_US, newest_first=True, removed=True))
-    return bool(found) and all(d in removed or snapshot.is_removed(d) for d in found) and bool(removed)

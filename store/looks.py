@@ -21,13 +21,7 @@ def short_looks(store: Store, query: Query) -> Iterator[DeliveryId]:
     last: DeliveryId | None = None
     while True:
         with store.index.read() as snapshot:
-            found = candidates(snapshot, query)
-            if last is not None:  # several may share a microsecond with it
-                end = order(last)
-                newest_first = query.newest_first
-                found = dropwhile(
-                    lambda id_: order(id_) >= end if newest_first else order(id_) <= end, found  # noqa: B023
-                )
+            found = _after(candidates(snapshot, query), last, newest_first=query.newest_first)
             ids = list(islice(found, IDS_PER_LOOK))
         yield from ids
         if len(ids) < IDS_PER_LOOK:
@@ -37,6 +31,16 @@ def short_looks(store: Store, query: Query) -> Iterator[DeliveryId]:
         query = (
             replace(query, until_us=time_us + 1) if query.newest_first else replace(query, since_us=time_us)
         )
+
+
+def _after(
+    found: Iterator[DeliveryId], last: DeliveryId | None, *, newest_first: bool
+) -> Iterator[DeliveryId]:
+    """What comes after `last`; several may share a microsecond with it."""
+    if last is None:
+        return found
+    end = order(last)
+    return dropwhile(lambda id_: order(id_) >= end if newest_first else order(id_) <= end, found)
 
 
 def order(delivery: DeliveryId) -> bytes:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from store.places import stream_number
+from store.records import Hold
 from store.segments import Part, Segment, first_of, last_of, pack_path, stream_files
 from store.snapshot import Waste
 
@@ -27,19 +28,31 @@ class Unit:
     why: str
     wasted: bool
 
-    def number(self) -> int:
-        """The first pack it stands for."""
-        return first_of(self.parts[0])
+    def range(self) -> tuple[int, int]:
+        """The first and last pack it stands for."""
+        return first_of(self.parts[0]), last_of(self.parts[-1])
 
     def __str__(self) -> str:
-        first, last = first_of(self.parts[0]), last_of(self.parts[-1])
+        first, last = self.range()
         return f"{self.stream}, packs {first} to {last} ({self.why})"
 
 
+def in_force(holds: Mapping[str, Hold]) -> str:
+    """What names the holds in force, to tell whether they are still the same."""
+    return "\n".join(sorted(name for name, hold in holds.items() if not hold.released))
+
+
 def plan(
-    directory: Path, waste: Mapping[tuple[int, int], Waste], *, unit_bytes: int, everything: bool
+    directory: Path,
+    waste: Mapping[tuple[int, int], Waste],
+    holds: str,
+    *,
+    unit_bytes: int,
+    everything: bool,
 ) -> list[Unit]:
-    """The units of a stream that are due. The newest pack is never among them: it may be open."""
+    """The units of a stream that are due. The newest pack is never among them: it may be open.
+
+    What was removed but is held is tried again once other holds are in force (`in_force`)."""
     parts = list(stream_files(directory).parts)
     if parts and not isinstance(parts[-1], Segment):
         parts.pop()
@@ -48,8 +61,9 @@ def plan(
     units: list[Unit] = []
     for stretch in _stretches(parts, sizes, unit_bytes, everything=everything):
         packs = [number for part in stretch for number in _packs(part)]
-        removed = sum(waste[owner, n].deliveries for n in packs if (owner, n) in waste)
-        erased = any(waste[owner, n].erased for n in packs if (owner, n) in waste)
+        wastes = [waste[owner, n] for n in packs if (owner, n) in waste]
+        removed = sum(w.deliveries + (w.held if w.holds != holds else 0) for w in wastes)
+        erased = any(w.erased for w in wastes)
         size = sum(sizes[part] for part in stretch)
         fresh = [part for part in stretch if not isinstance(part, Segment)]
         why = ""

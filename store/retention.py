@@ -289,9 +289,7 @@ def erase(
     for start in range(0, len(erased), _BATCH):
         step()
         facts = [
-            Erasure(
-                delivery=one.delivery, time_us=time_us, owner=owner, reason=reason, content=one.tombstone
-            )
+            Erasure(delivery=one.delivery, time_us=time_us, owner=owner, reason=reason, content=one.tombstone)
             for one in erased[start : start + _BATCH]
         ]
         record(store, facts)
@@ -342,8 +340,7 @@ def place_hold(store: Store, name: str, matches: Filter, *, owner: str, reason: 
     known = _hold(store, name)
     if known is not None and not known.released:
         raise HoldNameError(f"the hold {name} is in force already: {known.reason}")
-    told = {key: value for key, value in matches.told().items() if value is not None}
-    hold = Hold(name=name, time_us=_after(known), owner=owner, reason=reason, matches=told)
+    hold = Hold(name=name, time_us=_after(known), owner=owner, reason=reason, matches=matches.told())
     record(store, [hold])
     return hold
 

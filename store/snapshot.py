@@ -43,6 +43,10 @@ class Waste(msgspec.Struct, array_like=True):
 
     deliveries: int = 0
     erased: int = 0
+    held: int = 0
+    """removed too, but kept by a hold when compaction was there"""
+    holds: str = ""
+    """the holds that were in force then"""
 
 
 class RunInfo(msgspec.Struct, array_like=True, frozen=True):

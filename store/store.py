@@ -252,6 +252,21 @@ class Store:
         self._pending = self._indexer.pending = self._writer.pending
         return self._writer
 
+    def end_pack(self, stream: str) -> None:
+        """End the open pack of a stream that nobody writes. Raises `StoreLockedError` when somebody does."""
+        lock = StreamLock(self._streams / stream)
+        try:
+            caught = self.view.catch_up(stream)
+            if caught.torn and caught.torn.offset == 0:
+                caught.torn.path.unlink()
+            with self.index.read() as snapshot:
+                last_pack = max(caught.state.pack, snapshot.durable(stream)[0])
+            StreamLog(
+                self._streams / stream, self.id, caught.state, lock=None, new_pack=True, last_pack=last_pack
+            ).close()
+        finally:
+            lock.release()
+
     def start_writing_beside(self, name: str) -> Writer:
         """A stream of one's own for a short-lived writer: NAME, or the first free NAME-2, NAME-3…"""
         number = 1
@@ -388,6 +403,7 @@ class Store:
     ) -> StoredDelivery:
         found: Delivery | None = None
         removed: Erasure | Expiry | None = None
+        expiry: Expiry | None = None
         outcomes: list[Outcomes] = []
         replays: list[Replay] = []
         removals = [where for kind, where in entries if kind in REMOVED]
@@ -402,10 +418,15 @@ class Store:
                 case (Erasure() | Expiry()) as entry:
                     if isinstance(entry, Erasure) or entry.time_us <= as_of_us:
                         removed = removed or entry
+                    else:
+                        expiry = entry
         if removed is not None:
             raise RemovedError(delivery, removed)
-        if removals:  # it had not expired then; its facts may still be there
-            return self._assemble(delivery, [e for e in entries if e[0] not in REMOVED], as_of_us)
+        if expiry is not None:  # it had not expired then; its facts may still be there
+            left = [e for e in entries if e[0] not in REMOVED]
+            if all(kind != EntryType.DELIVERY for kind, _ in left):
+                raise RemovedError(delivery, expiry)
+            return self._assemble(delivery, left, as_of_us)
         if found is None:
             if any(kind == EntryType.DELIVERY for kind, _ in entries):
                 raise NotFoundError(f"delivery {delivery.hex()} was captured later")
@@ -414,6 +435,14 @@ class Store:
         for fact in sorted(outcomes, key=lambda fact: fact.time_us):
             last.update((outcome.recipient, outcome) for outcome in fact.outcomes)
         return StoredDelivery(found, last, tuple(sorted(replays, key=lambda replay: replay.time_us)))
+
+    def fact(self, snapshot: Snapshot, delivery: DeliveryId) -> Delivery | None:
+        """The record of a delivery, also of one that was removed, as long as compaction has left it."""
+        for kind, where in snapshot.delivery(delivery):
+            if kind == EntryType.DELIVERY:
+                entry = self._packs.entry(where)
+                return entry if isinstance(entry, Delivery) else None
+        return None
 
     def was_erased(self, content_id: ContentId) -> bool:
         """Whether this message was erased for good: whatever would bring it back must leave it."""

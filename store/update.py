@@ -123,12 +123,22 @@ class Update(Snapshot):
 
     def add_waste(self, where: Location, *, erased: bool) -> None:
         """One more delivery of this pack was removed."""
-        key = b"waste:" + self.pack_number((where.stream, where.pack)).to_bytes(4, "big")
-        value = self.meta(key)
-        waste = Waste() if value is None else msgspec.msgpack.decode(value, type=Waste)
+        key, waste = self._waste_of(where)
         waste.deliveries += 1
         waste.erased += erased
         self.put_meta(key, msgspec.msgpack.encode(waste))
+
+    def add_held(self, where: Location, holds: str) -> None:
+        """One more delivery of this pack was removed and is kept by one of the holds in force."""
+        key, waste = self._waste_of(where)
+        waste.held += 1
+        waste.holds = holds
+        self.put_meta(key, msgspec.msgpack.encode(waste))
+
+    def _waste_of(self, where: Location) -> tuple[bytes, Waste]:
+        key = b"waste:" + self.pack_number((where.stream, where.pack)).to_bytes(4, "big")
+        value = self.meta(key)
+        return key, Waste() if value is None else msgspec.msgpack.decode(value, type=Waste)
 
     # -- what is true now
 

@@ -36,6 +36,7 @@ def command(
     subject: options.SubjectOption = None,
     leg: options.LegOption = None,
     status: options.StatusOption = None,
+    as_of: options.AsOfOption = None,
     limit: options.LimitOption = 0,
     config: options.ConfigOption = None,
     store: options.StoreOption = None,
@@ -51,13 +52,14 @@ def command(
     \b
     Example: mailkeep export --to anna@example.org --since 7d --format maildir --output anna
     Exit codes: 0 all written; 1 some messages failed, as told; 2 wrong usage or
-    configuration; 10 and above: the store cannot be read, as the message says.
+    configuration; 17 no such message, or it was erased or has expired;
+    other codes above 10: the store cannot be read, as the message says.
     """
     if crlf and format_ is not Format.MAILDIR:
         raise typer.BadParameter("--crlf is for --format maildir only")
     selection = Selection(
         ids=tuple(ids or ()), to=to, sender=sender, since=since, until=until, queue_id=queue_id,
-        message_id=message_id, subject=subject, status=status, limit=limit,
+        message_id=message_id, subject=subject, status=status, as_of=as_of, limit=limit,
         leg=leg or (None if ids else LegName.LMTP),
     )  # fmt: skip
     unreadable = 0

@@ -21,6 +21,7 @@ def command(
     subject: options.SubjectOption = None,
     leg: options.LegOption = None,
     status: options.StatusOption = None,
+    as_of: options.AsOfOption = None,
     limit: options.LimitOption = 50,
     json: options.JsonOption = False,
     config: options.ConfigOption = None,
@@ -35,7 +36,7 @@ def command(
     """
     selection = Selection(
         to=to, sender=sender, since=since, until=until, queue_id=queue_id, message_id=message_id,
-        subject=subject, leg=leg, status=status, limit=limit + 1 if limit else 0,
+        subject=subject, leg=leg, status=status, as_of=as_of, limit=limit + 1 if limit else 0,
     )  # fmt: skip
     with options.open_store(config, store) as opened:
         found = select(opened, selection)

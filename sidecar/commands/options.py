@@ -81,6 +81,12 @@ UntilOption = Annotated[
     str | None,
     typer.Option("--until", metavar="TIME", callback=_check_time, help="Captured before that."),
 ]
+AsOfOption = Annotated[
+    str | None,
+    typer.Option(
+        "--as-of", metavar="TIME", callback=_check_time, help="As the store stood then; what was erased is gone."
+    ),
+]
 QueueIdOption = Annotated[
     str | None, typer.Option("--queue-id", metavar="ID", callback=_not_empty, help="Postfix's queue id.")
 ]
@@ -93,6 +99,10 @@ SubjectOption = Annotated[
     typer.Option("--subject", metavar="TEXT", callback=_not_empty, help="Part of the subject, in any case."),
 ]
 LegOption = Annotated[LegName | None, typer.Option("--leg", help="Where it was captured.")]
+OwnerOption = Annotated[
+    str | None, typer.Option("--owner", metavar="TEXT", help="Who wants it; default: who runs the command.")
+]
+YesOption = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 StatusOption = Annotated[Status | None, typer.Option("--status", help="What became of it.")]
 LimitOption = Annotated[
     int, typer.Option("--limit", metavar="N", min=0, help="The newest N only; 0 for all.")

@@ -33,6 +33,7 @@ def command(
     subject: options.SubjectOption = None,
     leg: options.LegOption = None,
     status: options.StatusOption = None,
+    as_of: options.AsOfOption = None,
     limit: options.LimitOption = 0,
     rcpt: Annotated[
         str | None, typer.Option("--rcpt", metavar="ADDRESS", help="Into this mailbox, not the original one.")
@@ -68,25 +69,26 @@ def command(
     Example: mailkeep replay 3fa94c0d81
     Example: mailkeep replay --to anna@example.org --since 'yesterday 14:00' --dry-run
     Exit codes: 0 all are back, 3 some are, 4 none is (or nothing was selected);
-    2 wrong usage or configuration; 10 and above: the store, as the message says.
+    2 wrong usage or configuration; 17 no such message, or it was erased or has expired;
+    other codes above 10: the store, as the message says.
     """
     from sidecar.replay import Replayer, ReplayOptions, targets
-    from sidecar.select import Selection, select
+    from sidecar.select import Selection, moment_us, select
     from store.filters import address_test
 
     selection = Selection(
         ids=tuple(ids or ()), to=to, sender=sender, since=since, until=until, queue_id=queue_id,
-        message_id=message_id, subject=subject, status=status, limit=limit,
+        message_id=message_id, subject=subject, status=status, as_of=as_of, limit=limit,
         leg=leg or (None if ids else "lmtp"),
     )  # fmt: skip
-    if selection == Selection(leg=selection.leg, limit=limit):
+    if selection == Selection(leg=selection.leg, as_of=as_of, limit=limit):
         raise typer.BadParameter("say what to put back: ids, or filters such as --to and --since")
     recipient = None if rcpt is None else _address(rcpt, "--rcpt")
     envelope_sender = None if mail_from == "original" else _address(mail_from, "--mail-from")
     address = _downstream(downstream, config, asked=not dry_run)
     with options.open_store(config, store) as opened:
         if dry_run:
-            _print_interval(since, until)
+            _print_interval(since, until, as_of)
         found = select(opened, selection, newest_first=False)
         todo = list(targets(found, recipient=recipient, wanted=None if to is None else address_test(to)))
         if address is None or not todo:
@@ -97,7 +99,10 @@ def command(
                 file=sys.stderr,
             )
             raise typer.Exit(0 if todo else _NONE)
-        how = ReplayOptions(downstream=address, sender=envelope_sender, rate=rate, owner=getpass.getuser())
+        how = ReplayOptions(
+            downstream=address, sender=envelope_sender, rate=rate, owner=getpass.getuser(),
+            as_of_us=moment_us(as_of),
+        )  # fmt: skip
         opened.start_writing_beside("operator")
         name = selection.digest() + (recipient or b"") + str(address).encode()
         with _progress(len(todo), watched=sys.stderr.isatty()) as advance:
@@ -111,12 +116,12 @@ def command(
     raise typer.Exit(0 if summary.restored == len(todo) else _SOME if summary.restored else _NONE)
 
 
-def _print_interval(since: str | None, until: str | None) -> None:
+def _print_interval(since: str | None, until: str | None, as_of: str | None) -> None:
     """How the times were understood."""
     from sidecar.units import iso_time, parse_time
     from store.ids import now_us
 
-    for word, text in (("since", since), ("until", until)):
+    for word, text in (("since", since), ("until", until), ("as of", as_of)):
         if text is not None:
             print(f"mailkeep: {word} {iso_time(parse_time(text, now_us()))}", file=sys.stderr)
 

@@ -10,6 +10,7 @@ import typer
 from sidecar.commands import options
 from sidecar.describe import describe, description_lines, description_object
 from sidecar.present import print_json
+from sidecar.select import moment_us
 
 
 def command(
@@ -18,6 +19,7 @@ def command(
     raw: Annotated[
         bool, typer.Option("--raw", help="Write the message's exact bytes and nothing else.")
     ] = False,
+    as_of: options.AsOfOption = None,
     json: options.JsonOption = False,
     config: options.ConfigOption = None,
     store: options.StoreOption = None,
@@ -27,19 +29,20 @@ def command(
     \b
     Example: mailkeep show 3f2a91 --raw > message.eml
     Exit codes: 0 shown; 2 wrong usage or configuration; 15 damaged: what --raw has
-    written is right but not all; 17 no such delivery; 18 the id fits several;
-    other codes above 10: the store cannot be read, as the message says.
+    written is right but not all; 17 no such delivery, or it was erased or has
+    expired, as the message says; 18 the id fits several; other codes above 10: the store cannot be read, as the message says.
     """
     if raw and json:
         raise typer.BadParameter("--raw and --json exclude each other")
     with options.open_store(config, store) as opened:
-        stored = opened.delivery(opened.resolve(delivery))
+        as_of_us = moment_us(as_of)
+        stored = opened.delivery(opened.resolve(delivery), as_of_us)
         if raw:
             for piece in opened.read(stored.delivery.content):
                 sys.stdout.buffer.write(piece)
             sys.stdout.buffer.flush()
         elif json:
-            print_json(description_object(describe(opened, stored)))
+            print_json(description_object(describe(opened, stored, as_of_us)))
         else:
-            for line in description_lines(describe(opened, stored)):
+            for line in description_lines(describe(opened, stored, as_of_us)):
                 print(line)

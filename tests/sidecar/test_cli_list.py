@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-import sidecar.select
+from store import looks
 from store.records import Delivery, Leg
 from tests.support.mailstore import NOON_US, SECOND_US, mailkeep, written
 
@@ -75,7 +75,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_filters(
     store: Path, arguments: str, found: str, ids_per_look: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sidecar.select, "_IDS_PER_LOOK", ids_per_look)
+    monkeypatch.setattr(looks, "IDS_PER_LOOK", ids_per_look)
     ran = mailkeep("list", "--store", store, "--json", *arguments.split())
     assert (ran.code, ran.err) == (0, "" if found else "mailkeep: nothing matches\n")
     assert [shown["subject"].lower().split()[-1] for shown in ran.objects] == found.split()
@@ -129,7 +129,7 @@ def test_limits(store: Path) -> None:
 
 
 def test_many_at_one_moment_are_each_found_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sidecar.select, "_IDS_PER_LOOK", 3)
+    monkeypatch.setattr(looks, "IDS_PER_LOOK", 3)
     with written(tmp_path / "store") as fill:
         put: list[Delivery] = [fill.put(time_us=NOON_US + number // 5 * SECOND_US) for number in range(20)]
     found = mailkeep("list", "--store", tmp_path / "store", "--json", "--limit", "0").objects
