@@ -22,7 +22,11 @@ COMMANDS = {
     "show": "sidecar.commands.show",
     "export": "sidecar.commands.export",
     "replay": "sidecar.commands.replay",
+    "expire": "sidecar.commands.expire",
+    "hold": "sidecar.commands.hold",
+    "erase": "sidecar.commands.erase",
     "check": "sidecar.commands.check",
+    "rebuild": "sidecar.commands.rebuild",
     "stats": "sidecar.commands.stats",
     "jobs": "sidecar.commands.jobs",
     "version": "sidecar.commands.version",
@@ -30,7 +34,7 @@ COMMANDS = {
 """name -> the module whose function `command` it is; the order is that of `mailkeep --help`.
 
 A module with SUBCOMMANDS (name -> function) is a group: `command` then comes before each of them, and alone
-when none is named.
+when none is named. A module's COMMAND_CLASS, if it has one, reads the arguments.
 """
 
 
@@ -45,7 +49,7 @@ class _Commands(TyperGroup):
         made = _plain_typer()
         subcommands = getattr(module, "SUBCOMMANDS", None)
         if subcommands is None:
-            made.command(cmd_name)(module.command)
+            made.command(cmd_name, cls=getattr(module, "COMMAND_CLASS", None))(module.command)
         else:
             made.callback(invoke_without_command=True)(module.command)
             for name, function in subcommands.items():

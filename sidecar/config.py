@@ -84,6 +84,12 @@ class StoreConfig:
     compression_level: int = key(
         3, count(1, 19), "zstd level for new mail; higher is smaller and costs CPU time while mail waits."
     )
+    compaction_level: int = key(
+        19, count(1, 22), "zstd level with which compaction rewrites old mail.", reload=True
+    )
+    threads: int = key(
+        1, count(1, 64), "Threads that compaction, check and other jobs may use.", reload=True
+    )
 
     @property
     def stream_name(self) -> str:
@@ -183,7 +189,6 @@ class SchedulerConfig:
     busy_latency_s: float = key(
         "200ms", DURATION, "A job waits while making mail durable takes longer than this.", reload=True
     )
-    threads: int = key(1, count(1, 64), "Threads that a job may use.", reload=True)
     nice: int = key(
         10, count(0, 19), "CPU niceness of jobs; 0 is as the service, 19 the most yielding.", reload=True
     )
@@ -411,7 +416,7 @@ def _read_list(name: str, tables: object, source: str) -> tuple[_Section, ...]:
             f"{source}: {name} may be there several times: write [[{name}]] and its keys below it, for each"
         )
     return tuple(
-        _read_section(name, f"[[{name}]] {number}:", values, source)
+        _read_section(name, f"[[{name}]] {number}", values, source)
         for number, values in enumerate(tables, 1)
     )
 

@@ -1,8 +1,8 @@
 """What an erasure takes, and what of the same mail it leaves: a plan, before anything is written.
 
-A selected message is taken in both its legs and with all tries to deliver it to the same people. Deliveries
-to others, and others of the same bytes, stay unless everything is asked for: as long as one is there, the
-bytes are. Reads the store and nothing else.
+A message named by its id is taken in both its legs and with all tries to deliver it to the same people;
+filters are asked of each capture by itself. Deliveries to others, and others of the same bytes, stay unless
+everything is asked for: as long as one is there, the bytes are. Reads the store and nothing else.
 """
 
 from __future__ import annotations
@@ -26,13 +26,14 @@ class Plan:
 
 
 def plan_erasure(store: Store, selection: Selection, *, everywhere: bool = False) -> Plan:
-    """What erasing a selection means. A selection that names a leg takes that leg alone. With `everywhere`
-    nothing of the same mail and the same bytes is left. Raises `DamagedError` for a record that cannot be
-    read (whether it is held cannot be known), and what `select` raises."""
+    """What erasing a selection means. One that names a leg takes that leg alone; `everywhere` leaves nothing
+    of the same mail and the same bytes. Raises `DamagedError` for a record that cannot be read (whether it is
+    held cannot be known), and what `select` raises."""
     taken = {
         stored.delivery.id: stored for stored in select(store, selection, newest_first=False, damaged=_refuse)
     }
     left: dict[DeliveryId, StoredDelivery] = {}
+    named = set(taken) if selection.ids and selection.leg is None else set()
     waiting = list(taken.values())
     while waiting:
         stored = waiting.pop()
@@ -40,8 +41,9 @@ def plan_erasure(store: Store, selection: Selection, *, everywhere: bool = False
             if other.delivery.id in taken:
                 continue
             left.pop(other.delivery.id, None)
-            goes_along = selection.leg is None and _is_same_for_all(stored.delivery, other.delivery)
-            if everywhere or goes_along:
+            if everywhere or (
+                stored.delivery.id in named and _is_for_nobody_else(other.delivery, stored.delivery)
+            ):
                 taken[other.delivery.id] = other
                 waiting.append(other)
             else:
@@ -61,11 +63,11 @@ def _related(store: Store, stored: StoredDelivery) -> Iterator[StoredDelivery]:
     yield from store.deliveries(query)
 
 
-def _is_same_for_all(selected: Delivery, other: Delivery) -> bool:
-    """Whether `other` is the same mail for nobody else: as it was offered, or a try for the same people."""
-    if not selected.queue_id or other.queue_id != selected.queue_id:
+def _is_for_nobody_else(other: Delivery, named: Delivery) -> bool:
+    """Whether `other` is the same mail, as it was offered or in a try for the same people."""
+    if not named.queue_id or other.queue_id != named.queue_id:
         return False
-    return other.leg != Leg.LMTP or _people(other) <= _people(selected)
+    return other.leg != Leg.LMTP or _people(other) <= _people(named)
 
 
 def _people(delivery: Delivery) -> set[bytes]:

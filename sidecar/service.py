@@ -21,7 +21,7 @@ from typing import cast
 from sidecar import log as logging_setup
 from sidecar import maintenance, notify
 from sidecar.capture import CaptureEvents, Capturer
-from sidecar.config import Config, ConfigError, LmtpConfig, SchedulerConfig, reloadable_changes
+from sidecar.config import Config, ConfigError, LmtpConfig, reloadable_changes
 from sidecar.front import FrontLimits, FrontServer
 from sidecar.http import HttpEndpoint
 from sidecar.metrics import Metrics
@@ -172,7 +172,7 @@ class Service:
         self._scheduler = Scheduler(
             self._config.store.path / channel.DIRECTORY,
             maintenance.job_kinds(self._store, self._config),
-            _job_settings(self._config.scheduler),
+            _job_settings(self._config),
             latency_s=self._latency, events=job_events(self._metrics),
         )  # fmt: skip
         watch_jobs(self._metrics, self._scheduler)
@@ -269,7 +269,7 @@ class Service:
         if milter and fresh.milter:
             milter.limits = MilterLimits(commit_timeout_s=fresh.milter.commit_timeout_s)
         if self._scheduler:
-            self._scheduler.settings = _job_settings(fresh.scheduler)
+            self._scheduler.settings = _job_settings(fresh)
         self._loaded = fresh
         log.info("reloaded: %s", ", ".join(changes) or "nothing has changed")
         notify.ready("capturing mail")
@@ -318,15 +318,16 @@ def _front_limits(lmtp: LmtpConfig) -> FrontLimits:
     )
 
 
-def _job_settings(config: SchedulerConfig) -> Settings:
+def _job_settings(config: Config) -> Settings:
+    scheduler = config.scheduler
     return Settings(
-        threads=config.threads,
-        nice=config.nice,
-        io_class=config.io_class,
-        io_rate_bytes=config.io_rate_bytes,
-        window=config.window,
-        busy_latency_s=config.busy_latency_s,
-        schedules={"compact": config.compact, "expire": config.expire, "check": config.check},
+        threads=config.store.threads,
+        nice=scheduler.nice,
+        io_class=scheduler.io_class,
+        io_rate_bytes=scheduler.io_rate_bytes,
+        window=scheduler.window,
+        busy_latency_s=scheduler.busy_latency_s,
+        schedules={"compact": scheduler.compact, "expire": scheduler.expire, "check": scheduler.check},
     )
 
 

@@ -126,6 +126,11 @@ class Index:
         lines = (line.split() for line in self._env.readers().splitlines())
         return min((int(f[2]) for f in lines if len(f) == 3 and f[2].isdigit()), default=None)
 
+    def fresh_count(self) -> int:
+        """Rows that are in LMDB and in no run yet."""
+        with self._translated(), self._env.begin() as txn:
+            return int(txn.stat(self.fresh)["entries"])
+
     def last_transaction(self) -> int:
         """The number of the last transaction that was committed."""
         return int(self._env.info()["last_txnid"])

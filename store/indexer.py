@@ -33,6 +33,7 @@ class Indexer:
         self._view = view
         self._note = note
         self._queue: queue.SimpleQueue[Group | None] = queue.SimpleQueue()
+        self._applied: list[Group] = []
         self._put = 0
         self._done = 0
         self._moved = threading.Condition()
@@ -102,8 +103,11 @@ class Indexer:
                 if self._closing.wait(_RETRY_S):  # a full disk must not keep the process from ending
                     return
         self._merge.set()
-        for group in groups:
-            self.pending.drop(group)
+        self._applied += groups
+        if self._view.index.fresh_count() == 0:
+            for group in self._applied:
+                self.pending.drop(group)
+            self._applied = []
         with self._moved:
             self._done += len(groups)
             self._moved.notify_all()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -132,6 +132,10 @@ class Snapshot:
                         break
                     fresh.append(found[1:])
         yield from reversed(fresh)
+        yield from self._find_settled(table, prefix)
+
+    def _find_settled(self, table: Table, prefix: bytes) -> Iterator[bytes]:
+        """The same among the rows in runs alone."""
         for run in self.known.runs:
             yield from run.find(table, prefix)
 
@@ -166,8 +170,16 @@ class Snapshot:
 
     def chunk(self, chunk: ChunkId, bad: frozenset[Record] = frozenset()) -> Location | None:
         """Where a chunk lies; a place in one of the `bad` records only if there is no other."""
+        return self._chunk(self._find(Table.CHUNK, chunk), bad)
+
+    def settled_chunk(self, chunk: ChunkId, bad: frozenset[Record]) -> Location | None:
+        """The same without a look into LMDB, which costs the mail path a wait for Python's lock each time:
+        what is new there the writer knows by itself."""
+        return self._chunk(self._find_settled(Table.CHUNK, chunk), bad)
+
+    def _chunk(self, found: Iterable[bytes], bad: frozenset[Record]) -> Location | None:
         worse = None
-        for row in self._find(Table.CHUNK, chunk[: rows.NAME_BYTES]):
+        for row in found:
             where = self._location(row, PLACE_AT[Table.CHUNK], int.from_bytes(row[22:], "big"))
             if where is not None and where.record not in bad:
                 return where
@@ -176,8 +188,15 @@ class Snapshot:
 
     def content(self, content: ContentId, bad: frozenset[Record] = frozenset()) -> Location | None:
         """Where a content's recipe lies; a place in one of the `bad` records only if there is no other."""
+        return self._content(self._find(Table.CONTENT, content[: rows.NAME_BYTES]), bad)
+
+    def settled_content(self, content: ContentId, bad: frozenset[Record]) -> Location | None:
+        """The same without a look into LMDB."""
+        return self._content(self._find_settled(Table.CONTENT, content[: rows.NAME_BYTES]), bad)
+
+    def _content(self, found: Iterable[bytes], bad: frozenset[Record]) -> Location | None:
         worse = None
-        for row in self._find(Table.CONTENT, content[: rows.NAME_BYTES]):
+        for row in found:
             where = self._location(row, PLACE_AT[Table.CONTENT])
             if where is not None and where.record not in bad:
                 return where

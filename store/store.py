@@ -234,6 +234,7 @@ class Store:
                 caught.torn.path.unlink()  # a pack whose header never came to be
             with self.index.update() as update:
                 update.sweep()
+                update.fold()  # the writer does not look into LMDB for what others left there
                 last_pack = max(caught.state.pack, update.durable(stream)[0])
             appender = StreamLog(
                 directory, self.id, caught.state, lock=lock,

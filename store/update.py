@@ -50,7 +50,7 @@ class Update(Snapshot):
     def settle(self) -> None:
         """Make what was added visible to look-ups in this transaction."""
         if len(self._added) >= self._index.fresh_rows:
-            self._write_run(self._added)  # LMDB's file would grow with them and never shrink
+            self._fold()  # LMDB's file would grow with them and never shrink
         elif self._added:
             self._added.sort()
             with self._txn.cursor(db=self._index.fresh) as cursor:
@@ -60,9 +60,14 @@ class Update(Snapshot):
     def fold(self) -> None:
         """Write the rows in LMDB out as a run."""
         self.settle()
+        self._fold()
+
+    def _fold(self) -> None:
         with self._txn.cursor(db=self._index.fresh) as cursor:
-            self._write_run(list(cursor.iternext(keys=True, values=False)))
+            fresh = list(cursor.iternext(keys=True, values=False))
+        self._write_run(fresh + self._added)
         self._txn.drop(self._index.fresh, delete=False)
+        self._added = []
 
     def _write_run(self, found: list[bytes]) -> None:
         by_table: dict[int, list[bytes]] = {}

@@ -37,6 +37,8 @@ _GROUP_BYTES = 16 << 20
 _GROUP_ENTRIES = 2000
 _LAZY_DELAY_S = 0.25
 _FULL_DELAY_S = 2.0
+_ROOM_S = 0.05
+"""how long a look at the free space is believed"""
 
 Done = Callable[[StoreError | None], None]
 
@@ -68,7 +70,7 @@ class Submission:
 
 
 class Pending:
-    """What is durable and not yet in the index. Read by any thread, changed by writer and indexer."""
+    """What is durable and not yet in the index's runs. Read by any thread, changed by writer and indexer."""
 
     def __init__(self) -> None:
         self.chunks: dict[ChunkId, Location] = {}
@@ -85,7 +87,7 @@ class Pending:
                 self.queue_ids[entry.queue_id] = group.state.commits
 
     def drop(self, group: Group) -> None:
-        """Forget a group that the index now has."""
+        """Forget a group whose rows are in a run of the index now."""
         for chunk, _ in group.chunks:
             self.chunks.pop(chunk, None)
         for entry, _ in group.entries:
@@ -136,6 +138,7 @@ class Writer:
         self._fresh: set[ChunkId] = set()
         self._bad: frozenset[Record] = frozenset()
         self._condemnations = 0
+        self._room, self._room_due = 0, 0.0
         self._located: list[tuple[ChunkId, Location]] = []
         self._thread = threading.Thread(target=self._run, name=f"writer-{stream.name}", daemon=True)
         self._thread.start()
@@ -292,7 +295,7 @@ class Writer:
             or chunk in self.pending.chunks
             or (
                 snapshot is not None
-                and self._indexed(partial(snapshot.chunk, chunk, self._bad))
+                and self._indexed(partial(snapshot.settled_chunk, chunk, self._bad))
                 and not (self._condemnations and snapshot.is_condemned(chunk))
             )
         )
@@ -338,7 +341,7 @@ class Writer:
             return True
         if (
             snapshot is not None
-            and self._indexed(partial(snapshot.content, content, self._bad))
+            and self._indexed(partial(snapshot.settled_content, content, self._bad))
             and not (self._condemnations and snapshot.is_condemned(content))
         ):
             return True
@@ -349,8 +352,13 @@ class Writer:
         # Facts without mail (replies to what was delivered, records of replays) are small and cannot be had
         # again: they may use the reserve.
         reserve = self._reserve_bytes // 4 if urgent else self._reserve_bytes
-        space = os.statvfs(self._directory)
-        if space.f_bavail * space.f_frsize < reserve:
+        now = time.monotonic()
+        if now >= self._room_due:
+            space = os.statvfs(self._directory)
+            self._room = space.f_bavail * space.f_frsize
+            self._room_due = now + _ROOM_S
+        if self._room < reserve:
+            self._room_due = 0.0
             raise StoreFullError(f"{self._directory} has less than its reserve of {reserve >> 20} MiB free")
 
     def _forget_group(self) -> None:

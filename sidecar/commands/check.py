@@ -2,72 +2,148 @@
 
 from __future__ import annotations
 
-import sys
+import time
 from collections.abc import Iterator
-from typing import Annotated
+from dataclasses import asdict
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from sidecar.commands import options
 from sidecar.present import print_json
 from sidecar.progress import Progress
 from sidecar.readable import escaped
 from sidecar.units import format_size
-from store.check import Checked, Finding, check
+from store.check import Checker, CheckOptions
+from store.findings import Checked, Finding
+from store.sample import Sample
 from store.store import Store
 
 _HINTS = {
-    "damage": "Restore this pack from a copy; mail in the sound packs can be read meanwhile.",
-    "missing": "Restore the stream's missing packs from a copy; all other mail can be read meanwhile.",
+    "damage": "Restore this file from a copy; mail in the sound packs can be read meanwhile.",
+    "missing": "Restore damaged or missing packs from a copy; all other mail can be read meanwhile. With "
+    "findings of kind `index` run `mailkeep rebuild` first.",
     "content": "Restore the pack that holds it from a copy; all other mail can be read meanwhile.",
-    "index": "Move the store's `index` directory away while nothing runs; it is rebuilt from the streams.",
+    "index": "Run `mailkeep rebuild`: the index is built anew from the streams, while mail is captured.",
+    "history": "Compare the stream with a copy of an earlier day, and find out who can write to it.",
 }
+
+
+class _Command(TyperCommand):
+    """`--read-data` may stand alone, and then means all."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        read: list[str] = []
+        for number, argument in enumerate(args):
+            following = args[number + 1] if number + 1 < len(args) else ""
+            alone = not following[:1].isdigit()
+            read.append("--read-data=all" if argument == "--read-data" and alone else argument)
+        return super().parse_args(ctx, read)
+
+
+COMMAND_CLASS = _Command
+
+
+def _sample(text: str) -> Sample:
+    try:
+        return Sample.parse(text)
+    except ValueError as exc:
+        raise typer.BadParameter(str(exc)) from exc
 
 
 def command(
     *,
     read_data: Annotated[
-        bool, typer.Option("--read-data", help="Put every message together and compare its BLAKE3.")
+        Sample | None,
+        typer.Option(
+            "--read-data",
+            metavar="[=10%|=N/M]",
+            parser=_sample,
+            help="Put messages together and compare their BLAKE3: all, a random share, or part N of M.",
+        ),
+    ] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option("--threads", metavar="N", min=1, max=64, help="Packs that are checked at once."),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on where an interrupted check of the same kind stopped.")
     ] = False,
     json: options.JsonOption = False,
     config: options.ConfigOption = None,
     store: options.StoreOption = None,
 ) -> None:
-    """Verify the store: checksums, the chain of its history, and that nothing named is missing.
+    """Verify the store: checksums, the chain of its history, and that all that is named is there, both ways.
+
+    Runs beside `serve`. With --json every finding is an object (kind, where, what, hint), and the last one is
+    the summary (kind "summary"). Kinds: damage, missing, content, index, history.
 
     \b
+    Example: mailkeep check
     Example: mailkeep check --read-data
+    Example: mailkeep check --read-data=2/5 --threads 4 --resume
     Exit codes: 0 nothing wrong; 1 something is wrong; 2 wrong usage or configuration;
     10 and above: the store cannot be read, as the message says.
     """
-    checked = Checked()
+    began = time.monotonic()
     findings = 0
     with options.open_store(config, store) as opened, Progress() as progress:
-        for finding in _findings(opened, checked, progress, read_data=read_data):
+
+        def show(checked: Checked) -> None:
+            progress.show(_how_far(checked, began))
+
+        checker = Checker(
+            opened,
+            CheckOptions(read_data=read_data, threads=threads or 1, resume=resume, progress=show),
+        )
+        for finding in _findings(opened, checker):
             findings += 1
             progress.clear()
             hint = _HINTS.get(finding.kind, "")
             if json:
-                print_json({"kind": finding.kind, "where": finding.where, "what": finding.what, "hint": hint})
+                print_json({**asdict(finding), "hint": hint})
             else:
                 print(escaped(f"{finding.kind}: {finding.where}: {finding.what}"))
                 print(f"  {hint}")
-    looked_at = f"{checked.streams} streams, {checked.commits} commits, {checked.deliveries} deliveries"
-    read = f", {format_size(checked.message_bytes)} of messages read" if read_data else ""
-    verdict = f"{findings} findings" if findings else "nothing wrong"
-    print(f"{looked_at}{read}: {verdict}", file=sys.stderr if json else sys.stdout)
+    checked = checker.checked
+    if json:
+        print_json(_summary(checked, findings, read_data, time.monotonic() - began))
+    else:
+        looked_at = f"{checked.streams} streams, {checked.commits} commits, {checked.deliveries} deliveries"
+        read = f", {format_size(checked.message_bytes)} of messages read" if read_data else ""
+        print(f"{looked_at}{read}: {f'{findings} findings' if findings else 'nothing wrong'}")
     if findings:
         raise typer.Exit(1)
 
 
-def _findings(store: Store, checked: Checked, progress: Progress, *, read_data: bool) -> Iterator[Finding]:
+def _summary(checked: Checked, findings: int, read_data: Sample | None, seconds: float) -> dict[str, Any]:
+    return {
+        "kind": "summary",
+        "findings": findings,
+        "streams": checked.streams,
+        "commits": checked.commits,
+        "deliveries": checked.deliveries,
+        "contents": checked.contents,
+        "read_data": str(read_data) if read_data else None,
+        "messages_read": checked.messages_read,
+        "message_bytes": checked.message_bytes,
+        "pack_bytes": checked.bytes_done,
+        "seconds": round(seconds, 3),
+    }
+
+
+def _how_far(checked: Checked, began: float) -> str:
+    rate = checked.bytes_done / max(time.monotonic() - began, 0.001)
+    share = f"{format_size(checked.bytes_done)} of {format_size(checked.bytes_total)} of packs"
+    what = "the index; " if checked.phase == "index" else ""
+    return f"{what}{share}, {format_size(round(rate))}/s, {checked.deliveries} deliveries"
+
+
+def _findings(store: Store, checker: Checker) -> Iterator[Finding]:
     """What the check finds, and what opening the store has shown that the check does not see again."""
-
-    def show(checked: Checked) -> None:
-        progress.show(f"{checked.deliveries} deliveries, {format_size(checked.message_bytes)} read")
-
     known = set()
-    for finding in check(store, checked, read_data=read_data, progress=show):
+    for finding in checker.run():
         path, _, offset = finding.where.rpartition(":")
         known.add(f"{path} at byte {offset}: {finding.what}")
         yield finding

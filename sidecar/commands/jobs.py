@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from sidecar.commands import options
-from sidecar.commands.options import _configured_path
+from sidecar.commands.options import configured_path
 from sidecar.present import print_json
 from sidecar.progress import Progress
 from sidecar.readable import escaped
@@ -166,7 +166,7 @@ def _directory(config: Path | None, store: Path | None, context: typer.Context |
     if context is not None:
         earlier_config, earlier_store = context.obj
         config, store = config or earlier_config, store or earlier_store
-    path = store or _configured_path(config)
+    path = store or configured_path(config)
     if not (path / "mailkeep.store").is_file():
         raise StoreNotFoundError(f"there is no store at {path}")
     return path / DIRECTORY

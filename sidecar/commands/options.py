@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,6 +12,9 @@ from sidecar.status import Status
 from sidecar.units import parse_time
 from store.ids import now_us
 from store.store import Store
+
+if TYPE_CHECKING:
+    from sidecar.config import StoreConfig
 
 
 class LegName(enum.StrEnum):
@@ -84,7 +87,10 @@ UntilOption = Annotated[
 AsOfOption = Annotated[
     str | None,
     typer.Option(
-        "--as-of", metavar="TIME", callback=_check_time, help="As the store stood then; what was erased is gone."
+        "--as-of",
+        metavar="TIME",
+        callback=_check_time,
+        help="As the store stood then; what was erased is gone.",
     ),
 ]
 QueueIdOption = Annotated[
@@ -111,10 +117,11 @@ LimitOption = Annotated[
 
 def open_store(config: Path | None, store: Path | None) -> Store:
     """The store at `store`, else the configured one. Raises `ConfigError`, `StoreError`."""
-    return Store.open(store or _configured_path(config))
+    return Store.open(store or configured_path(config))
 
 
-def _configured_path(config: Path | None) -> Path:
+def configured_path(config: Path | None) -> Path:
+    """The store's directory as the configuration names it. Raises `ConfigError`."""
     from sidecar.config import DEFAULT_PATH, ConfigError, load_default  # --store does without its cost
 
     if config is None and not DEFAULT_PATH.exists():
@@ -124,3 +131,12 @@ def _configured_path(config: Path | None) -> Path:
             "Name the store by --store PATH, or the configuration by --config FILE.",
         )
     return load_default(config).store.path
+
+
+def store_settings(config: Path | None, store: Path | None) -> StoreConfig:
+    """The configured [store] section; its defaults where --store was given and nothing is configured."""
+    from sidecar.config import DEFAULT_PATH, StoreConfig, load_default
+
+    if store is not None and config is None and not DEFAULT_PATH.exists():
+        return StoreConfig()
+    return load_default(config).store

@@ -30,7 +30,8 @@ def command(
     Example: mailkeep show 3f2a91 --raw > message.eml
     Exit codes: 0 shown; 2 wrong usage or configuration; 15 damaged: what --raw has
     written is right but not all; 17 no such delivery, or it was erased or has
-    expired, as the message says; 18 the id fits several; other codes above 10: the store cannot be read, as the message says.
+    expired; 18 the id fits several; other codes above 10: the store cannot be read, as the
+    message says.
     """
     if raw and json:
         raise typer.BadParameter("--raw and --json exclude each other")

@@ -7,11 +7,13 @@ no priorities: a job that computes in Python for long holds up all others, so wo
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import platform
 import struct
 import threading
+from collections.abc import Callable
 
 log = logging.getLogger(__name__)
 
@@ -51,10 +53,20 @@ def _set_io_class(thread: int, value: int) -> None:
         log.debug("no I/O class on %s", machine)
         return
     try:
-        import ctypes  # half a megabyte that no service needs before its first job
-
-        library = ctypes.CDLL(None, use_errno=True)
-        if library.syscall(number, _WHO_THREAD, thread, value) != 0:
-            log.warning("a job's I/O class cannot be set: %s", os.strerror(ctypes.get_errno()))
+        if error := _c_library()(number, _WHO_THREAD, thread, value):
+            log.warning("a job's I/O class cannot be set: %s", os.strerror(error))
     except (ImportError, OSError, MemoryError) as exc:  # MemoryError: where no page may be made executable
         log.warning("a job's I/O class cannot be set: %s", exc)
+
+
+@functools.cache  # each one loaded would be a class of its own, in a cycle
+def _c_library() -> Callable[..., int]:
+    """The C library's `syscall`; returns the error number, 0 for none."""
+    import ctypes  # a fifth of a megabyte that no service needs before its first job
+
+    library = ctypes.CDLL(None, use_errno=True)
+
+    def syscall(*arguments: int) -> int:
+        return 0 if library.syscall(*arguments) == 0 else ctypes.get_errno()
+
+    return syscall

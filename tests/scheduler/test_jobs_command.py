@@ -209,7 +209,7 @@ def test_the_section() -> None:
     [
         ('window = "night"', "[scheduler] window: 'night' is not a window"),
         ('check = "at dawn"', "[scheduler] check: 'at dawn' is not a schedule"),
-        ("threads = 0", "[scheduler] threads: 0 is not from 1 to 64"),
+        ("nice = 20", "[scheduler] nice: 20 is not from 0 to 19"),
         ('io_class = "realtime"', "[scheduler] io_class: 'realtime' is none of"),
         ("chek = ''", "[scheduler] has no key chek; did you mean check?"),
     ],

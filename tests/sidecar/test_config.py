@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import FrozenInstanceError, replace
+import re
+from dataclasses import FrozenInstanceError, fields, replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ from sidecar.config import (
     LmtpConfig,
     MetricsConfig,
     MilterConfig,
+    RetentionConfig,
+    SchedulerConfig,
     StoreConfig,
     all_keys,
     load_default,
@@ -20,6 +23,7 @@ from sidecar.config import (
     reloadable_keys,
 )
 from sidecar.units import Address
+from store.retention import YEAR_US, Rule
 
 LEAST = "[lmtp]\n"
 
@@ -131,6 +135,28 @@ def test_the_stream_is_named_after_the_host(monkeypatch: pytest.MonkeyPatch) -> 
             "[lmtp]\n[metrics]\nlisten='127.0.0.1:2424'",
             ["[metrics] listen: 127.0.0.1:2424 is taken by [lmtp]"],
         ),
+        ("[lmtp]\n[retention]\nkeep = '7y'", ["retention may be there several times: write [[retention]]"]),
+        ("retention = 7\n[lmtp]", ["retention may be there several times"]),
+        ("[lmtp]\n[[retentoin]]\nkeep = '7y'", ["no section [[retentoin]]", "did you mean [[retention]]?"]),
+        ("[lmtp]\nkeep = '7y'", ["[lmtp] has no key keep", "did you mean keep in [[retention]]?"]),
+        (
+            "[lmtp]\n[[retention]]\nto = 'a@b'\n[[retention]]\nkep = '7y'",
+            ["[[retention]] 2 has no key kep", "did you mean keep?"],
+        ),
+        ("[lmtp]\n[[retention]]\nkeep = 7", ["[[retention]] 1 keep = 7: write how long to keep", '"7y"']),
+        ("[lmtp]\n[[retention]]\nkeep = '7 years'", ["[[retention]] 1 keep: '7 years' is not how long"]),
+        ("[lmtp]\n[[retention]]\nkeep = '0d'", ["[[retention]] 1 keep: '0d' is not how long"]),
+        ("[lmtp]\n[[retention]]\nto = 'example.org'", ["1 to: 'example.org' is no pattern", "@example.org"]),
+        ("[lmtp]\n[[retention]]\nleg = 'imap'", ["1 leg: 'imap' is none of lmtp, milter, import"]),
+        ("[lmtp]\n[[retention]]\ndirection = 'up'", ["1 direction: 'up' is none of in, out"]),
+        (
+            "[lmtp]\n[[retention]]\nkeep = '7y'\n[[retention]]\nto = 'a@b'\nkeep = '1d'",
+            ["[[retention]] 1: it is for all mail", "never count"],
+        ),
+        (
+            "[lmtp]\n[[retention]]\nleg = 'lmtp'\ndirection = 'out'",
+            ["[[retention]] 1: no mail of leg lmtp has the direction out"],
+        ),
         ("[lmtp\n", ["is not TOML", "line 1"]),
         ("[lmtp]\n[lmtp]", ["is not TOML"]),
     ],
@@ -175,7 +201,12 @@ def test_which_file_is_the_default(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def as_toml(lines: list[str]) -> str:
-    return "\n".join(f"{section[1:]}.{rest}" for section, _, rest in (line.partition("] ") for line in lines))
+    plain = [line for line in lines if not line.startswith("[[")]
+    rules = [line.partition(": ")[2] for line in lines if line.startswith("[[")]
+    return "\n".join(
+        [f"{section[1:]}.{rest}" for section, _, rest in (line.partition("] ") for line in plain)]
+        + ["[[retention]]\n" + re.sub(r", (?=[a-z]+ = )", "\n", rule) for rule in rules]
+    )
 
 
 def test_the_effective_configuration_reads_back() -> None:
@@ -186,10 +217,12 @@ def test_the_effective_configuration_reads_back() -> None:
             metrics=MetricsConfig(),
         ),
         store=StoreConfig(path=Path('/srv/a "quoted" ü'), reserve_bytes=12345),
+        retention=(RetentionConfig(to="@a.example", keep_us=7 * YEAR_US), RetentionConfig(sender="<>")),
     )
     lines = list(config.lines())
     assert '[lmtp] idle_timeout = "1m30s500ms"' in lines
-    assert len(lines) == len(all_keys())
+    assert '[[retention]] 1: to = "@a.example", from = "", leg = "", direction = "", keep = "7y"' in lines
+    assert len(lines) == len([key for key in all_keys() if key.section != "retention"]) + 2
     assert parse(as_toml(lines)) == config
     assert "[milter] is absent" in list(parse(LEAST).lines())
 
@@ -199,8 +232,11 @@ def test_keys_list_their_defaults() -> None:
     assert ("lmtp", "delivery_timeout", '"9m"') in [key[:3] for key in keys]
     assert ("lmtp", "max_connections", "100") in [key[:3] for key in keys]
     assert len({(key.section, key.key) for key in keys}) == len(keys)
-    written = parse("\n".join(f"{key.section}.{key.key} = {key.default}" for key in keys))
-    assert written == Config(lmtp=LmtpConfig(), milter=MilterConfig(), metrics=MetricsConfig())
+    plain = [f"{key.section}.{key.key} = {key.default}" for key in keys if key.section != "retention"]
+    rule = [f"{key.key} = {key.default}" for key in keys if key.section == "retention"]
+    assert parse("\n".join([*plain, "[[retention]]", *rule])) == Config(
+        lmtp=LmtpConfig(), milter=MilterConfig(), metrics=MetricsConfig(), retention=(RetentionConfig(),)
+    )
     for key in keys:
         assert key.help.endswith("."), key
         assert key.help.count(". ") == 0, f"one sentence: {key}"
@@ -229,10 +265,44 @@ def test_what_a_reload_takes_up_and_what_needs_a_restart() -> None:
     }
     assert restart == ["store.path", "lmtp.listen", "milter", "metrics", "log.format"]
     assert reloadable_changes(new, new) == ({}, [])
+    rules = parse("[lmtp]\n[milter]\n[[retention]]\nkeep = '1y'")
+    assert reloadable_changes(old, rules) == ({"retention": rules.retention}, [])
+    assert reloadable_changes(rules, old) == ({"retention": ()}, [])
 
 
-def test_timeouts_caps_and_policy_are_reloadable() -> None:
-    assert reloadable_keys() == {
+def test_rules_in_their_order() -> None:
+    config = parse(
+        """
+        [lmtp]
+        [[retention]]
+        to = "boss@example.org"
+        [[retention]]
+        from = "*@*.example.net"
+        leg = "milter"
+        direction = "out"
+        keep = "90d"
+        [[retention]]
+        keep = "7y"
+        """
+    )
+    assert config.rules == (
+        Rule(to="boss@example.org"),
+        Rule(sender="*@*.example.net", leg="milter", direction="out", keep_us=90 * 86_400_000_000),
+        Rule(keep_us=7 * YEAR_US),
+    )
+    assert [str(rule) for rule in config.rules] == [
+        "to boss@example.org, keep forever",
+        "from *@*.example.net, leg milter, direction out, keep 90d",
+        "keep 7y",
+    ]
+    assert parse(LEAST).rules == ()
+    assert parse("retention = []\n[lmtp]").rules == ()
+
+
+def test_timeouts_caps_policy_jobs_and_rules_are_reloadable() -> None:
+    jobs = {(section, key) for section, key, *_ in all_keys() if section in {"scheduler", "retention"}}
+    assert len(jobs) == len(fields(SchedulerConfig)) + len(fields(RetentionConfig))
+    assert reloadable_keys() == jobs | {
         ("lmtp", "downstream"),
         ("lmtp", "max_connections"),
         ("lmtp", "idle_timeout"),

@@ -6,12 +6,23 @@ import os
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from sidecar.config import Config, LmtpConfig, MetricsConfig, MilterConfig, all_keys, reloadable_keys
+from sidecar.config import (
+    Config,
+    LmtpConfig,
+    MetricsConfig,
+    MilterConfig,
+    RetentionConfig,
+    all_keys,
+    reloadable_keys,
+)
 
+RULE = re.compile(r"(?m)^#(?=[\[#a-z])|^#$")
+"""what stands before the lines of the rule that mailkeep.toml shows and does not have"""
 DEPLOY = Path(__file__).parents[2] / "deploy"
 SNIPPETS = ("postfix-lmtp.cf", "postfix-milter.cf", "postfix-both.cf")
 SETTINGS = (*SNIPPETS, "mailkeep.toml", "mailkeep.service", "mailkeep.sysusers.conf", "dovecot-lmtp.conf",
@@ -46,14 +57,15 @@ def test_each_file_says_what_it_is_where_it_goes_and_how_to_undo_it(name: str) -
 
 
 def test_the_example_is_the_defaults() -> None:
-    assert Config.load(DEPLOY / "mailkeep.toml") == Config(
-        lmtp=LmtpConfig(), milter=MilterConfig(), metrics=MetricsConfig()
-    )
+    defaults = Config(lmtp=LmtpConfig(), milter=MilterConfig(), metrics=MetricsConfig())
+    assert Config.load(DEPLOY / "mailkeep.toml") == defaults
+    with_rule = RULE.sub("", (DEPLOY / "mailkeep.toml").read_text())
+    assert Config.parse(with_rule, "mailkeep.toml") == replace(defaults, retention=(RetentionConfig(),))
 
 
 def test_the_example_shows_every_key_with_its_default_and_help() -> None:
     shown, section, comment = {}, "", ""
-    for line in (DEPLOY / "mailkeep.toml").read_text().splitlines():
+    for line in RULE.sub("", (DEPLOY / "mailkeep.toml").read_text()).splitlines():
         if line.startswith("#"):
             comment += line.removeprefix("# ")
         elif line.startswith("["):

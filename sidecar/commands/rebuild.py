@@ -1,0 +1,64 @@
+"""`mailkeep rebuild`."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated
+
+import typer
+
+from sidecar.commands import options
+from sidecar.commands.options import configured_path
+from sidecar.present import print_json
+from sidecar.progress import Progress
+from sidecar.readable import escaped
+from sidecar.units import format_size
+from store.rebuild import RebuildOptions, rebuild
+from store.store import Store
+
+
+def command(
+    *,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")] = False,
+    config: options.ConfigOption = None,
+    store: options.StoreOption = None,
+) -> None:
+    """Build the index anew from the logs alone, and put it in place of the old one in one step.
+
+    Mail is captured and read meanwhile, through the old index; compaction waits. Stopped by Ctrl-C or killed,
+    the old index stays.
+
+    \b
+    Example: mailkeep rebuild
+    Exit codes: 0 done; 1 done, and damage was met, as told; 2 wrong usage or configuration;
+    12 another one runs; 10 and above: the store, as the message says.
+    """
+    began = time.monotonic()
+    # Not waiting for an index that is far behind: it is about to be replaced.
+    with Store.open(store or configured_path(config), wait=False) as opened, Progress() as progress:
+
+        def show(done: int, total: int, what: str) -> None:
+            rate = format_size(round(done / max(time.monotonic() - began, 0.001)))
+            progress.show(f"{format_size(done)} of {format_size(total)}, {rate}/s: {escaped(what)}")
+
+        report = rebuild(opened, RebuildOptions(progress=show))
+    if json:
+        print_json(
+            {
+                "deliveries": report.deliveries,
+                "contents": report.contents,
+                "chunks": report.chunks,
+                "pack_bytes": report.pack_bytes,
+                "seconds": round(report.seconds, 3),
+                "damage": [str(damage) for damage in report.damage],
+            }
+        )
+    else:
+        for damage in report.damage:
+            print(escaped(f"damage: {damage}"))
+        print(
+            f"{report.deliveries} deliveries, {report.contents} messages, {report.chunks} parts from "
+            f"{format_size(report.pack_bytes)} in {report.seconds:.1f} s: the index is new"
+        )
+    if report.damage:
+        raise typer.Exit(1)
