@@ -87,9 +87,7 @@ class StoreConfig:
     compaction_level: int = key(
         19, count(1, 22), "zstd level with which compaction rewrites old mail.", reload=True
     )
-    threads: int = key(
-        1, count(1, 64), "Threads that compaction, check and other jobs may use.", reload=True
-    )
+    threads: int = key(1, count(1, 64), "Threads that compaction, check and other jobs may use.", reload=True)
 
     @property
     def stream_name(self) -> str:
@@ -416,8 +414,7 @@ def _read_list(name: str, tables: object, source: str) -> tuple[_Section, ...]:
             f"{source}: {name} may be there several times: write [[{name}]] and its keys below it, for each"
         )
     return tuple(
-        _read_section(name, f"[[{name}]] {number}", values, source)
-        for number, values in enumerate(tables, 1)
+        _read_section(name, f"[[{name}]] {number}", values, source) for number, values in enumerate(tables, 1)
     )
 
 

@@ -9,6 +9,7 @@ it stays, since mail is to go through.
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -339,8 +340,17 @@ def _free_bytes(path: Path) -> int:
 def serve(config: Config, load: Callable[[], Config]) -> int:
     """Run the service in this thread; the exit code. Raises StartError, StoreError, MilterError."""
     logging_setup.set_up(config.log.level, config.log.format)
+    spare_the_collector()
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         return runner.run(_main(config, load))
+
+
+def spare_the_collector() -> None:
+    """Let Python look for cycles seldom: the mail path makes none, and what it makes is many small objects,
+    which by default are gone through a thousand times a second (a tenth of all its time)."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

@@ -128,8 +128,10 @@ class Compactor:
             waste, holds = snapshot.waste(), in_force(snapshot.holds())
         for name in self._store.view.names():
             directory = self._streams / name
+            with self._store.index.read() as snapshot:
+                state = snapshot.state(name)
             units += plan(
-                directory, waste, holds,
+                directory, waste, holds, state.place if state else (0, 0),
                 unit_bytes=self._options.unit_bytes, everything=self._options.everything,
             )  # fmt: skip
         # What nobody needs is let go of from the newest to the oldest: recipes go before what they refer to.

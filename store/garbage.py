@@ -103,14 +103,17 @@ class Garbage:
 
     def _all_removed(self, snapshot: Snapshot, holds: list[Hold], content: ContentId) -> bool:
         """Whether every delivery of a message was removed and none is held."""
-        found = list(snapshot.by_term(Term.CONTENT, content, 0, _FOREVER_US, newest_first=True, removed=True))
-        return bool(found) and all(d in self.removed or self._is_gone(snapshot, holds, d) for d in found)
-
-    def _is_gone(self, snapshot: Snapshot, holds: list[Hold], delivery: DeliveryId) -> bool:
-        if not snapshot.is_removed(delivery):
-            return False
-        fact = self._store.fact(snapshot, delivery) if holds else None
-        return fact is None or not held_by(holds, fact)
+        found = False
+        every = snapshot.by_term(Term.CONTENT, content, 0, _FOREVER_US, newest_first=True, removed=True)
+        for delivery in every:
+            fact = self._store.fact(snapshot, delivery)
+            if fact is not None and fact.content != content:
+                continue  # one that shares a microsecond with a delivery of this message
+            found = True
+            gone = fact is None or snapshot.is_removed(delivery)
+            if not gone or (fact is not None and held_by(holds, fact)):
+                return False
+        return found
 
     def _recipes_elsewhere(self) -> Iterator[Content]:
         """The recipes that may refer to the unit's chunks: of its own stream those that came later."""

@@ -33,7 +33,6 @@ class Indexer:
         self._view = view
         self._note = note
         self._queue: queue.SimpleQueue[Group | None] = queue.SimpleQueue()
-        self._applied: list[Group] = []
         self._put = 0
         self._done = 0
         self._moved = threading.Condition()
@@ -103,11 +102,10 @@ class Indexer:
                 if self._closing.wait(_RETRY_S):  # a full disk must not keep the process from ending
                     return
         self._merge.set()
-        self._applied += groups
+        for group in groups:
+            self.pending.indexed(group)
         if self._view.index.fresh_count() == 0:
-            for group in self._applied:
-                self.pending.drop(group)
-            self._applied = []
+            self.pending.folded()
         with self._moved:
             self._done += len(groups)
             self._moved.notify_all()

@@ -19,7 +19,7 @@ from store.segments import pack_path
 
 _MAX_OPEN_PACKS = 64
 _CACHE_BYTES = 8 << 20
-_FIRST_READ_BYTES = 32 << 10
+_FIRST_READ_BYTES = 12 << 10
 _ENTRIES = frozenset({RecordType.ENTRIES})
 
 

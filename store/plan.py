@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from store.places import stream_number
+from store.places import Place, stream_number
 from store.records import Hold
 from store.segments import Part, Segment, first_of, last_of, pack_path, stream_files
 from store.snapshot import Waste
@@ -46,16 +46,19 @@ def plan(
     directory: Path,
     waste: Mapping[tuple[int, int], Waste],
     holds: str,
+    indexed: Place,
     *,
     unit_bytes: int,
     everything: bool,
 ) -> list[Unit]:
-    """The units of a stream that are due. The newest pack is never among them: it may be open.
+    """The units of a stream that are due. The newest pack is never among them: it may be open; nor is what
+    lies behind the place up to which the stream is `indexed`.
 
     What was removed but is held is tried again once other holds are in force (`in_force`)."""
     parts = list(stream_files(directory).parts)
     if parts and not isinstance(parts[-1], Segment):
         parts.pop()
+    parts = [part for part in parts if _end_of(directory, part) <= indexed]
     owner = stream_number(directory.name)
     sizes = {part: _size(directory, part) for part in parts}
     units: list[Unit] = []
@@ -78,6 +81,12 @@ def plan(
         if why:
             units.append(Unit(directory.name, tuple(stretch), len(packs), size, why, bool(removed)))
     return units
+
+
+def _end_of(directory: Path, part: Part) -> Place:
+    if isinstance(part, Segment):
+        return part.end.place
+    return part, pack_path(directory, part).stat().st_size
 
 
 def _packs(part: Part) -> tuple[int, ...]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 import threading
-from bisect import bisect_left, bisect_right
+from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -52,9 +52,9 @@ class Blocks:
     def __init__(self, most: int = _CACHED_BLOCKS) -> None:
         self._most = most
         self._lock = threading.Lock()
-        self._blocks: OrderedDict[tuple[int, int, int], list[bytes]] = OrderedDict()
+        self._blocks: OrderedDict[tuple[int, int, int], bytes] = OrderedDict()
 
-    def get(self, name: tuple[int, int, int], load: Callable[[], list[bytes]]) -> list[bytes]:
+    def get(self, name: tuple[int, int, int], load: Callable[[], bytes]) -> bytes:
         """The block of that name, loaded if it is not here."""
         with self._lock:
             found = self._blocks.get(name)
@@ -119,16 +119,14 @@ class Run:
         if prefix > found.last or prefix < found.fences[: len(prefix)]:
             return []
         rows: list[bytes] = []
-        number = self._block_of(found, prefix)
-        while number < len(found.ends):
-            block = self.block(table, number)
-            at = bisect_left(block, prefix)
-            while at < len(block) and block[at].startswith(prefix):
-                rows.append(block[at])
-                at += 1
-            if at < len(block):
-                break
-            number += 1
+        for number in range(self._block_of(found, prefix), len(found.ends)):
+            columns = self._block(table, number)
+            count = len(columns) // found.width
+            for at in range(_first_not_before(columns, count, prefix), count):
+                row = columns[at::count]
+                if not row.startswith(prefix):
+                    return rows
+                rows.append(row)
         return rows
 
     def range(self, table: int, low: bytes, high: bytes, *, reverse: bool) -> Iterator[bytes]:
@@ -136,29 +134,29 @@ class Run:
         found = self._tables.get(table)
         if found is None or high <= found.fences[: found.width] or low > found.last:
             return
-        if reverse:
-            for number in range(self._block_of(found, high), -1, -1):
-                block = self.block(table, number)
-                first = bisect_left(block, low)
-                yield from reversed(block[first : bisect_left(block, high)])
-                if first:
-                    return
-        else:
-            for number in range(self._block_of(found, low), len(found.ends)):
-                block = self.block(table, number)
-                end = bisect_left(block, high)
-                yield from block[bisect_left(block, low) : end]
-                if end < len(block):
-                    return
+        numbers = (
+            range(self._block_of(found, high), -1, -1)
+            if reverse
+            else range(self._block_of(found, low), len(found.ends))
+        )
+        for number in numbers:
+            columns = self._block(table, number)
+            count = len(columns) // found.width
+            first = _first_not_before(columns, count, low)
+            end = _first_not_before(columns, count, high)
+            for at in range(end - 1, first - 1, -1) if reverse else range(first, end):
+                yield columns[at::count]
+            if first > 0 if reverse else end < count:
+                return
 
     def blocks(self, table: int) -> Iterator[list[bytes]]:
         """All rows of a table, a block at a time, past the cache."""
         found = self._tables.get(table)
         for number in range(len(found.ends) if found else 0):
-            yield self._load(table, number)
+            yield _rows(self._load(table, number), found.width if found else 0)
 
-    def block(self, table: int, number: int) -> list[bytes]:
-        """One block's rows."""
+    def _block(self, table: int, number: int) -> bytes:
+        """One block, column by column: its row i is every n-th byte from i on."""
         return self._cache.get((self.number, table, number), lambda: self._load(table, number))
 
     def _block_of(self, table: _Table, key: bytes) -> int:
@@ -173,16 +171,28 @@ class Run:
                 high = middle
         return max(0, low - 1)
 
-    def _load(self, table: int, number: int) -> list[bytes]:
+    def _load(self, table: int, number: int) -> bytes:
         found = self._tables[table]
         start = found.ends[number - 1] if number else found.start
         packed = os.pread(self._fd, found.ends[number] - start, start)
         try:
             # A context for each call: one shared between threads crashes the process.
-            columns = zstandard.ZstdDecompressor().decompress(packed)
+            return zstandard.ZstdDecompressor().decompress(packed)
         except zstandard.ZstdError as exc:
             raise ValueError(f"{self.path} at byte {start}: {exc}") from exc
-        return _rows(columns, found.width)
+
+
+def _first_not_before(columns: bytes, count: int, key: bytes) -> int:
+    """The first row of a block that does not come before `key`; `count` if all do. Rows are picked out one
+    by one, since to turn a whole block costs more than the search."""
+    low, high, size = 0, count, len(key)
+    while low < high:
+        middle = (low + high) // 2
+        if columns[middle::count][:size] < key:
+            low = middle + 1
+        else:
+            high = middle
+    return low
 
 
 def _rows(columns: bytes, width: int) -> list[bytes]:

@@ -97,6 +97,7 @@ class Snapshot:
         self._txn = txn
         self._index = index
         self._known: Known | None = None
+        self._looked_up: dict[DeliveryId, list[tuple[EntryType, Location]]] = {}
 
     @property
     def known(self) -> Known:
@@ -205,6 +206,8 @@ class Snapshot:
 
     def delivery(self, delivery: DeliveryId) -> list[tuple[EntryType, Location]]:
         """The entries that speak of a delivery, by type; empty when unknown."""
+        if delivery in self._looked_up:
+            return self._looked_up[delivery]
         return self._entries(delivery[8:] + delivery[:8]).get(delivery, [])
 
     def _entries(self, prefix: bytes) -> dict[DeliveryId, list[tuple[EntryType, Location]]]:
@@ -213,6 +216,7 @@ class Snapshot:
             where = self._location(row, PLACE_AT[Table.DELIVERY])
             if where is not None:
                 found.setdefault(rows.id_in(row), []).append((EntryType(row[16]), where))
+        self._looked_up = found
         return found
 
     def is_removed(self, delivery: DeliveryId) -> bool:
@@ -329,6 +333,10 @@ class Snapshot:
     def is_condemned(self, name: bytes) -> bool:
         """Whether compaction is about to drop this chunk or content: it must be stored anew."""
         return self.meta(condemned_key(name)) is not None
+
+    def has_condemned(self) -> bool:
+        """Whether anything is condemned now."""
+        return next(self.meta_range(b"condemned:"), None) is not None
 
     def condemnations(self) -> int:
         """Rises whenever something is condemned."""

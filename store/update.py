@@ -49,6 +49,7 @@ class Update(Snapshot):
 
     def settle(self) -> None:
         """Make what was added visible to look-ups in this transaction."""
+        self._looked_up = {}
         if len(self._added) >= self._index.fresh_rows:
             self._fold()  # LMDB's file would grow with them and never shrink
         elif self._added:

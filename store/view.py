@@ -29,6 +29,7 @@ from store.records import (
     Outcomes,
     Replay,
     ReplayRun,
+    Stub,
     Uncaptured,
 )
 from store.rows import Table, Term
@@ -353,6 +354,8 @@ def apply_entries(update: Update, group: Group, counters: Counters) -> None:
                 update.add(Table.TERM, rows.term_row(Term.REPLAY_RUN, entry.run.encode(), entry.delivery))
             case Hold():
                 update.put_hold(entry)
+            case Stub() if entry.type == EntryType.DELIVERY:
+                update.add(Table.ID, entry.delivery)  # its tombstone can still be asked for
             case Erasure():
                 counters.erased += 1
                 update.add(Table.TERM, rows.term_row(Term.ERASED, entry.content, entry.delivery))

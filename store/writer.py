@@ -70,12 +70,18 @@ class Submission:
 
 
 class Pending:
-    """What is durable and not yet in the index's runs. Read by any thread, changed by writer and indexer."""
+    """What is durable and not yet in the index. Read by any thread, changed by writer and indexer.
+
+    `recent_chunks` and `recent_contents` are in the index, but only in LMDB and in no run yet: the writer,
+    which looks for duplicates in runs alone, finds them here, as long as their pack still counts.
+    """
 
     def __init__(self) -> None:
         self.chunks: dict[ChunkId, Location] = {}
         self.contents: dict[ContentId, Location] = {}
         self.queue_ids: dict[bytes, int] = {}
+        self.recent_chunks: dict[ChunkId, Location] = {}
+        self.recent_contents: dict[ContentId, Location] = {}
 
     def add(self, group: Group) -> None:
         """Take in a group that has just become durable."""
@@ -86,15 +92,22 @@ class Pending:
             elif isinstance(entry, Delivery) and entry.queue_id and entry.leg == Leg.LMTP:
                 self.queue_ids[entry.queue_id] = group.state.commits
 
-    def drop(self, group: Group) -> None:
-        """Forget a group whose rows are in a run of the index now."""
+    def indexed(self, group: Group) -> None:
+        """The index now has a group."""
+        self.recent_chunks.update(group.chunks)
         for chunk, _ in group.chunks:
             self.chunks.pop(chunk, None)
-        for entry, _ in group.entries:
+        for entry, where in group.entries:
             if isinstance(entry, Content):
+                self.recent_contents[entry.id] = where
                 self.contents.pop(entry.id, None)
             elif isinstance(entry, Delivery) and self.queue_ids.get(entry.queue_id) == group.state.commits:
                 del self.queue_ids[entry.queue_id]
+
+    def folded(self) -> None:
+        """Everything that is in the index is in its runs."""
+        self.recent_chunks = {}
+        self.recent_contents = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +151,7 @@ class Writer:
         self._fresh: set[ChunkId] = set()
         self._bad: frozenset[Record] = frozenset()
         self._condemnations = 0
+        self._condemned = False
         self._room, self._room_due = 0, 0.0
         self._located: list[tuple[ChunkId, Location]] = []
         self._thread = threading.Thread(target=self._run, name=f"writer-{stream.name}", daemon=True)
@@ -290,15 +304,20 @@ class Writer:
                 self._write_block()
 
     def _has_chunk(self, chunk: ChunkId, snapshot: Snapshot | None) -> bool:
-        return (
-            chunk in self._fresh
-            or chunk in self.pending.chunks
-            or (
-                snapshot is not None
-                and self._indexed(partial(snapshot.settled_chunk, chunk, self._bad))
-                and not (self._condemnations and snapshot.is_condemned(chunk))
-            )
+        if chunk in self._fresh:
+            return True
+        if snapshot is None:
+            return chunk in self.pending.chunks
+        known = (
+            chunk in self.pending.chunks
+            or self._counts(self.pending.recent_chunks.get(chunk), snapshot)
+            or self._indexed(partial(snapshot.settled_chunk, chunk, self._bad))
         )
+        return known and not (self._condemned and snapshot.is_condemned(chunk))
+
+    def _counts(self, where: Location | None, snapshot: Snapshot) -> bool:
+        """Whether a recent place is sound, and in a pack that compaction has not replaced meanwhile."""
+        return where is not None and where[:2] in snapshot.known.numbers and where.record not in self._bad
 
     def _lacks_chunks(self, item: Submission, snapshot: Snapshot | None) -> bool:
         """Whether a message whose first parts were taken before something was condemned needs any of that."""
@@ -318,6 +337,7 @@ class Writer:
             snapshot = stack.enter_context(self._index.read())
             self._bad = snapshot.bad()
             self._condemnations = snapshot.condemnations()
+            self._condemned = snapshot.has_condemned()
         except StoreError as exc:
             log.error("no deduplication: %s", exc)
             return None
@@ -337,16 +357,18 @@ class Writer:
             self._block, self._block_bytes = [], 0
 
     def _has_content(self, content: ContentId, here: set[ContentId], snapshot: Snapshot | None) -> bool:
-        if content in here or content in self.pending.contents:
+        if content in here:
             return True
-        if (
-            snapshot is not None
-            and self._indexed(partial(snapshot.settled_content, content, self._bad))
-            and not (self._condemnations and snapshot.is_condemned(content))
-        ):
-            return True
-        here.add(content)
-        return False
+        known = content in self.pending.contents
+        if snapshot is not None:
+            known = (
+                known
+                or self._counts(self.pending.recent_contents.get(content), snapshot)
+                or self._indexed(partial(snapshot.settled_content, content, self._bad))
+            ) and not (self._condemned and snapshot.is_condemned(content))
+        if not known:
+            here.add(content)
+        return known
 
     def _check_room(self, *, urgent: bool) -> None:
         # Facts without mail (replies to what was delivered, records of replays) are small and cannot be had

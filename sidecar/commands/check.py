@@ -21,7 +21,7 @@ from store.sample import Sample
 from store.store import Store
 
 _HINTS = {
-    "damage": "Restore this file from a copy; mail in the sound packs can be read meanwhile.",
+    "damage": "Restore this pack from a copy; mail in the sound packs can be read meanwhile.",
     "missing": "Restore damaged or missing packs from a copy; all other mail can be read meanwhile. With "
     "findings of kind `index` run `mailkeep rebuild` first.",
     "content": "Restore the pack that holds it from a copy; all other mail can be read meanwhile.",

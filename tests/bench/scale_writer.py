@@ -14,6 +14,7 @@ import sys
 import time
 from pathlib import Path
 
+from sidecar.service import spare_the_collector
 from store.ids import DeliveryId, now_us
 from store.rows import Term
 from store.store import Query, Store
@@ -161,6 +162,7 @@ def main() -> None:
     ):  # as many threads and known files at the first checkpoint as at the last
         stream.take(BATCH)
     stream.now_us = start_us
+    spare_the_collector()  # as `serve` does
     say("started", **memory())
     with Store.open(path, create=True) as store:
         store.start_writing("bench")

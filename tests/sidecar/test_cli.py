@@ -174,7 +174,8 @@ def test_check_and_stats_of_a_sound_store(tmp_path: Path) -> None:
     assert (ran.code, ran.err) == (0, "")
     assert re.fullmatch(r"1 streams, \d+ commits, 3 deliveries, .* read: nothing wrong\n", ran.out)
     as_json = mailkeep("check", "--json", "--store", tmp_path / "store")
-    assert (as_json.code, as_json.objects) == (0, [])
+    (summary,) = as_json.objects
+    assert (as_json.code, summary["kind"], summary["findings"]) == (0, "summary", 0)
     (stats,) = mailkeep("stats", "--json", "--store", tmp_path / "store").objects
     assert stats["deliveries"] == {"lmtp": 2, "milter": 1}
     assert stats["message_bytes"] == 3 * len(MESSAGE)
@@ -213,6 +214,7 @@ def test_check_names_damage_with_a_hint(tmp_path: Path, *, read_data: bool) -> N
     found = mailkeep(*arguments, "--json").objects
     assert {"kind", "where", "what", "hint"} == set(found[0])
     assert {"damage"} <= {finding["kind"] for finding in found}
+    assert found[-1]["findings"] == len(found) - 1
 
 
 def test_check_tells_of_damage_that_opening_found(tmp_path: Path) -> None:

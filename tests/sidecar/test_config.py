@@ -303,6 +303,8 @@ def test_timeouts_caps_policy_jobs_and_rules_are_reloadable() -> None:
     jobs = {(section, key) for section, key, *_ in all_keys() if section in {"scheduler", "retention"}}
     assert len(jobs) == len(fields(SchedulerConfig)) + len(fields(RetentionConfig))
     assert reloadable_keys() == jobs | {
+        ("store", "threads"),
+        ("store", "compaction_level"),
         ("lmtp", "downstream"),
         ("lmtp", "max_connections"),
         ("lmtp", "idle_timeout"),

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from store import looks, retention
+from store.check import Checked, check
 from store.compact import CompactOptions, Compactor
 from store.errors import HeldError, NotFoundError
 from store.filters import Filter
@@ -437,3 +438,32 @@ def test_compaction_takes_what_is_gone_and_leaves_what_came_under_a_hold(path: P
     compacted(path)
     with Store.open(path) as store:
         assert [has(store, message) for message in messages] == [False, False, False, True]
+
+
+def test_captured_in_the_same_microsecond_as_mail_that_stays(path: Path) -> None:
+    """As imports are, which know whole seconds."""
+    with Store.open(path, create=True) as store:
+        store.start_writing("host")
+        put(store, 1, b"stays\r\n")
+        erase(store, [put(store, 1, b"goes\r\n").id], owner="dpo", reason="request")
+    compacted(path)
+    with Store.open(path) as store:
+        assert [has(store, message) for message in (b"stays\r\n", b"goes\r\n")] == [True, False]
+
+
+def test_the_same_mail_again_after_its_erasure_and_compaction(path: Path) -> None:
+    """All in one process, as in `serve`: what the writer remembers of the old pack must not be relied on."""
+    message = b"Subject: again\r\n\r\n" + b"x" * 5000 + b"\r\n"
+    with Store.open(path, create=True) as store:
+        store.start_writing("host").roll()
+        erase(store, [put(store, 2, message).id], owner="dpo", reason="request")
+        store.writer.roll()
+        put(store, 1, b"the next pack\r\n")
+        Compactor(store, CompactOptions(level=1)).run()
+        assert not has(store, message), "gone at once"
+        again = put(store, 0, message)
+        assert has(store, message)
+    with Store.open(path) as store:
+        assert store.delivery(again.id).delivery.content == again.content
+        assert has(store, message)
+        assert list(check(store, Checked(), read_data=True)) == []
