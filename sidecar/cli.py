@@ -25,6 +25,7 @@ COMMANDS = {
     "expire": "sidecar.commands.expire",
     "hold": "sidecar.commands.hold",
     "erase": "sidecar.commands.erase",
+    "compact": "sidecar.commands.compact",
     "check": "sidecar.commands.check",
     "rebuild": "sidecar.commands.rebuild",
     "stats": "sidecar.commands.stats",

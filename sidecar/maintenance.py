@@ -1,37 +1,114 @@
 """The jobs that `serve` runs in the background: what each does, and which comes first.
 
-A function here makes a job for a store; None while this version has none of that kind.
+Each is made of small steps and may be stopped between any two of them: what it had finished stays, and the
+next run goes on.
 """
 
 from __future__ import annotations
 
+import itertools
+import logging
+from collections.abc import Callable
+
 from sidecar.config import Config
+from sidecar.scheduler.context import JobContext
 from sidecar.scheduler.kinds import JobKind, Run
+from sidecar.units import format_size
+from store.check import Checked, Checker, CheckOptions
+from store.compact import CompactOptions, Compactor, close_open_packs
+from store.retention import expire
+from store.sample import Sample
 from store.store import Store
 
+log = logging.getLogger(__name__)
+
+_ROLL_BYTES = 16 << 20
 _PRIORITIES = {"expire": 10, "compact": 20, "check": 30}
+_FINDINGS_TOLD = 20
+
+Current = Callable[[], Config]
+"""the configuration as it is now: SIGHUP changes it"""
 
 
-def expire_job(store: Store, config: Config) -> Run | None:  # noqa: ARG001 - not there yet
-    """Drops what is past its time."""
-    return None
+def _step(context: JobContext) -> Callable[[int], None]:
+    def step(size: int) -> None:
+        context.spent(size)
+        context.yield_()
+
+    return step
 
 
-def compact_job(store: Store, config: Config) -> Run | None:  # noqa: ARG001 - not there yet
-    """Gives the disk back what nothing names any more."""
-    return None
+def expire_job(store: Store, config: Current) -> Run:
+    """Drops what is past its time, as the rules under [[retention]] say."""
+
+    def run(context: JobContext) -> str:
+        step = _step(context)
+        rules = config().rules
+        if not rules:
+            return "no rules: mail is kept for ever"
+        dropped = expire(store, rules, owner="mailkeep serve", step=lambda: step(0))
+        return f"{dropped.deliveries} deliveries expired"
+
+    return run
 
 
-def check_job(store: Store, config: Config) -> Run | None:  # noqa: ARG001 - not there yet
-    """Verifies the store."""
-    return None
+def compact_job(store: Store, config: Current) -> Run:
+    """Rewrites closed packs; ends the open one first if there is something in it that is worth it."""
+
+    def run(context: JobContext) -> str:
+        settings = config().store
+        if store.writer.open_pack_bytes >= min(_ROLL_BYTES, settings.pack_size_bytes):
+            store.writer.roll()
+        close_open_packs(store)
+        store.settle_index()
+        report = Compactor(
+            store,
+            CompactOptions(
+                level=settings.compaction_level, threads=context.threads,
+                pack_bytes=settings.pack_size_bytes, everything="all" in context.arguments,
+                step=_step(context), stop=context.stop_requested, progress=context.progress,
+            ),
+        ).run()  # fmt: skip
+        return report.told() if report.units or report.skipped else "nothing is due"
+
+    return run
 
 
-def job_kinds(store: Store, config: Config) -> dict[str, JobKind]:
+def check_job(store: Store, config: Current) -> Run:  # noqa: ARG001 - as the others
+    """Verifies the store; what it finds goes to the log, and the run counts as failed."""
+
+    def run(context: JobContext) -> str:
+        asked = context.arguments.get("read_data")
+        sample = Sample.parse(asked) if asked is not None else None
+
+        def show(checked: Checked) -> None:
+            context.progress(checked.deliveries, 0, f"{format_size(checked.message_bytes)} read")
+
+        checker = Checker(
+            store,
+            CheckOptions(
+                read_data=sample, threads=context.threads, resume=True, step=_step(context), progress=show
+            ),
+        )
+        findings = list(itertools.islice(checker.run(), 10_000))
+        for finding in findings[:_FINDINGS_TOLD]:
+            log.error("check: %s: %s: %s", finding.kind, finding.where, finding.what)
+        if findings:
+            raise FoundDamageError(f"{len(findings)} findings; `mailkeep check` tells them")
+        return f"{checker.checked.deliveries} deliveries, nothing wrong"
+
+    return run
+
+
+class FoundDamageError(Exception):
+    """The check found something wrong."""
+
+
+def job_kinds(store: Store, config: Current) -> dict[str, JobKind]:
     """The kinds that there are, by name."""
     jobs = {
-        "compact": compact_job(store, config),
-        "expire": expire_job(store, config),
-        "check": check_job(store, config),
+        "compact": (compact_job(store, config), frozenset({"all"})),
+        "expire": (expire_job(store, config), frozenset[str]()),
+        "check": (check_job(store, config), frozenset({"read_data"})),
     }
-    return {name: JobKind(job, _PRIORITIES[name]) for name, job in jobs.items() if job is not None}
+    return {name: JobKind(job, _PRIORITIES[name], arguments) for name, (job, arguments) in jobs.items()}

@@ -73,7 +73,7 @@ class Service:
         self._loop = asyncio.get_running_loop()
         if self._config.milter is not None:
             import_pymilter()
-        store = await asyncio.to_thread(Store.open, self._config.store.path, create=True)
+        store = await asyncio.to_thread(Store.open, self._config.store.path, create=True, wait=False)
         try:
             with store:
                 await self._run(store)
@@ -172,7 +172,7 @@ class Service:
     def _start_scheduler(self) -> None:
         self._scheduler = Scheduler(
             self._config.store.path / channel.DIRECTORY,
-            maintenance.job_kinds(self._store, self._config),
+            maintenance.job_kinds(self._store, lambda: self._loaded),
             _job_settings(self._config),
             latency_s=self._latency, events=job_events(self._metrics),
         )  # fmt: skip

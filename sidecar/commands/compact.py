@@ -34,16 +34,16 @@ def command(
 ) -> None:
     """Rewrite closed packs: smaller, and without what nobody needs any more.
 
-    What is alike is laid together and compressed harder; messages that were erased or have expired go, with all
-    that no other message shares. Runs beside `serve`, which captures on; stopped by Ctrl-C or killed, nothing
-    is lost and the next run goes on. A stream that nobody writes has its last pack closed first.
+    What is alike is laid together and compressed harder; messages that were erased or have expired go, with
+    all that no other message shares. Runs beside `serve`, which captures on; stopped by Ctrl-C or killed,
+    nothing is lost and the next run goes on. A stream that nobody writes has its last pack closed first.
 
     \b
     Example: mailkeep compact --dry-run
     Exit codes: 0 done, or nothing to do; 1 something was left as it is, as told; 2 wrong usage or
     configuration; 10 and above: the store, as the message says.
     """
-    from store.compact import Compactor, CompactOptions, close_open_packs
+    from store.compact import CompactOptions, Compactor, close_open_packs
 
     settings = options.store_settings(config, store)
     with options.open_store(config, store) as opened, Progress() as progress:
@@ -63,9 +63,8 @@ def command(
             for unit in units:
                 if json:
                     first, last = unit.range()
-                    print_json(
-                        {"stream": unit.stream, "first": first, "last": last, "bytes": unit.size, "why": unit.why}
-                    )  # fmt: skip
+                    told = {"stream": unit.stream, "first": first, "last": last}
+                    print_json({**told, "bytes": unit.size, "why": unit.why})
                 else:
                     print(f"{unit}: {unit.packs} packs, {format_size(unit.size)}")
             if not units:
