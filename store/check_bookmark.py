@@ -1,12 +1,14 @@
 """How far a check has come, in a file: an interrupted check goes on behind what it has finished.
 
-What was finished counts only for files that have kept their size and time of change.
+What was finished counts only for files that have kept their size and time of change, and for a week: a disk
+that has gone bad since changes neither.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import time
 from pathlib import Path
 
 import msgspec
@@ -14,6 +16,8 @@ import msgspec
 from store.check_part import PartResult
 from store.files import adopt
 from store.sample import Sample
+
+_FRESH_S = 7 * 86_400
 
 
 class _Saved(msgspec.Struct):
@@ -30,6 +34,8 @@ class Bookmark:
     def load(self, sample: Sample | None) -> tuple[Sample | None, dict[str, PartResult]]:
         """What an interrupted check had finished, if it was to read the same; a random share stays drawn."""
         try:
+            if time.time() - self._path.stat().st_mtime > _FRESH_S:
+                return sample, {}
             saved = msgspec.json.decode(self._path.read_bytes(), type=_Saved)
         except (OSError, ValueError):
             return sample, {}

@@ -54,3 +54,20 @@ def decompress(codec: int, body: bytes | memoryview, raw_bytes: int) -> bytes:
     if len(data) != raw_bytes:
         raise ValueError(f"block has {len(data)} bytes instead of {raw_bytes}")
     return data
+
+
+def decompress_begin(codec: int, body: bytes | memoryview, upto: int) -> bytes:
+    """The first `upto` of the bytes that were compressed, without the frame's own checksum, which stands at
+    its end: what they are must be proved otherwise. Raises `ValueError` when they do not come back."""
+    if codec == Codec.RAW:
+        return bytes(body[:upto])
+    if codec != Codec.ZSTD:
+        raise ValueError(f"unknown codec {codec}")
+    try:
+        with zstandard.ZstdDecompressor().stream_reader(body) as reader:
+            data = reader.read(upto)
+    except zstandard.ZstdError as exc:
+        raise ValueError(str(exc)) from exc
+    if len(data) != upto:
+        raise ValueError(f"block has {len(data)} bytes instead of {upto} or more")
+    return data

@@ -34,6 +34,7 @@ _CHUNK_ROW_1 = struct.Struct("<16sI")
 _ENTRY_LENGTH = struct.Struct("<I")
 _COMMIT = struct.Struct("<QQQ32sQ16s16s")
 _COMMIT_SALT_AT = _COMMIT.size - 16
+_LARGE_BYTES = 1 << 20
 MAX_CHUNK_BYTES = (1 << 20) - 1
 MAX_PAYLOAD_BYTES = 1 << 30
 FIRST_COMPACTED = 1 << 31
@@ -184,11 +185,15 @@ def _row_of(record: int) -> struct.Struct:
     return _CHUNK_ROW if record == RecordType.CHUNKS else _CHUNK_ROW_1
 
 
-def block_bytes(record: int, payload: bytes | memoryview) -> bytes:
-    """The raw bytes of a CHUNKS or ENTRIES payload. Raises `ValueError` when they do not come back."""
+def block_bytes(record: int, payload: bytes | memoryview, upto: int | None = None) -> bytes:
+    """The raw bytes of a CHUNKS or ENTRIES payload, or of a large one at least the first `upto`. Raises
+    `ValueError` when they do not come back."""
     how, _, _, count, raw_bytes = _BLOCK_HEAD.unpack_from(payload)
     table = 0 if record == RecordType.ENTRIES else count * _row_of(record).size
-    return codec.decompress(how, memoryview(payload)[_BLOCK_HEAD.size + table :], raw_bytes)
+    body = memoryview(payload)[_BLOCK_HEAD.size + table :]
+    if upto is not None and upto < raw_bytes and raw_bytes >= _LARGE_BYTES:
+        return codec.decompress_begin(how, body, upto)
+    return codec.decompress(how, body, raw_bytes)
 
 
 def encode_entries(entries: list[bytes], level: int) -> bytes:

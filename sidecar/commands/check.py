@@ -65,7 +65,9 @@ def command(
     ] = None,
     threads: Annotated[
         int | None,
-        typer.Option("--threads", metavar="N", min=1, max=64, help="Packs that are checked at once."),
+        typer.Option(
+            "--threads", metavar="N", min=1, max=64, help="Packs checked at once. Default: [store] threads."
+        ),
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on where an interrupted check of the same kind stopped.")
@@ -95,7 +97,12 @@ def command(
 
         checker = Checker(
             opened,
-            CheckOptions(read_data=read_data, threads=threads or 1, resume=resume, progress=show),
+            CheckOptions(
+                read_data=read_data,
+                threads=threads or options.store_settings(config, store).threads,
+                resume=resume,
+                progress=show,
+            ),
         )
         for finding in _findings(opened, checker):
             findings += 1

@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from msgspec.structs import replace
@@ -88,7 +89,6 @@ def test_a_compacted_store_with_erased_and_expired_mail(store: Store, threads: i
     assert found(store, read_data=True)[0] == []
 
 
-@pytest.mark.xfail(strict=True, reason="store.writer: Pending still offers what compaction has dropped")
 def test_what_comes_again_after_it_was_dropped_is_stored_anew(store: Store) -> None:
     (first,) = fill(store, 1)
     submit(store, Expiry(time_us=now_us(), rule="30d", owner="o", deliveries=(first.id,)))
@@ -208,8 +208,8 @@ def test_a_stub_that_nobody_asked_for(store: Store) -> None:
     leaf = records.leaf(records.encode(delivery))
     stub = Stub(leaf=leaf, delivery=new_delivery_id(4), type=EntryType.DELIVERY)
     submit(store, stub)
-    (finding,) = found(store)[0]
-    assert (finding.kind, finding.where) == ("history", stub.delivery.hex())
+    (finding,) = [finding for finding in found(store)[0] if finding.kind == "history"]
+    assert finding.where == stub.delivery.hex()
     assert "stub without erasure" in finding.what
 
 
@@ -302,10 +302,10 @@ def test_blocks_are_unpacked_about_once(path: Path, monkeypatch: pytest.MonkeyPa
     unpacked: Counter[int] = Counter()
     real = layout.block_bytes
 
-    def counting(kind: int, payload: bytes) -> bytes:
+    def counting(kind: int, payload: bytes, *more: Any, **how: Any) -> Any:
         if kind == layout.RecordType.CHUNKS:
             unpacked[hash(bytes(payload))] += 1
-        return real(kind, payload)
+        return real(kind, payload, *more, **how)
 
     with Store.open(path, create=True) as store:
         store.start_writing("host")
@@ -398,6 +398,8 @@ def test_interrupted_and_resumed(path: Path) -> None:
         assert (findings, checker.checked.deliveries) == (expected, found(store)[1].deliveries)
         run(whole // 2, resume=False)
         assert Bookmark(path).load(Sample(part=1, parts=2))[1] == {}, "it was to read something else"
+        os.utime(Bookmark(path)._path, (1e9, 1e9))
+        assert Bookmark(path).load(Sample())[1] == {}, "long ago is not now"
 
 
 def test_what_stops_one_thread_stops_all(path: Path) -> None:
