@@ -85,6 +85,8 @@ class StreamLog:
         if path.stat().st_size != at:
             return False
         header = read_pack_header(path)
+        if header.version != layout.FORMAT_VERSION:
+            return False  # what an earlier version began must stay readable by it
         if newest != self.state.pack:  # begun before a crash, and nothing committed in it yet
             if (header.chain, header.next_record) != (self.state.chain, self.state.next_record):
                 return False
