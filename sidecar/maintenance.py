@@ -57,7 +57,12 @@ def compact_job(store: Store, config: Current) -> Run:
 
     def run(context: JobContext) -> str:
         settings = config().store
-        if store.writer.open_pack_bytes >= min(_ROLL_BYTES, settings.pack_size_bytes):
+        enough = store.writer.open_pack_bytes >= min(_ROLL_BYTES, settings.pack_size_bytes)
+        with store.index.read() as snapshot:
+            wasted = (
+                store.writer.open_pack in snapshot.waste()
+            )  # what was erased shall not wait for more mail
+        if enough or wasted or "all" in context.arguments:
             store.writer.roll()
         close_open_packs(store)
         store.settle_index()

@@ -29,15 +29,16 @@ from store import rows
 from store.errors import DamagedError, IndexFailedError, StoreError, StoreFullError
 from store.files import adopt
 from store.rows import FILTERED, PLACE_AT
-from store.runs import Blocks, Run, RunWriter, merged
+from store.runs import Blocks, Run, RunDamagedError, RunWriter, merged
 from store.snapshot import Catalogue, Known, RunInfo, Snapshot
 from store.update import MERGE_RUNS, Update
 
 MAP_BYTES = 1 << 40
-SCHEMA = 2
+SCHEMA = 3
 """of the tables; an index with another one is built anew"""
 FRESH_ROWS = 1024
 """rows in LMDB at which they are written out as a run"""
+_EARLIER_TABLES = (b"chunks", b"contents", b"deliveries", b"ids", b"terms")
 _MAX_READERS = 1024
 _ENGINE_0_9 = 0
 
@@ -63,14 +64,12 @@ class Index:
             adopt(path)
         try:
             self._env = lmdb.open(
-                str(path), map_size=MAP_BYTES, max_dbs=2, max_readers=_MAX_READERS,
+                str(path), map_size=MAP_BYTES, max_dbs=2 + len(_EARLIER_TABLES), max_readers=_MAX_READERS,
                 mode=0o600, subdir=True, lib_version=_ENGINE_0_9,
             )  # fmt: skip
             self._env.reader_check()  # slots of readers that were killed would pin old pages for ever
             self.meta = self._env.open_db(b"meta", create=True)
             self.fresh = self._env.open_db(b"fresh", create=True)
-        except lmdb.DbsFullError as exc:  # of an earlier version, which had more tables
-            raise DamagedError(f"the index at {path} is of another version") from exc
         except _DAMAGED as exc:
             raise DamagedError(f"the index at {path} is damaged: {exc}") from exc
         except lmdb.Error as exc:
@@ -90,9 +89,14 @@ class Index:
             if known == mark:
                 snapshot.rows()  # opens the runs
                 return
+        ours = known is None or known.partition(b":")[2] == mark.partition(b":")[2]
+        for name in _EARLIER_TABLES:
+            with self._env.begin(write=True) as txn:
+                if txn.get(name) is not None:
+                    txn.drop(self._env.open_db(name, txn=txn))
         with self.update() as update:
             if update.mark() not in {None, mark}:
-                update.clear()  # another version's, or another store's
+                update.clear(keep_durable=ours)  # another version's, or another store's
             update.put_mark(mark)
 
     @contextlib.contextmanager
@@ -104,10 +108,16 @@ class Index:
     @contextlib.contextmanager
     def update(self) -> Iterator[Update]:
         """A write transaction, committed and synced when the block ends well, else undone."""
-        with self._translated(), self._env.begin(write=True) as txn:
-            update = Update(txn, self)
-            yield update
-            update.finish()
+        try:
+            with self._translated(), self._env.begin(write=True) as txn:
+                update = Update(txn, self)
+                yield update
+                update.finish()
+        except BaseException:
+            with self._lock:  # runs it made never came to be, and others will come under their numbers
+                self._last = (b"", Known(Catalogue(), []))
+                self._runs = {}
+            raise
 
     @contextlib.contextmanager
     def _translated(self) -> Iterator[None]:
@@ -115,7 +125,7 @@ class Index:
             yield
         except (lmdb.MapFullError, lmdb.DiskError) as exc:
             raise StoreFullError(f"the index at {self.path} cannot grow: {exc}") from exc
-        except _DAMAGED as exc:
+        except (*_DAMAGED, RunDamagedError) as exc:
             raise DamagedError(f"the index at {self.path} is damaged: {exc}") from exc
         except lmdb.Error as exc:
             raise IndexFailedError(f"the index at {self.path} failed: {exc}") from exc
@@ -234,11 +244,11 @@ class Index:
         except _StoppedError:
             return False
         with self.update() as update:
-            if numbers <= {info.number for info in update.known.catalogue.runs}:
+            same = numbers <= {info.number for info in update.known.catalogue.runs}
+            if same:  # and the index was not emptied meanwhile
                 update.adopt_runs([(path, writer.rows)] if writer.rows else [], instead_of=numbers)
-                return True
-        path.unlink()  # the index was emptied meanwhile
-        return False
+        path.unlink(missing_ok=True)
+        return same
 
     def bytes_on_disk(self) -> int:
         """What its files take on disk."""

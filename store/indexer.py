@@ -11,7 +11,7 @@ import queue
 import threading
 from collections.abc import Callable
 
-from store.errors import StoreError
+from store.errors import DamagedError, StoreError
 from store.places import Group
 from store.view import CaughtUp, View
 from store.writer import Pending
@@ -97,10 +97,14 @@ class Indexer:
             try:
                 self._view.apply(groups)
                 break
-            except (StoreError, OSError) as exc:
-                log.error("the index falls behind: %s", exc)
+            except Exception as exc:
+                log.error(
+                    "the index falls behind: %s", exc, exc_info=not isinstance(exc, (StoreError, OSError))
+                )
                 if self._closing.wait(_RETRY_S):  # a full disk must not keep the process from ending
                     return
+                if isinstance(exc, DamagedError):
+                    self._start_over(exc)
         self._merge.set()
         for group in groups:
             self.pending.indexed(group)
@@ -109,6 +113,16 @@ class Indexer:
         with self._moved:
             self._done += len(groups)
             self._moved.notify_all()
+
+    def _start_over(self, why: DamagedError) -> None:
+        """The index itself is damaged: what is in the streams makes it anew."""
+        log.error("%s; it is emptied and rebuilt from the streams", why)
+        try:
+            self._view.clear()
+        except (StoreError, OSError) as exc:
+            log.error("the index cannot be emptied: %s", exc)
+            return
+        self._catch_up()
 
     def _catch_up(self) -> None:
         log.info("the index is being rebuilt from the streams; mail is captured meanwhile")
@@ -131,5 +145,5 @@ class Indexer:
                 return
             try:
                 self._view.index.merge(stop=self._closing.is_set)
-            except (StoreError, OSError, ValueError) as exc:
+            except Exception as exc:  # noqa: BLE001 - as above
                 log.error("the index's runs cannot be merged: %s", exc)

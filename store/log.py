@@ -100,7 +100,6 @@ class StreamLog:
         number = self._last_pack + 1
         if number <= layout.FIRST_COMPACTED:
             number = max(number, max(written_packs(self._directory), default=0) + 1)
-        self._last_pack = number
         header = PackHeader(
             number=number, store_id=self._store_id, salt=os.urandom(16), created_us=now_us(),
             next_record=self.state.next_record, stream=self.name, chain=self.state.chain,
@@ -116,6 +115,7 @@ class StreamLog:
             os.close(fd)
             path.unlink(missing_ok=True)
             raise
+        self._last_pack = number
         if self._fd >= 0:
             os.close(self._fd)
         self._fd, self._key, self._salt = fd, header.key(), header.salt

@@ -11,6 +11,7 @@ Files are read with pread and never mapped: what the kernel caches of them is th
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 from bisect import bisect_right
@@ -25,10 +26,11 @@ from blake3 import blake3
 
 from store.files import write_all
 
-MAGIC = b"MKRUN\x01\r\n"
+MAGIC = b"MKRUN\x02\r\n"
 BLOCK_ROWS = 512
 _FILTER_BITS = 10
 _TRAILER_BYTES = 8 + 4 + 16
+_SUM_BYTES = 8
 _WRITE_BYTES = 1 << 20
 _CACHED_BLOCKS = 256
 _LEVEL = 3
@@ -69,12 +71,22 @@ class Blocks:
         return found
 
 
+class RunDamagedError(ValueError):
+    """A run's bytes are not what was written."""
+
+
+_serials = itertools.count()
+
+
 class Run:
-    """One run file, open for reading. Thread-safe. Raises `ValueError` when it is damaged, `OSError`."""
+    """One run file, open for reading. Thread-safe. Raises `RunDamagedError`, `OSError`."""
+
+    _fd = -1
 
     def __init__(self, path: Path, number: int, blocks: Blocks) -> None:
         self.path = path
         self.number = number
+        self._serial = next(_serials)  # a number may come again after a transaction that failed
         self._cache = blocks
         self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
@@ -83,14 +95,14 @@ class Run:
             at, length = int.from_bytes(trailer[:8], "little"), int.from_bytes(trailer[8:12], "little")
             packed = os.pread(self._fd, length, at)
             if blake3(packed).digest(16) != trailer[12:]:
-                raise ValueError(f"{path} is damaged or cut short")  # noqa: TRY301 - closed below
+                raise ValueError("damaged or cut short")  # noqa: TRY301 - closed below
             self._tables = msgspec.msgpack.decode(
                 zstandard.ZstdDecompressor().decompress(packed), type=dict[int, _Table]
             )
-        except (ValueError, zstandard.ZstdError, OSError) as exc:
+        except (ValueError, OverflowError, zstandard.ZstdError, OSError) as exc:
             os.close(self._fd)
             self._fd = -1
-            raise ValueError(str(exc)) from exc
+            raise RunDamagedError(f"{path}: {exc}") from exc
 
     def __del__(self) -> None:
         # Snapshots share runs, and the last of them to go closes the file.
@@ -157,7 +169,7 @@ class Run:
 
     def _block(self, table: int, number: int) -> bytes:
         """One block, column by column: its row i is every n-th byte from i on."""
-        return self._cache.get((self.number, table, number), lambda: self._load(table, number))
+        return self._cache.get((self._serial, table, number), lambda: self._load(table, number))
 
     def _block_of(self, table: _Table, key: bytes) -> int:
         """The last block whose first row is not after `key`; 0 if none is."""
@@ -174,12 +186,12 @@ class Run:
     def _load(self, table: int, number: int) -> bytes:
         found = self._tables[table]
         start = found.ends[number - 1] if number else found.start
-        packed = os.pread(self._fd, found.ends[number] - start, start)
-        try:
-            # A context for each call: one shared between threads crashes the process.
-            return zstandard.ZstdDecompressor().decompress(packed)
-        except zstandard.ZstdError as exc:
-            raise ValueError(f"{self.path} at byte {start}: {exc}") from exc
+        data = os.pread(self._fd, found.ends[number] - start, start)
+        packed, total = data[:-_SUM_BYTES], data[-_SUM_BYTES:]
+        if blake3(packed).digest(_SUM_BYTES) != total:
+            raise RunDamagedError(f"{self.path} at byte {start}: block is damaged")
+        # A context for each call: one shared between threads crashes the process.
+        return zstandard.ZstdDecompressor().decompress(packed)
 
 
 def _first_not_before(columns: bytes, count: int, key: bytes) -> int:
@@ -232,7 +244,7 @@ class RunWriter:
         self._at = 0
         self._buffer = [MAGIC]
         self._buffered = len(MAGIC)
-        self._compressor = zstandard.ZstdCompressor(level=_LEVEL, write_checksum=True)
+        self._compressor = zstandard.ZstdCompressor(level=_LEVEL)
         self._tables: dict[int, _Table] = {}
         self.rows = 0
 
@@ -261,6 +273,7 @@ class RunWriter:
 
     def _block(self, rows: list[bytes], fences: list[bytes], ends: list[int], bits: bytearray | None) -> None:
         packed = self._compressor.compress(_columns(rows, len(rows[0])))
+        packed += blake3(packed).digest(_SUM_BYTES)
         fences.append(rows[0])
         self._buffer.append(packed)
         self._buffered += len(packed)
@@ -327,11 +340,14 @@ class _Head:
 
     def __init__(self, source: Iterator[list[bytes]]) -> None:
         self._source = source
-        self.rows = next(source, [])
+        self.rows = self._next()
 
     def take(self, upto: bytes) -> list[bytes]:
         """The rows at hand that are not after `upto`."""
         end = bisect_right(self.rows, upto)
         part = self.rows[:end]
-        self.rows = self.rows[end:] or next(self._source, [])
+        self.rows = self.rows[end:] or self._next()
         return part
+
+    def _next(self) -> list[bytes]:
+        return next((rows for rows in self._source if rows), [])

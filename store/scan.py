@@ -300,11 +300,36 @@ class _Gathering:
                 if records.is_fact(data):
                     self.leaves.append(records.leaf(data))
 
+    def cut(self, offset: int, leaves: int) -> tuple[Group, list[Damage]]:
+        """What came before `offset`, with what is wrong there; the last `leaves` facts came after it."""
+        group = self.group
+        here = [number for number, (_, where) in enumerate(group.chunks) if where.offset < offset]
+        group.chunks, group.kinds = [group.chunks[n] for n in here], [group.kinds[n] for n in here]
+        group.entries = [(entry, where) for entry, where in group.entries if where.offset < offset]
+        self.leaves = self.leaves[: len(self.leaves) - leaves]
+        group.state = replace(group.state, offset=offset, chain=self.chain(group.state.chain))
+        return group, self.bad
+
     def chain(self, chain: bytes) -> bytes:
         """The chain after these facts."""
         for leaf in self.leaves:
             chain = layout.chain_next(chain, leaf)
         return chain
+
+
+def _gather_again(path: Path, key: bytes, state: StreamState, start: int, end: int) -> _Gathering | None:
+    """The records from `start` to `end`; None when they are not all sound."""
+    gathering = _Gathering(path.parent.name, state)
+    for record in scan_records(path, key, start):
+        if isinstance(record, Damage) or record.offset > end:
+            return None
+        if record.offset == end:
+            return gathering
+        try:
+            gathering.take(record)
+        except (ValueError, struct.error):
+            return None
+    return None
 
 
 def _scan_pack(
@@ -325,6 +350,12 @@ def _scan_pack(
         except (ValueError, struct.error) as exc:
             gathering.bad.append(Damage(path, record.offset, f"record cannot be read: {exc}"))
             continue
+        if broken is None and gathering.bad and commit.start > state.offset:
+            later = _gather_again(path, key, state, commit.start, record.offset)
+            if later is not None and commit.digest == layout.group_digest(later.headers, key):
+                # A COMMIT between the two is damaged, and what it had ended is a group of its own.
+                broken = gathering.cut(commit.start, len(later.leaves))
+                gathering = later
         start = broken[0].state.offset if broken else state.offset
         whole = (
             not gathering.bad

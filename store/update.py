@@ -198,10 +198,10 @@ class Update(Snapshot):
 
     # -- all of it
 
-    def clear(self) -> None:
+    def clear(self, *, keep_durable: bool = True) -> None:
         """Empty the index, to be filled again from the streams; how far each had been seen is kept."""
         seen: dict[bytes, tuple[int, int]] = {}
-        for prefix in (b"stream:", b"durable:"):
+        for prefix in (b"stream:", b"durable:") if keep_durable else ():
             for name, value in self.meta_range(prefix):
                 pack, offset = msgspec.msgpack.decode(value)[:2]
                 seen[name] = max(seen.get(name, (0, 0)), (pack, offset))

@@ -181,6 +181,11 @@ class Writer:
             raise errors[0]
 
     @property
+    def open_pack(self) -> tuple[int, int]:
+        """(stream number, pack) that is being written."""
+        return self._stream.number, self._stream.state.pack
+
+    @property
     def open_pack_bytes(self) -> int:
         """What the open pack has come to."""
         return self._stream.pack_bytes

@@ -42,7 +42,9 @@ def messages() -> list[bytes]:
         found.append(
             b"Received: from x by y id ABCDEF%d; now\r\nFrom: a@example.org\r\nSubject: file %d\r\n"
             b'Content-Type: multipart/mixed; boundary="b"\r\n\r\n--b\r\nContent-Type: text/plain\r\n\r\n'
-            % (number, number) + text + b"\r\n--b\r\nContent-Type: application/octet-stream\r\n"
+            % (number, number)
+            + text
+            + b"\r\n--b\r\nContent-Type: application/octet-stream\r\n"
             b"Content-Transfer-Encoding: base64\r\n\r\n" + body + b"\r\n--b--\r\n"
         )
     return found
@@ -53,7 +55,9 @@ def put(store: Store, number: int, message: bytes) -> dict[str, object]:
     done = threading.Event()
     ingest = store.begin()
     ingest.feed(message)
-    envelope = Envelope(b"a@example.org", (Recipient(b"b@example.org"), Recipient(b"C@Example.org", b" ORCPT=x")))
+    envelope = Envelope(
+        b"a@example.org", (Recipient(b"b@example.org"), Recipient(b"C@Example.org", b" ORCPT=x"))
+    )
     delivery = ingest.commit(
         Leg.LMTP if number % 3 else Leg.MILTER, envelope, queue_id=b"Q%d" % number,
         attributes={"HELO": b"client"}, notes=("golden",), time_us=FIRST_US + number * 1_000_000,
