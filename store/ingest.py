@@ -22,7 +22,8 @@ _HAND_OVER_BYTES = 256 << 10
 _HEADER_BYTES = 64 << 10
 _SMALL_FEED_BYTES = 1024
 _VALUE_BYTES = 998
-_FIELD = re.compile(rb"(?im)^(subject|message-id|from)[ \t]*:[ \t]*((?:[^\r\n]|\r?\n(?=[ \t])|\r(?!\n))*)")
+_KEPT_FIELDS = (b"subject", b"message-id", b"from")
+_VALUE = re.compile(rb"[ \t]*:[ \t]*((?:[^\r\n]++|\r?\n(?=[ \t])|\r(?!\n))*+)")
 _RECEIVED = re.compile(rb"(?i)\A(?:(?!received:)[^\n]*\n){0,8}received:((?:[^\n]|\n(?=[ \t]))*)")
 _RECEIVED_ID = re.compile(rb"(?i)\sid(?:[ \t]|\r?\n[ \t])+([0-9A-Z]{6,64})(?![0-9A-Z])")
 
@@ -161,6 +162,11 @@ class Ingest:
         end = header.find(b"\r\n\r\n")
         header = header[: end + 2] if end >= 0 else header
         fields: dict[bytes, bytes] = {}
-        for name, value in _FIELD.findall(header):
-            fields.setdefault(name.lower(), value[:_VALUE_BYTES].strip())
+        lower = b"\n" + header.lower()  # one pass each in C is several times faster than a search by pattern
+        for name in _KEPT_FIELDS:
+            at = lower.find(b"\n" + name)
+            while at >= 0 and name not in fields:
+                if value := _VALUE.match(header, at + len(name)):
+                    fields[name] = value[1][:_VALUE_BYTES].strip()
+                at = lower.find(b"\n" + name, at + 1)
         return fields

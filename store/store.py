@@ -515,9 +515,14 @@ def candidates(snapshot: Snapshot, query: Query) -> Iterator[DeliveryId]:
 
 
 def _has_terms(found: StoredDelivery, wanted: tuple[tuple[Term, bytes], ...]) -> bool:
+    if not wanted:
+        return True
     own = terms(found.delivery)
-    runs = {replay.run.encode() for replay in found.replays}
-    return all(term in own or (term[0] == Term.REPLAY_RUN and term[1] in runs) for term in wanted)
+    return all(
+        term in own
+        or (term[0] == Term.REPLAY_RUN and any(replay.run.encode() == term[1] for replay in found.replays))
+        for term in wanted
+    )
 
 
 def _create(path: Path) -> None:

@@ -20,6 +20,7 @@ from store.check import Checked, check
 from store.compact import CompactOptions, Compactor, close_open_packs
 from store.layout import FIRST_COMPACTED
 from store.places import StreamState
+from store.rebuild import rebuild
 from store.segments import Segment, all_packs, pack_path, stream_files, written_packs
 from store.store import Query, Store
 from tests.support.mailstore import MESSAGE, written
@@ -220,6 +221,8 @@ def test_a_damaged_manifest_is_a_finding_and_nothing_goes(compacted: Path, follo
         Compactor(fill.store, CompactOptions(everything=True, level=3)).run()
     assert {name: (manifest.parent / name).read_bytes() for name in packs} == packs
     manifest.write_bytes(good)
+    with Store.open(compacted) as store:
+        rebuild(store)
     with Store.open(compacted) as store:
         assert store.damage == []
         assert len(list(store.deliveries(Query()))) == count + 1
