@@ -145,7 +145,7 @@ class Lookups:
         record is there, and the moments that several share, with where these lie."""
         known, live = array("Q"), array("Q")
         shared: dict[int, list[Location]] = {}
-        low, last, first_at = 0, b"", None
+        low, last, first_at, dropped = 0, b"", None, False
         for row in self._view.rows(Table.DELIVERY):
             time = int.from_bytes(row[:8], "big")
             number, offset, inner = rows.split_place(row, PLACE_AT[Table.DELIVERY])
@@ -156,7 +156,12 @@ class Lookups:
                     low = known[-1] + 1
                     known, live, shared = array("Q"), array("Q"), {}
                 known.append(time)
-                last, first_at = b"", None
+                last, first_at, dropped = b"", None, False
+            if row[16] != EntryType.DELIVERY and row[:16] != last:
+                # What compaction has left of one whose record is dropped: its look-ups are of this moment.
+                dropped = True
+                if first_at is not None:
+                    shared.setdefault(time, [first_at])
             if pack is None or number not in self._live or row[16] != EntryType.DELIVERY:
                 continue
             if offset >= self._view.limits.get(pack, rows.MAX_OFFSET + 1):
@@ -167,6 +172,8 @@ class Lookups:
             if first_at is None:
                 live.append(time)
                 first_at = where
+                if dropped:
+                    shared[time] = [where]
             else:
                 shared.setdefault(time, [first_at]).append(where)
             last = row[:16]

@@ -83,7 +83,7 @@ def command(
         )  # fmt: skip
     elif report.units:
         print(report.told())
-    else:
+    elif not report.skipped:
         print("nothing is due")
     for skipped in report.skipped:
         print(f"mailkeep: left as it is: {skipped}", file=sys.stderr)

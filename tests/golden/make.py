@@ -33,7 +33,8 @@ def messages() -> list[bytes]:
     narrow = b"\n".join(base64.b64encode(file)[i : i + 60] for i in range(0, 200_000, 60))
     text = b"".join(b"line %d of a text that is long enough to stand alone\r\n" % n for n in range(60))
     found = [
-        b"From: a@example.org\r\nTo: b@example.org\r\nSubject: plain\r\nMessage-ID: <1@example.org>\r\n\r\nhello\r\n",
+        b"From: a@example.org\r\nTo: b@example.org\r\nSubject: plain\r\nMessage-ID: <1@example.org>\r\n"
+        b"\r\nhello\r\n",
         b"",
         b"Subject: no line end\r\n\r\nno line end",
         bytes(range(256)) * 40,

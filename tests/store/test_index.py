@@ -174,6 +174,17 @@ def test_rows_of_dead_packs_vanish(index: Index) -> None:
     assert files(index) == live(index)
 
 
+def test_rows_that_die_before_they_are_in_a_run(index: Index) -> None:
+    put(index, range(FRESH_ROWS // 2))
+    with index.update() as update:
+        update.drop_packs([PACK], FRESH_ROWS // 2)
+    put(index, range(10), OTHER_PACK)
+    index.merge(everything=True)
+    with index.read() as snapshot:
+        assert missing(snapshot, range(10), OTHER_PACK) == []
+        assert snapshot.rows() == 10
+
+
 def test_when_all_packs_are_dead_nothing_is_left(index: Index) -> None:
     put(index, range(300))
     with index.update() as update:
