@@ -51,6 +51,7 @@ DEFAULT_PATH = Path("/etc/mailkeep/mailkeep.toml")
 POSTFIX_LMTP_TIMEOUT_S = 600
 POSTFIX_MILTER_TIMEOUT_S = 300
 PACK_SIZE_MIN_BYTES = 64 * 1024
+PACK_SIZE_MAX_BYTES = 1 << 30
 
 
 class ConfigError(Exception):
@@ -444,6 +445,8 @@ def _faults(config: Config) -> Iterator[str]:
         yield "there is neither [lmtp] nor [milter], so no mail would be captured"
     if config.store.pack_size_bytes < PACK_SIZE_MIN_BYTES:
         yield f"[store] pack_size: {exact_size(config.store.pack_size_bytes)} is too little: 64KiB at least"
+    if config.store.pack_size_bytes > PACK_SIZE_MAX_BYTES:
+        yield f"[store] pack_size: {exact_size(config.store.pack_size_bytes)} is too much: 1GiB at most"
     if config.lmtp is not None:
         yield from _lmtp_faults(config.lmtp)
     if config.milter is not None and config.milter.commit_timeout_s >= POSTFIX_MILTER_TIMEOUT_S:

@@ -90,7 +90,11 @@ class Task:
     @property
     def name(self) -> str:
         """A name for it, the same at the next check."""
-        names = (f"{part:010d}" if isinstance(part, int) else part.name for part in self.parts)
+        names = (
+            # The same range may be compacted again, into other packs.
+            f"{part:010d}" if isinstance(part, int) else "+".join((part.name, *map(str, part.packs)))
+            for part in self.parts
+        )
         return "/".join((self.stream, *names))
 
 

@@ -10,7 +10,9 @@ removed by the next. Damaged packs are never rewritten.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,19 +20,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from store import layout, records, segments
-from store.errors import StoreError, StoreLockedError
+from store.errors import DamagedError, StoreError, StoreLockedError
+from store.files import sync_directory
 from store.garbage import Garbage
-from store.ids import ChunkId, DeliveryId
+from store.ids import ChunkId, DeliveryId, chunk_id
 from store.layout import FIRST_COMPACTED, NewChunk
 from store.log import COMPACT_LOCK, StreamLock, StreamLog
 from store.packs import PackReader
-from store.places import Damage, Group, Location, StreamState
+from store.places import Damage, Group, Location, StreamState, stream_number
 from store.plan import Unit, in_force, plan
 from store.records import Content, Delivery, Outcomes, Replay, Stub
 from store.regroup import FILES, class_of, file_type, thread_key
-from store.scan import initial_state, scan_groups, scan_segment
-from store.segments import Files, Part, Segment, first_of, pack_path, stream_files
+from store.scan import scan_groups, scan_segment
+from store.segments import Files, Part, Segment, first_of, last_of, pack_path, stream_files
 from store.store import Store
+from store.view import find_end
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +42,10 @@ _CACHE_BYTES = 64 << 20
 _COMMIT_BYTES = 64 << 20
 _ENTRIES_BYTES = 32 << 10
 """raw bytes of facts and recipes a block: whoever lists mail unpacks one for each message"""
+_ENTRIES_A_COMMIT = 10_000
+"""facts and recipes in one group: whoever reads it holds them all"""
 _READERS_WAIT_S = 30.0
+_ROOM_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,10 +137,11 @@ class Compactor:
             directory = self._streams / name
             with self._store.index.read() as snapshot:
                 state = snapshot.state(name)
-            units += plan(
-                directory, waste, holds, state.place if state else (0, 0),
-                unit_bytes=self._options.unit_bytes, everything=self._options.everything,
-            )  # fmt: skip
+            with contextlib.suppress(FileNotFoundError):  # somebody else compacts: nothing for us then
+                units += plan(
+                    directory, waste, holds, state.place if state else (0, 0),
+                    unit_bytes=self._options.unit_bytes, everything=self._options.everything,
+                )  # fmt: skip
         # What nobody needs is let go of from the newest to the oldest: recipes go before what they refer to.
         return sorted(units, key=lambda unit: (not unit.wasted, -first_of(unit.parts[0])))
 
@@ -175,21 +183,42 @@ class Compactor:
             lock.release()
 
     def _finish_earlier(self, stream: str) -> None:
-        """Finish or remove what a run that was killed left."""
+        """Finish or remove what a run that was killed left. Where anything is damaged or missing nothing is
+        removed: it may be all that is left of what a lost manifest named."""
         with contextlib.suppress(StoreLockedError), self._locked(stream) as directory:
-            self._store.view.catch_up(stream)
-            self._remove(directory, stream_files(directory).superseded)
+            caught = self._store.view.catch_up(stream)
+            with self._store.index.read() as snapshot:
+                left = [token for token, whose in snapshot.condemners().items() if whose == stream]
+            if left:
+                with self._store.index.update() as update:
+                    for token in left:
+                        update.pardon(token)
+            files = stream_files(directory)
+            gaps = (first_of(b) != last_of(a) + 1 for a, b in itertools.pairwise(files.parts))
+            if not caught.damage and not files.damaged and not any(gaps):
+                self._remove(directory, files.superseded)
 
     def _remove(self, directory: Path, paths: tuple[Path, ...]) -> None:
+        with self._store.index.read() as snapshot:
+            counting = set(snapshot.packs(stream_number(directory.name)))
+        paths = tuple(p for p in paths if p.suffix != ".pack" or int(p.stem) not in counting)
         if paths:
             # Who has looked up a place in them may be about to open them; who comes too late looks again.
-            self._store.index.wait_for_readers(self._store.index.last_transaction(), _READERS_WAIT_S)
+            index = self._store.index
+            if not index.wait_for_readers(index.last_transaction(), _READERS_WAIT_S):
+                return  # the next run does it
+            sync_directory(directory)  # the manifest's name first, should a killed run have left that open
         for path in paths:
             path.unlink(missing_ok=True)
         for path in directory.glob("*" + segments.SUFFIX + ".new"):
             path.unlink(missing_ok=True)
+        self._store.let_go()
 
     def _compact(self, unit: Unit, total: int) -> None:
+        free = os.statvfs(self._streams)
+        if free.f_bavail * free.f_frsize < unit.size + _ROOM_BYTES:
+            self._skip(unit, "there is not enough free space to write it anew beside what is there")
+            return
         try:
             with self._locked(unit.stream) as directory:
                 files = stream_files(directory)
@@ -202,25 +231,27 @@ class Compactor:
                 work = _Work(self._store, directory, unit, files, self._options, progress)
                 segment = work.write()
                 if segment is None:
-                    self.report.skipped.append(f"{unit}: {work.why_not}")
-                    log.error("not compacted, %s: %s", unit, work.why_not)
+                    self._skip(unit, work.why_not)
                     return
-                before = unit.size
-                self._store.view.adopt(unit.stream, segment, verified=True)
-                work.note_what_is_left()
+                self._store.view.adopt(unit.stream, segment, verified=True, pardon=work.garbage.token)
+                work.garbage.note_held()
                 self._remove(directory, stream_files(directory).superseded)
-        except StoreLockedError as exc:
-            self.report.skipped.append(f"{unit}: {exc}")
+        except (StoreLockedError, DamagedError) as exc:
+            self._skip(unit, str(exc))
             return
         report = self.report
         report.units += 1
         report.packs_before += unit.packs
         report.packs_after += len(segment.packs)
-        report.bytes_before += before
+        report.bytes_before += unit.size
         report.bytes_after += sum(pack_path(directory, n).stat().st_size for n in segment.packs)
         report.dropped_chunks += len(work.garbage.chunks)
         report.dropped_messages += len(work.garbage.contents)
-        log.info("compacted %s: %d bytes are %d", unit, before, report.bytes_after)
+        log.info("compacted %s: %d bytes, in all %d now", unit, unit.size, report.bytes_after)
+
+    def _skip(self, unit: Unit, why: str) -> None:
+        self.report.skipped.append(f"{unit}: {why}")
+        log.error("not compacted, %s: %s", unit, why)
 
 
 class _Work:
@@ -252,15 +283,17 @@ class _Work:
         if not self._gather():
             return None
         assert self._end is not None  # noqa: S101 - a unit has at least one pack
-        self.garbage.find(self._chunks.keys(), self._groups)
         newest = max(segments.all_packs(self._directory), default=0)
         stream = StreamLog(
             self._directory, self._store.id, self._start, lock=None, new_pack=True,
             last_pack=max(newest, FIRST_COMPACTED - 1), pack_bytes=self._options.pack_bytes,
             level=self._options.level, entries_bytes=_ENTRIES_BYTES,
         )  # fmt: skip
-        first = stream.state.pack
+        first, done = stream.state.pack, False
         try:
+            self.why_not = self.garbage.find(self._chunks.keys(), self._groups)
+            if self.why_not:
+                return None
             self._write_chunks(stream)
             self._write_entries(stream)
             state = stream.commit()
@@ -272,41 +305,28 @@ class _Work:
             if (state.chain, state.facts) != (self._end.chain, self._end.facts) or wrong:
                 self.why_not = f"what was written is not right: {wrong[0] if wrong else 'another history'}"
                 return None
+            self.garbage.note_outside()
+            self.why_not = self.garbage.still_stands()
+            if self.why_not:
+                return None
             segments.write(self._directory, segment)
+            done = True
             return segment
         finally:
+            last = stream.state.pack
             stream.close()
-            if not (self._directory / f"{self._unit_name()}").exists():
-                self.garbage.pardon()
-                for number in range(first, stream.state.pack + 1):
+            if not done:
+                for number in range(first, last + 1):
                     pack_path(self._directory, number).unlink(missing_ok=True)
-
-    def _unit_name(self) -> str:
-        return (
-            "" if self._end is None else f"{first_of(self._unit.parts[0]):010d}-{self._end.pack:010d}.segment"
-        )
-
-    def note_what_is_left(self) -> None:
-        """See `Garbage.note_outside` and `Garbage.note_held`."""
-        self.garbage.note_outside()
-        self.garbage.note_held()
+                self.garbage.pardon()
 
     # -- reading
 
     def _state_before(self, part: Part) -> StreamState:
         if isinstance(part, Segment):
             return part.start
-        state = initial_state(self._store.id, self._directory.name)
         before = [other for other in self._files.parts if first_of(other) < part]
-        ends = [other.end for other in before if isinstance(other, Segment)]
-        since = max([state, *ends], key=lambda state: state.place)
-        files = Files(tuple(p for p in self._files.parts if first_of(p) <= part), (), ())
-        for found in scan_groups(self._directory, self._store.id, self._directory.name, since, files=files):
-            if isinstance(found, Group):
-                if found.state.pack >= part:
-                    break
-                since = found.state
-        return since
+        return find_end(self._directory, self._store.id, before).state
 
     def _groups(self) -> Iterator[Group | Damage]:
         """All of the unit, in order."""
@@ -366,7 +386,7 @@ class _Work:
         with contextlib.closing(reader), ThreadPoolExecutor(self._options.threads) as pool:
             for block in self._blocks(reader):
                 size = sum(len(chunk.data) for chunk in block)
-                waiting.append(pool.submit(layout.encode_chunks, block, self._options.level))
+                waiting.append(pool.submit(_encoded, block, self._options.level))
                 self._options.step(size)
                 passed += size
                 self._progress(passed / total)
@@ -412,6 +432,8 @@ class _Work:
                 if block and size + len(data) > most:
                     yield block
                     block, size = [], 0
+                if chunk_id(data, self._store.key) != chunk:  # what replaces the original must be right
+                    raise DamagedError(f"chunk {chunk.hex()} is not what it was")
                 block.append(NewChunk(chunk, data, known.kind))
                 size += len(data)
             if block:
@@ -426,8 +448,9 @@ class _Work:
                 kept = self._kept(data)
                 if kept is not None:
                     batch.append(kept)
-            if len(batch) >= 2000:
+            if len(batch) >= _ENTRIES_A_COMMIT:
                 stream.append_entries(batch)
+                stream.commit()
                 batch = []
                 self._options.step(0)
         if batch:
@@ -448,3 +471,11 @@ class _Work:
         if entry is None or about is None or about not in self.garbage.removed:
             return data
         return records.encode(Stub(leaf=records.leaf(data), delivery=about, type=data[0]))
+
+
+def _encoded(block: list[NewChunk], level: int) -> bytes:
+    """A CHUNKS payload that has been unpacked again and compared."""
+    payload = layout.encode_chunks(block, level)
+    if layout.block_bytes(layout.RecordType.CHUNKS, payload) != b"".join(chunk.data for chunk in block):
+        raise DamagedError("a block does not come back from compression as it went in")
+    return payload

@@ -9,13 +9,14 @@ the streams hold every reference that there will ever be; only then is counted w
 
 from __future__ import annotations
 
-import logging
+import itertools
+import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from store.filters import held_by
 from store.ids import ChunkId, ContentId, DeliveryId
-from store.places import Damage, Group
+from store.places import Damage, Group, Location, stream_number
 from store.plan import in_force
 from store.records import Content, Delivery, EntryType, Hold
 from store.rows import Term
@@ -26,8 +27,6 @@ from store.snapshot import Snapshot
 if TYPE_CHECKING:
     from store.plan import Unit
     from store.store import Store
-
-log = logging.getLogger(__name__)
 
 _READERS_WAIT_S = 30.0
 _FOREVER_US = (1 << 63) - 1
@@ -40,47 +39,82 @@ class Garbage:
         self.removed: set[DeliveryId] = set()
         self.contents: set[ContentId] = set()
         self.chunks: set[ChunkId] = set()
+        self.token = os.urandom(8)
+        """under which it is condemned"""
         self._store = store
         self._stream = stream
         self._unit = unit
         self._held: set[DeliveryId] = set()
+        self._holds = ""
         self._dropped: list[Content] = []
+        self._elsewhere: set[ContentId] = set()
         self._condemned = False
 
-    def find(self, chunks: Iterable[ChunkId], groups: Callable[[], Iterator[Group | Damage]]) -> None:
-        """Find what may go, condemn it, and keep what turns out to be needed. Does nothing where nothing
-        was removed."""
+    def find(self, chunks: Iterable[ChunkId], groups: Callable[[], Iterator[Group | Damage]]) -> str:
+        """Find what may go, condemn it, and keep what turns out to be needed. Returns why that cannot be
+        told now, in which case the unit must be left as it is; "" if all is well."""
         if not self._unit.wasted:
-            return
+            return ""
+        index = self._store.index
         used: set[ChunkId] = set()
         dead: dict[ContentId, Content] = {}
-        with self._store.index.read() as snapshot:
+        named: set[ContentId] = set()
+        with index.read() as snapshot:
             holds = [hold for hold in snapshot.holds().values() if not hold.released]
+            self._holds = in_force(snapshot.holds())
             for group in groups():
                 if isinstance(group, Group):
-                    self._look(snapshot, holds, group, used, dead)
+                    self._look(snapshot, holds, group, used, dead, named)
         names: set[ChunkId] = set(chunks) - used
-        with self._store.index.update() as update:
-            update.condemn([*names, *dead])
+        if not self.removed and not dead and not names:
+            return ""
+        with index.update() as update:
+            update.condemn([*names, *dead], self.token, self._stream)
         self._condemned = True
-        if not self._store.index.wait_for_readers(self._store.index.last_transaction(), _READERS_WAIT_S):
-            log.warning("somebody looks at the index for long: what nobody needs is kept until next time")
-            self.removed = set()
-            self.pardon()
-            return
+        if not index.wait_for_readers(index.last_transaction(), _READERS_WAIT_S):
+            return "somebody looks at the index for long; it is tried again next time"
         self._store.settle_index(_READERS_WAIT_S)
-        for name in self._store.view.names():
-            self._store.view.catch_up(name)
-        with self._store.index.read() as snapshot:
+        if why := self._not_whole():
+            return why
+        with index.read() as snapshot:
             for content in [c for c in dead if not self._all_removed(snapshot, holds, c)]:
                 names -= _chunks_of(dead.pop(content))
-        for recipe in self._recipes_elsewhere():
-            if not names:
-                break
-            names -= _chunks_of(recipe)
+        try:
+            for recipe in self._recipes_elsewhere():
+                if not names:
+                    break
+                names -= _chunks_of(recipe)
+        except (ValueError, OSError) as exc:
+            return f"what other packs need cannot be told: {exc}"
         self.contents = set(dead)
         self.chunks = names
         self._dropped = list(dead.values())
+        self._elsewhere = named - set(dead)
+        return ""
+
+    def _not_whole(self) -> str:
+        """Why it cannot be told what is needed: something is damaged or missing that may yet be restored."""
+        for name in self._store.view.names():
+            caught = self._store.view.catch_up(name)
+            files = stream_files(self._store.path / "streams" / name)
+            gaps = (first_of(b) != last_of(a) + 1 for a, b in itertools.pairwise(files.parts))
+            if caught.damage or files.damaged or any(gaps):
+                return f"stream {name} is damaged, and what it needs cannot be told: run `mailkeep check`"
+        with self._store.index.read() as snapshot:
+            if snapshot.bad():
+                return "the store is damaged, and what is needed cannot be told: run `mailkeep check`"
+        return ""
+
+    def still_stands(self) -> str:
+        """Why what was found may have changed meanwhile; "" if it has not. Asked before the manifest."""
+        if not self._unit.wasted:
+            return ""
+        with self._store.index.read() as snapshot:
+            if in_force(snapshot.holds()) != self._holds:
+                return "a hold was placed or released meanwhile"
+            if self._condemned and self.token not in snapshot.condemners():
+                return "the index was made anew meanwhile"
+        return ""
 
     def _look(
         self,
@@ -89,11 +123,13 @@ class Garbage:
         group: Group,
         used: set[ChunkId],
         dead: dict[ContentId, Content],
+        named: set[ContentId],
     ) -> None:
         """What a group says: which deliveries are removed, and what the recipes of the others use."""
         for entry, _ in group.entries:
             if isinstance(entry, Delivery) and snapshot.is_removed(entry.id):
                 (self._held if held_by(holds, entry) else self.removed).add(entry.id)
+                named.add(entry.content)
         for entry, _ in group.entries:
             if isinstance(entry, Content):
                 if self._all_removed(snapshot, holds, entry.id):
@@ -125,20 +161,24 @@ class Garbage:
                     continue
                 for number in (part,) if isinstance(part, int) else part.packs:
                     path = pack_path(directory, number)
-                    try:
-                        yield from recipes(path, key_of_pack(path, self._store.id))
-                    except ValueError as exc:
-                        log.error("%s: %s", path, exc)
+                    yield from recipes(path, key_of_pack(path, self._store.id))
 
     def note_outside(self) -> None:
-        """What was dropped may have been all that referred to chunks in other packs: these are due now."""
+        """What is dropped may have been all that needed chunks or recipes in other packs: these are due then.
+        Noted before the manifest, since one mark too many costs a rewrite, and one too few is for ever."""
+        if not self._dropped and not self._elsewhere:
+            return
+        chunks = set().union(*(_chunks_of(recipe) for recipe in self._dropped)) - self.chunks
         with self._store.index.update() as update:
-            noted = set()
-            for chunk in set().union(*(_chunks_of(recipe) for recipe in self._dropped)) - self.chunks:
-                where = update.chunk(chunk)
-                if where is not None and (where.stream, where.pack) not in noted:
-                    noted.add((where.stream, where.pack))
+            places = [update.chunk(chunk) for chunk in chunks]
+            places += [update.content(content) for content in self._elsewhere]
+            for where in {where.record[:2]: where for where in places if where}.values():
+                if not self._is_own(where):
                     update.add_waste(where, erased=True)
+
+    def _is_own(self, where: Location) -> bool:
+        packs = {n for part in self._unit.parts for n in ((part,) if isinstance(part, int) else part.packs)}
+        return where.stream == stream_number(self._stream) and where.pack in packs
 
     def note_held(self) -> None:
         """What a hold keeps is due again when other holds are in force."""
@@ -155,7 +195,7 @@ class Garbage:
         if self._condemned:
             self._condemned = False
             with self._store.index.update() as update:
-                update.pardon()
+                update.pardon(self.token)
 
 
 def _chunks_of(recipe: Content) -> set[ChunkId]:

@@ -136,6 +136,11 @@ class Index:
         lines = (line.split() for line in self._env.readers().splitlines())
         return min((int(f[2]) for f in lines if len(f) == 3 and f[2].isdigit()), default=None)
 
+    def run_count(self) -> int:
+        """How many runs there are."""
+        with self.read() as snapshot:
+            return len(snapshot.known.catalogue.runs)
+
     def fresh_count(self) -> int:
         """Rows that are in LMDB and in no run yet."""
         with self._translated(), self._env.begin() as txn:
@@ -168,8 +173,10 @@ class Index:
                 if run is None:
                     try:
                         run = Run(self.run_path(info.number), info.number, self._blocks)
-                    except (OSError, ValueError) as exc:
+                    except (FileNotFoundError, ValueError) as exc:
                         raise DamagedError(f"the index at {self.path} is damaged: {exc}") from exc
+                    except OSError as exc:  # too many files, no permission: the index is well
+                        raise IndexFailedError(f"{self.run_path(info.number)}: {exc.strerror}") from exc
                 runs[info.number] = run
             self._runs = runs
             known = Known(catalogue, list(runs.values()))

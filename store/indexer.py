@@ -108,11 +108,17 @@ class Indexer:
         self._merge.set()
         for group in groups:
             self.pending.indexed(group)
-        if self._view.index.fresh_count() == 0:
+        if self._all_in_runs():
             self.pending.folded()
         with self._moved:
             self._done += len(groups)
             self._moved.notify_all()
+
+    def _all_in_runs(self) -> bool:
+        try:
+            return self._view.index.fresh_count() == 0
+        except StoreError:
+            return False  # then the next time
 
     def _start_over(self, why: DamagedError) -> None:
         """The index itself is damaged: what is in the streams makes it anew."""

@@ -150,11 +150,13 @@ CHUNK_RECORDS = frozenset({RecordType.CHUNKS_1, RecordType.CHUNKS})
 def encode_chunks(chunks: Iterable[NewChunk], level: int) -> bytes:
     """A CHUNKS payload: how it is packed, a table of ids, kinds and lengths, and the chunks end to end.
 
-    Raises `struct.error` for a chunk longer than `MAX_CHUNK_BYTES`.
+    Raises `ValueError` for a chunk longer than `MAX_CHUNK_BYTES`.
     """
     rows, bodies = [], []
     for chunk, data, kind in chunks:
         size = len(data)
+        if size > MAX_CHUNK_BYTES:
+            raise ValueError(f"a chunk of {size} bytes is beyond {MAX_CHUNK_BYTES}")
         rows.append(_CHUNK_ROW.pack(chunk, kind << 4 | size >> 16, size & 0xFFFF))
         bodies.append(data)
     raw = bodies[0] if len(bodies) == 1 else b"".join(bodies)

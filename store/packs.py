@@ -50,6 +50,14 @@ class PackReader:
         except ValueError as exc:
             raise DamagedError(f"{self._path(where)} at byte {where.offset}: {exc}") from exc
 
+    def let_go(self) -> None:
+        """Close packs whose files are removed."""
+        with self._lock:
+            for name, (fd, _) in list(self._open.items()):
+                if os.fstat(fd).st_nlink == 0:
+                    os.close(fd)
+                    del self._open[name]
+
     def close(self) -> None:
         """Close the files; the reader may be used again."""
         with self._lock:

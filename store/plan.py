@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,7 +80,9 @@ def plan(
         elif len(stretch) > 1 and not fresh:
             why = f"{len(stretch)} small segments"
         if why:
-            units.append(Unit(directory.name, tuple(stretch), len(packs), size, why, bool(removed)))
+            units.append(
+                Unit(directory.name, tuple(stretch), len(packs), size, why, bool(removed) or everything)
+            )
     return units
 
 
@@ -94,7 +97,11 @@ def _packs(part: Part) -> tuple[int, ...]:
 
 
 def _size(directory: Path, part: Part) -> int:
-    return sum(pack_path(directory, number).stat().st_size for number in _packs(part))
+    total = 0
+    for number in _packs(part):
+        with contextlib.suppress(FileNotFoundError):  # missing: whoever reads the unit will say so
+            total += pack_path(directory, number).stat().st_size
+    return total
 
 
 def _facts(stretch: list[Part]) -> int:

@@ -191,7 +191,11 @@ class Run:
         if blake3(packed).digest(_SUM_BYTES) != total:
             raise RunDamagedError(f"{self.path} at byte {start}: block is damaged")
         # A context for each call: one shared between threads crashes the process.
-        return zstandard.ZstdDecompressor().decompress(packed)
+        columns = zstandard.ZstdDecompressor().decompress(packed)
+        first = found.fences[number * found.width : (number + 1) * found.width]
+        if columns[:: len(columns) // found.width] != first:
+            raise RunDamagedError(f"{self.path} at byte {start}: block is not the one that belongs there")
+        return columns
 
 
 def _first_not_before(columns: bytes, count: int, key: bytes) -> int:

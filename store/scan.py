@@ -123,25 +123,40 @@ def _next_record(fd: int, key: bytes, likely: int, earliest: int, size: int) -> 
 
 
 def recipes(path: Path, key: bytes) -> Iterator[records.Content]:
-    """The recipes in a pack, without reading its chunks; what is damaged is passed over. Raises `OSError`."""
+    """The recipes in a pack, without reading its chunks. What follows the last commit may be torn; else
+    raises `ValueError` where a record is damaged, since nobody can tell what it named. Raises `OSError`."""
     with path.open("rb") as file:
         fd, at, size = file.fileno(), layout.PACK_HEADER_BYTES, os.fstat(file.fileno()).st_size
         while at < size:
-            head = os.pread(fd, layout.RECORD_HEADER_BYTES, at)
-            header = layout.decode_record_header(head, key)
-            if header is None:
-                at = _next_record(fd, key, at + 1, at + 1, size)
-                continue
-            at += layout.RECORD_HEADER_BYTES
-            if header.type == RecordType.ENTRIES:
-                payload = os.pread(fd, header.length, at)
-                if layout.payload_is_sound(header, payload, key):
-                    for _, data in layout.entries_in(layout.block_bytes(RecordType.ENTRIES, payload)):
-                        if data[0] == records.EntryType.CONTENT:
-                            entry = records.decode(data)
-                            if isinstance(entry, records.Content):
-                                yield entry
-            at += header.length
+            header = layout.decode_record_header(os.pread(fd, layout.RECORD_HEADER_BYTES, at), key)
+            start = at + layout.RECORD_HEADER_BYTES
+            sound = header is not None and start + header.length <= size
+            if header is not None and sound and header.type == RecordType.ENTRIES:
+                payload = os.pread(fd, header.length, start)
+                sound = layout.payload_is_sound(header, payload, key)
+                if sound:
+                    yield from _recipes_in(layout.block_bytes(RecordType.ENTRIES, payload))
+            if header is None or not sound:
+                if _has_commit(fd, key, at + 1, size):
+                    raise ValueError(f"{path} at byte {at}: record is damaged")
+                return
+            at = start + header.length
+
+
+def _recipes_in(raw: bytes) -> Iterator[records.Content]:
+    for _, data in layout.entries_in(raw):
+        if data[0] == records.EntryType.CONTENT:
+            entry = records.decode(data)
+            if isinstance(entry, records.Content):
+                yield entry
+
+
+def _has_commit(fd: int, key: bytes, at: int, size: int) -> bool:
+    for found in _magic_from(fd, at):
+        header = layout.decode_record_header(os.pread(fd, layout.RECORD_HEADER_BYTES, found), key)
+        if header is not None and header.type == RecordType.COMMIT and found < size:
+            return True
+    return False
 
 
 def initial_state(store_id: bytes, name: str) -> StreamState:

@@ -8,6 +8,7 @@ count any more and may be removed at any time.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -99,7 +100,11 @@ def stream_files(directory: Path) -> Files:
 
 
 def _manifests(directory: Path) -> list[tuple[Path, int]]:
-    return sorted((path, path.stat().st_ino) for path in directory.glob("*" + SUFFIX) if path.exists())
+    found = []
+    for path in directory.glob("*" + SUFFIX):
+        with contextlib.suppress(FileNotFoundError):  # gone since it was listed
+            found.append((path, path.stat().st_ino))
+    return sorted(found)
 
 
 def _files(directory: Path, manifests: list[tuple[Path, int]]) -> Files:

@@ -86,7 +86,7 @@ def run_key(selection: bytes) -> bytes:
 
 
 def condemned_key(name: bytes) -> bytes:
-    """The key in LMDB under which a chunk or content is condemned."""
+    """What the keys in LMDB begin with under which a chunk or content is condemned; who did it follows."""
     return b"condemned:" + name[: rows.NAME_BYTES]
 
 
@@ -234,6 +234,10 @@ class Snapshot:
                 found.append(DeliveryId(row))
         return found
 
+    def has_id(self, delivery: DeliveryId) -> bool:
+        """Whether there is or was such a delivery, also one of which compaction has left but a stub."""
+        return next(self._find(Table.ID, delivery), None) is not None
+
     def has_term(self, kind: Term, value: bytes, delivery: DeliveryId) -> bool:
         """Whether a delivery stands under a term (or one of the same microsecond does: look again)."""
         return next(self._find(Table.TERM, rows.term_row(kind, value, delivery)), None) is not None
@@ -332,7 +336,11 @@ class Snapshot:
 
     def is_condemned(self, name: bytes) -> bool:
         """Whether compaction is about to drop this chunk or content: it must be stored anew."""
-        return self.meta(condemned_key(name)) is not None
+        return next(self.meta_range(condemned_key(name)), None) is not None
+
+    def condemners(self) -> dict[bytes, str]:
+        """Who has condemned something (a token of 8 bytes), and which stream each compacts."""
+        return {key: value.decode() for key, value in self.meta_range(b"condemner:")}
 
     def has_condemned(self) -> bool:
         """Whether anything is condemned now."""

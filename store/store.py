@@ -38,7 +38,7 @@ from store.index import Index
 from store.indexer import Indexer
 from store.ingest import Ingest
 from store.layout import FORMAT_VERSION, STREAM_NAME_BYTES
-from store.log import DEFAULT_PACK_BYTES, StreamLock, StreamLog
+from store.log import COMPACT_LOCK, DEFAULT_PACK_BYTES, StreamLock, StreamLog
 from store.packs import PackReader
 from store.places import Location, StreamState
 from store.records import (
@@ -198,7 +198,8 @@ class Store:
         locks: list[StreamLock] = []
         try:
             for stream in self._streams.iterdir():
-                locks.append(StreamLock(stream))  # noqa: PERF401 - those taken before one fails must be let go
+                for name in ("lock", COMPACT_LOCK):  # nor while anybody compacts
+                    locks.append(StreamLock(stream, name))  # noqa: PERF401 - what was taken must be let go
         except StoreLockedError:
             return False
         else:
@@ -232,6 +233,8 @@ class Store:
             caught = find_end(directory, self.id) if self._behind else self.view.catch_up(stream)
             if caught.torn and caught.torn.offset == 0:
                 caught.torn.path.unlink()  # a pack whose header never came to be
+            if caught.damage:  # what cannot be read is not what the writer goes on from
+                caught.state = find_end(directory, self.id).state
             with self.index.update() as update:
                 update.sweep()
                 update.fold()  # the writer does not look into LMDB for what others left there
@@ -306,11 +309,31 @@ class Store:
                     found = self._load(snapshot, delivery, query.as_of_us)
                 except NotFoundError:
                     continue  # removed, or not yet captured then
+                except PackGoneError:
+                    again = self._loaded_anew(delivery, query.as_of_us)
+                    if again is None:
+                        continue
+                    found = again
                 except DamagedError as exc:
                     log.error("delivery %s: %s", delivery.hex(), exc)
                     continue
                 if _has_terms(found, query.terms):
                     yield found
+
+    def _loaded_anew(self, delivery: DeliveryId, as_of_us: int) -> StoredDelivery | None:
+        """A delivery whose pack compaction replaced since the caller's look at the index began."""
+        try:
+            with self.index.read() as snapshot:
+                return self._load(snapshot, delivery, as_of_us)
+        except NotFoundError:
+            return None
+        except DamagedError as exc:
+            log.error("delivery %s: %s", delivery.hex(), exc)
+            return None
+
+    def let_go(self) -> None:
+        """Close packs that are removed, whose space the disk gets back only then."""
+        self._packs.let_go()
 
     def delivery(self, delivery: DeliveryId, as_of_us: int = FOREVER_US) -> StoredDelivery:
         """Raises `NotFoundError` (its subclass `RemovedError` if it was erased or has expired),

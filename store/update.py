@@ -11,6 +11,7 @@ from msgspec.structs import replace
 
 from store import rows
 from store.files import adopt, sync_directory
+from store.ids import DeliveryId
 from store.places import Location, Record, StreamState
 from store.records import Hold
 from store.rows import FILTERED, Table
@@ -20,6 +21,7 @@ from store.snapshot import Catalogue, Counters, RunInfo, Snapshot, Waste, condem
 if TYPE_CHECKING:
     from store.index import Index
 
+_CONDEMNING = (b"condemned:", b"condemner:", b"condemnations")
 _SPILL_ROWS = 131_072
 TIER_ROWS = 2048
 """rows of a run of the lowest tier, at most"""
@@ -34,6 +36,7 @@ class Update(Snapshot):
         super().__init__(txn, index)
         self._added: list[bytes] = []
         self._changed = False
+        self._has_gone: bool | None = None
 
     def put_meta(self, key: bytes, value: bytes) -> None:
         """Something that is true now."""
@@ -103,7 +106,7 @@ class Update(Snapshot):
         self._set(
             replace(
                 catalogue, runs=(*kept, *fresh), next_run=number, doomed=(*catalogue.doomed, *gone),
-                dead_rows=catalogue.dead_rows if kept else 0,
+                dead_rows=0 if instead_of and not kept else catalogue.dead_rows,
             )
         )  # fmt: skip
 
@@ -185,16 +188,28 @@ class Update(Snapshot):
             hold = replace(hold, matches=before.matches)
         self.put_meta(key, msgspec.msgpack.encode(hold))
 
-    def condemn(self, names: Iterable[bytes]) -> None:
-        """These chunks and contents are no longer offered for deduplication."""
+    def condemn(self, names: Iterable[bytes], token: bytes, stream: str) -> None:
+        """These chunks and contents are no longer offered for deduplication, until `token` is pardoned."""
         for name in names:
-            self.put_meta(condemned_key(name), b"\1")
+            self.put_meta(condemned_key(name) + token, b"")
+        self.put_meta(b"condemner:" + token, stream.encode())
         self.put_meta(b"condemnations", (self.condemnations() + 1).to_bytes(8, "big"))
 
-    def pardon(self) -> None:
-        """Nothing is condemned any more."""
-        for key in [key for key, _ in self.meta_range(b"condemned:")]:
+    def pardon(self, token: bytes) -> None:
+        """Nothing is condemned by this one any more; what others condemned still is."""
+        for key in [key for key, _ in self.meta_range(b"condemned:") if key.endswith(token)]:
             self._txn.delete(b"condemned:" + key, db=self._index.meta)
+        self._txn.delete(b"condemner:" + token, db=self._index.meta)
+
+    def put_gone(self, delivery: DeliveryId) -> None:
+        """A delivery was removed that is not in the index yet."""
+        self.put_meta(b"gone:" + delivery, b"")
+
+    def take_gone(self, delivery: DeliveryId) -> bool:
+        """Whether a delivery that now comes was removed; it is noted once."""
+        if self._has_gone is None:
+            self._has_gone = next(self.meta_range(b"gone:"), None) is not None
+        return self._has_gone and bool(self._txn.delete(b"gone:" + delivery, db=self._index.meta))
 
     # -- all of it
 
@@ -206,6 +221,8 @@ class Update(Snapshot):
                 pack, offset = msgspec.msgpack.decode(value)[:2]
                 seen[name] = max(seen.get(name, (0, 0)), (pack, offset))
         mark = self.mark()
+        # A compaction that is under way relies on what it has condemned.
+        kept = [(prefix + key, value) for prefix in _CONDEMNING for key, value in self.meta_range(prefix)]
         catalogue = self.known.catalogue
         gone = [(run.number, self._txn.id()) for run in catalogue.runs]
         self._txn.drop(self._index.meta, delete=False)
@@ -219,6 +236,8 @@ class Update(Snapshot):
         )  # fmt: skip
         if mark is not None:
             self.put_mark(mark)
+        for key, value in kept:
+            self.put_meta(key, value)
         for name, place in seen.items():
             self.put_meta(b"durable:" + name, msgspec.msgpack.encode(place))
 
@@ -234,7 +253,7 @@ class Update(Snapshot):
             self._set(replace(self.known.catalogue, packs=theirs.packs, next_pack=next_pack))
             self.adopt_runs([(other.run_path(run.number), run.rows) for run in theirs.runs])
             for key, value in built.meta_range(b""):
-                if key != b"catalogue":
+                if key != b"catalogue" and not key.startswith(_CONDEMNING):
                     self.put_meta(key, value)
 
     def sweep(self) -> None:

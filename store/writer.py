@@ -37,6 +37,8 @@ _GROUP_BYTES = 16 << 20
 _GROUP_ENTRIES = 2000
 _LAZY_DELAY_S = 0.25
 _FULL_DELAY_S = 2.0
+_MOST_BYTES = 2 << 30
+"""of a pack, whatever its size may be by configuration"""
 _ROOM_S = 0.05
 """how long a look at the free space is believed"""
 
@@ -152,6 +154,7 @@ class Writer:
         self._bad: frozenset[Record] = frozenset()
         self._condemnations = 0
         self._condemned = False
+        self._indexed_pack = 0
         self._room, self._room_due = 0, 0.0
         self._located: list[tuple[ChunkId, Location]] = []
         self._thread = threading.Thread(target=self._run, name=f"writer-{stream.name}", daemon=True)
@@ -314,11 +317,15 @@ class Writer:
         if snapshot is None:
             return chunk in self.pending.chunks
         known = (
-            chunk in self.pending.chunks
+            self._waits(self.pending.chunks.get(chunk), snapshot)
             or self._counts(self.pending.recent_chunks.get(chunk), snapshot)
             or self._indexed(partial(snapshot.settled_chunk, chunk, self._bad))
         )
         return known and not (self._condemned and snapshot.is_condemned(chunk))
+
+    def _waits(self, where: Location | None, snapshot: Snapshot) -> bool:
+        """Whether a place waits to be indexed, or has been by somebody else and not been replaced since."""
+        return where is not None and (where.pack > self._indexed_pack or where[:2] in snapshot.known.numbers)
 
     def _counts(self, where: Location | None, snapshot: Snapshot) -> bool:
         """Whether a recent place is sound, and in a pack that compaction has not replaced meanwhile."""
@@ -343,6 +350,8 @@ class Writer:
             self._bad = snapshot.bad()
             self._condemnations = snapshot.condemnations()
             self._condemned = snapshot.has_condemned()
+            state = snapshot.state(self._stream.name)
+            self._indexed_pack = state.pack if state else 0
         except StoreError as exc:
             log.error("no deduplication: %s", exc)
             return None
@@ -360,6 +369,21 @@ class Writer:
         if self._block:
             self._located += self._stream.append_chunks(self._block)
             self._block, self._block_bytes = [], 0
+            if self._stream.pack_bytes >= _MOST_BYTES:
+                self._split()
+
+    def _split(self) -> None:
+        """End a pack in which nothing but parts of messages on their way has come together: a place has 32
+        bits. These parts are durable then, and found by whatever names them later."""
+        before, place = self._stream.written_bytes, self._stream.committed
+        state = self._stream.commit()
+        group = Group(self._stream.name, state, place, self._located, [])
+        self._located = []
+        self.pending.add(group)
+        self._publish(group)
+        if self._on_group:
+            self._on_group(GroupFacts(0, 0.0, self._stream.written_bytes - before))
+        self._stream.roll(now=True)
 
     def _has_content(self, content: ContentId, here: set[ContentId], snapshot: Snapshot | None) -> bool:
         if content in here:
@@ -367,7 +391,7 @@ class Writer:
         known = content in self.pending.contents
         if snapshot is not None:
             known = (
-                known
+                self._waits(self.pending.contents.get(content), snapshot)
                 or self._counts(self.pending.recent_contents.get(content), snapshot)
                 or self._indexed(partial(snapshot.settled_content, content, self._bad))
             ) and not (self._condemned and snapshot.is_condemned(content))

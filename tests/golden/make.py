@@ -67,7 +67,9 @@ def put(store: Store, number: int, message: bytes) -> dict[str, object]:
     done.wait(10)
     store.writer.submit(
         Submission(entries=[
-            Outcomes(delivery=delivery.id, time_us=FIRST_US + number, outcomes=(Outcome(0, b"250 2.0.0 Saved"),)),
+            Outcomes(
+                delivery=delivery.id, time_us=FIRST_US + number, outcomes=(Outcome(0, b"250 2.0.0 Saved"),)
+            ),
         ])
     )  # fmt: skip
     return {
@@ -93,11 +95,12 @@ def main(version: str, output: str) -> None:
                         downstream="127.0.0.1:24", reply=b"250 ok",
                     ),
                     ReplayRun(
-                        run="run", time_us=now_us(), selection=b"s" * 16, owner="root", messages=1, finished=True
+                        run="run", time_us=now_us(), selection=b"s" * 16, owner="root", messages=1,
+                        finished=True,
                     ),
                     Uncaptured(
-                        time_us=now_us(), leg=Leg.LMTP, envelope=Envelope(b"", (Recipient(b"d@example.org"),)),
-                        queue_id=b"LOST", reason="full",
+                        time_us=now_us(), leg=Leg.LMTP, queue_id=b"LOST", reason="full",
+                        envelope=Envelope(b"", (Recipient(b"d@example.org"),)),
                     ),
                 ):  # fmt: skip
                     store.writer.submit(Submission(entries=[entry]))

@@ -60,7 +60,7 @@ def directory(path: Path) -> Path:
 
 
 def bytes_of(path: Path) -> dict[str, bytes]:
-    return {f"{file}": file.read_bytes() for file in sorted(path.glob("streams/*/*")) if file.is_file()}
+    return {f"{file}": file.read_bytes() for file in sorted(path.glob("streams/*/*[!k]")) if file.is_file()}
 
 
 def compact(path: Path, *arguments: str) -> Ran:

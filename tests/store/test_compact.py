@@ -314,7 +314,7 @@ def test_a_message_on_its_way_does_not_share_what_is_condemned(box: Mailbox) -> 
     ingest.hand_over(lambda _e: taken.set())
     assert taken.wait(10)
     with box.store.index.update() as update:
-        update.condemn(chunks)
+        update.condemn(chunks, b"t" * 8, "host")
     outcome: list[StoreError | None] = []
     done = threading.Event()
     ingest.commit(
@@ -343,6 +343,8 @@ def test_who_looks_for_long_keeps_garbage_from_going(box: Mailbox, monkeypatch: 
     with box.store.index.read():
         report = box.compact()
     assert report.dropped_messages == 0
+    assert "looks at the index" in report.skipped[0]
+    assert box.compact(CompactOptions()).dropped_messages == 1, "it is due still"
     with box.store.index.read() as snapshot:
         assert not list(snapshot.meta_range(b"condemned:"))
     box.verify()
@@ -482,3 +484,178 @@ def test_the_content_of_every_message_is_proved(box: Mailbox) -> None:
     delivery = box.put(mail(1))
     box.compact()
     assert blake3(b"".join(box.store.read(delivery.content))).digest() == delivery.content
+
+
+# -- what a hostile review found
+
+
+def test_what_one_condemned_another_does_not_pardon(box: Mailbox) -> None:
+    delivery = box.put(mail(1))
+    box.store.settle_index()
+    with box.store.index.update() as update:
+        update.condemn([delivery.content], b"a" * 8, "other")
+    box.put(mail(2))
+    box.compact()
+    with box.store.index.read() as snapshot:
+        assert snapshot.is_condemned(delivery.content)
+    with box.store.index.update() as update:
+        update.clear()
+        assert update.is_condemned(delivery.content), "an index made anew forgets what is relied on"
+
+
+def test_nothing_is_dropped_while_a_stream_is_damaged(box: Mailbox) -> None:
+    """What the damaged pack needs cannot be told, and the pack may come back from a copy."""
+    shared = b"said in the mail that is erased and in one of another stream, too\r\n" * 20
+    erased = box.put(mail(1, shared))
+    box.put(mail(2))
+    box.store.settle_index()
+    box.store.close()
+    with Store.open(box.path) as store:
+        store.start_writing("other", reserve_bytes=0)
+        done = threading.Event()
+        ingest = store.begin()
+        ingest.feed(mail(3, shared))
+        kept = ingest.commit(
+            Leg.LMTP, Envelope(b"", (Recipient(b"carl@example.org"),)), queue_id=b"", attributes={},
+            done=lambda _e: done.set(),
+        )  # fmt: skip
+        assert done.wait(10)
+        store.writer.roll()
+    pack = pack_path(box.path / "streams" / "other", 1)
+    whole = pack.read_bytes()
+    pack.unlink()
+    box.store = Store.open(box.path)
+    box.store.start_writing("host", reserve_bytes=0)
+    box.mails[erased.id] = b""
+    box.erase(erased)
+    report = box.compact(CompactOptions())
+    assert report.units == 0
+    assert "damaged" in report.skipped[0]
+    pack.write_bytes(whole)
+    box.store.close()
+    box.store = Store.open(box.path)
+    assert b"".join(box.store.read(kept.content)) == mail(3, shared)
+
+
+def test_a_lost_manifest_takes_nothing_with_it(box: Mailbox) -> None:
+    for number in range(20):
+        box.put(mail(number))
+    box.compact()
+    for number in range(20, 40):
+        box.put(mail(number))
+    (manifest,) = box.directory.glob("*.segment")
+    whole = manifest.read_bytes()
+    manifest.unlink()
+    box.compact()
+    assert pack_path(box.directory, layout.FIRST_COMPACTED).exists()
+    manifest.write_bytes(whole)
+    box.store.close()
+    box.store = Store.open(box.path)
+    for id_, message in box.mails.items():
+        assert b"".join(box.store.read(box.store.delivery(id_).delivery.content)) == message
+
+
+def test_killed_before_the_index_knew_of_a_segment_made_again(
+    box: Mailbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The index is not emptied for it: the old segment's packs are stood for as those of the writer are."""
+    for number in range(30):
+        box.put(mail(number))
+    box.compact()
+
+    def killed(*_args: object, **_how: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("store.view.View.adopt", killed)
+        with pytest.raises(KeyboardInterrupt):
+            box.compact()
+    with monkeypatch.context() as patch:
+        patch.setattr("store.update.Update.clear", killed)
+        box.reopen()
+    box.verify()
+
+
+def test_a_recipe_in_another_segment_goes_too(box: Mailbox) -> None:
+    """The same mail to two people: its recipe lies with the first delivery, which is erased first."""
+    secret = b"to two people the same words, and a great many of them indeed\r\n" * 20
+    first = box.put(mail(1, secret))
+    box.put(mail(2))
+    box.compact(CompactOptions(everything=True, unit_bytes=1))
+    second = box.put(mail(1, secret))
+    box.put(mail(3))
+    box.erase(first)
+    box.compact(CompactOptions(unit_bytes=1))
+    assert b"two people the same" in box.stored_bytes()
+    box.erase(second)
+    box.compact(CompactOptions(unit_bytes=1))
+    assert b"two people the same" not in box.stored_bytes()
+    box.verify()
+
+
+def test_an_erasure_read_before_its_mail(box: Mailbox) -> None:
+    """When the index is made anew, a stream whose name sorts first may tell of mail that is yet to come."""
+    secret = b"erased by an operator, whose stream is read before that of the mail\r\n" * 20
+    delivery = box.put(mail(1, secret))
+    box.put(mail(2))
+    box.compact()
+    box.store.close()
+    with Store.open(box.path) as store:
+        store.start_writing("a-operator", reserve_bytes=0)
+        done = threading.Event()
+        tombstone = store.tombstone(delivery.content)
+        erasure = Erasure(
+            delivery=delivery.id, time_us=now_us(), owner="dpo", reason="asked", content=tombstone
+        )
+        store.writer.submit(Submission(entries=[erasure], done=lambda _e: done.set()))
+        assert done.wait(10)
+    del box.mails[delivery.id]
+    shutil.rmtree(box.path / "index")
+    box.store = Store.open(box.path)
+    box.store.start_writing("host", reserve_bytes=0)
+    box.compact(CompactOptions())
+    assert b"erased by an operator" not in box.stored_bytes()
+    box.verify()
+
+
+def test_no_room_for_a_second_copy(box: Mailbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(20):
+        box.put(mail(number))
+    monkeypatch.setattr("store.compact._ROOM_BYTES", 1 << 60)
+    report = box.compact()
+    assert "not enough free space" in report.skipped[0]
+    box.verify()
+
+
+def test_a_failed_run_leaves_nothing(box: Mailbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(20):
+        box.put(mail(number))
+    box.compact()
+    box.erase(box.put(mail(50)))
+
+    def full(*_args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("store.segments.write", full)
+        with pytest.raises(OSError, match="No space"):
+            box.compact()
+    assert set(all_packs(box.directory)) == stream_files(box.directory).packs()
+    with box.store.index.read() as snapshot:
+        assert not snapshot.has_condemned()
+    box.compact()
+    box.verify()
+
+
+def test_a_pack_ends_within_a_group(box: Mailbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts of large messages on their way must not make a pack that the index cannot name places in."""
+    monkeypatch.setattr("store.writer._MOST_BYTES", 100_000)
+    noise = [bytes(range(256)) * 4 * (n + 1) + blake3(b"%d" % n).digest(length=700_000) for n in range(4)]
+    for body in noise:
+        box.put(b"Subject: large\r\n\r\n" + body)
+    box.verify()
+    assert max(pack_path(box.directory, n).stat().st_size for n in all_packs(box.directory)) < 1_500_000
+    box.compact()
+    box.verify()
+    box.reopen()
+    box.verify()

@@ -12,8 +12,8 @@ import pytest
 
 from store.check import Checked, check
 from store.errors import DamagedError, NotFoundError, StoreError, StoreFullError
-from store.records import Envelope, Leg
 from store.places import Damage, Group, TornTail
+from store.records import Envelope, Leg
 from store.scan import initial_state, scan_groups
 from store.store import Query, Store
 from tests.store.conftest import put_message

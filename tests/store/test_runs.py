@@ -327,7 +327,6 @@ def test_bytes_behind_the_end_are_refused(tmp_path: Path) -> None:
         opened(path)
 
 
-@pytest.mark.xfail(strict=True, reason="nothing ties a block to its place; a fence compared would")
 def test_a_block_of_another_run_is_refused(tmp_path: Path) -> None:
     """Whole and sound, but not of this file: as after a write that went astray."""
     first, second = ([bytes([n]) + bytes(14) + bytes([m]) for m in range(250)] for n in (1, 2))

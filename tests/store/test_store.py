@@ -22,8 +22,8 @@ from store.errors import (
     StoreNotFoundError,
 )
 from store.ids import content_id, now_us
-from store.rows import Term
 from store.records import Leg, Outcome, Outcomes, ReplayRun
+from store.rows import Term
 from store.store import Query, Store
 from store.writer import Submission
 from tests.store.conftest import put_message
