@@ -17,8 +17,22 @@ from pathlib import Path
 
 from blake3 import blake3
 
-from store.ids import now_us
-from store.records import Envelope, Leg, Outcome, Outcomes, Recipient, Replay, ReplayRun, Uncaptured
+from store.compact import CompactOptions, Compactor
+from store.ids import DeliveryId, now_us
+from store.records import (
+    Entry,
+    Envelope,
+    Erasure,
+    Expiry,
+    Hold,
+    Leg,
+    Outcome,
+    Outcomes,
+    Recipient,
+    Replay,
+    ReplayRun,
+    Uncaptured,
+)
 from store.store import Store
 from store.writer import Submission
 
@@ -79,6 +93,14 @@ def put(store: Store, number: int, message: bytes) -> dict[str, object]:
     }  # fmt: skip
 
 
+def settled(store: Store, facts: list[Entry]) -> None:
+    """Write facts, and wait until they are in the index."""
+    done = threading.Event()
+    store.writer.submit(Submission(entries=facts, done=lambda _error: done.set()))
+    assert done.wait(10)
+    store.settle_index()
+
+
 def main(version: str, output: str) -> None:
     """A store of a few packs, without its index, and what it holds."""
     with tempfile.TemporaryDirectory() as scratch:
@@ -104,7 +126,28 @@ def main(version: str, output: str) -> None:
                     ),
                 ):  # fmt: skip
                     store.writer.submit(Submission(entries=[entry]))
-        told = {"version": version, "deliveries": expected}
+        with Store.open(
+            path
+        ) as store:  # a segment, a stub, a tombstone, an expiry, a hold, and mail behind it
+            store.start_writing("golden", reserve_bytes=0, pack_bytes=64 << 10)
+            first, second = (store.delivery(DeliveryId(bytes.fromhex(str(e["id"])))) for e in expected[-2:])
+            facts: list[Entry] = [
+                Erasure(
+                    delivery=first.delivery.id, time_us=now_us(), owner="dpo", reason="asked",
+                    content=store.tombstone(first.delivery.content),
+                ),
+                Expiry(time_us=now_us(), rule="1d", owner="serve", deliveries=(second.delivery.id,)),
+            ]  # fmt: skip
+            settled(store, facts)
+            store.writer.roll()
+            store.settle_index()
+            Compactor(store, CompactOptions(everything=True)).run()
+            hold = Hold(name="case", time_us=now_us(), owner="legal", reason="court", matches={"to": "b@x"})
+            settled(store, [hold])
+            behind = put(store, len(expected), messages()[0])
+        removed = [entry["id"] for entry in expected[-2:]]
+        expected = [*expected[:-2], behind]
+        told = {"version": version, "deliveries": expected, "removed": removed}
         (Path(scratch) / "expected.json").write_text(json.dumps(told, indent=1))
         with tarfile.open(output, "w:gz") as archive:
             archive.add(path / "mailkeep.store", "store/mailkeep.store")

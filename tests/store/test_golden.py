@@ -21,7 +21,7 @@ from store.check import Checked, check
 from store.compact import CompactOptions, Compactor, close_open_packs
 from store.errors import FormatError
 from store.ids import DeliveryId
-from store.layout import FORMAT_VERSION, PACK_HEADER_BYTES, decode_pack_header
+from store.layout import FIRST_COMPACTED, FORMAT_VERSION, PACK_HEADER_BYTES, decode_pack_header
 from store.rebuild import rebuild
 from store.records import Outcome, Recipient
 from store.rows import Term
@@ -234,7 +234,8 @@ def test_a_pack_from_a_later_version_is_refused(golden: Golden, which: str, inde
     """In words, and without a byte being changed: it is no damage."""
     if indexed:
         Store.open(golden.path).close()
-    pack = golden.packs[0 if which == "first" else -1]
+    written = [pack for pack in golden.packs if int(pack.stem) < FIRST_COMPACTED]
+    pack = golden.packs[0] if which == "first" else written[-1]  # what is indexed is not read again at once
     if indexed and which == "first":
         shutil.rmtree(golden.path / "index")
     of_version(pack, FORMAT_VERSION + 1)
