@@ -86,7 +86,7 @@ class View:
                 for number in unseen:
                     with contextlib.suppress(FileNotFoundError):  # compaction has just replaced it
                         size = pack_path(directory, number).stat().st_size
-                        total += size - (place[1] if number == place[0] else 0)
+                        total += size - max(place[1] if number == place[0] else 0, PACK_HEADER_BYTES)
         return total
 
     def catch_up(self, stream: str, advance: Advance = lambda _size: None) -> CaughtUp:
