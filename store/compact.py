@@ -231,11 +231,12 @@ class Compactor:
                 work = _Work(self._store, directory, unit, files, self._options, progress)
                 segment = work.write()
                 if segment is None:
-                    self._skip(unit, work.why_not)
+                    if work.why_not:  # else there is nothing in it but what a crash left
+                        self._skip(unit, work.why_not)
                     return
                 self._store.view.adopt(unit.stream, segment, verified=True, pardon=work.garbage.token)
                 work.garbage.note_held()
-                self._remove(directory, stream_files(directory).superseded)
+                self._remove(directory, _replaced(directory, unit, segment))
         except (StoreLockedError, DamagedError) as exc:
             self._skip(unit, str(exc))
             return
@@ -300,6 +301,7 @@ class _Work:
             segment = Segment(
                 first_of(self._unit.parts[0]), self._end.pack, tuple(range(first, state.pack + 1)),
                 self._start, self._end, state.next_record,
+                tuple(n for part in self._unit.parts if isinstance(part, Segment) for n in part.packs),
             )  # fmt: skip
             wrong = self._store.view.damage_in(self._directory.name, segment)
             if (state.chain, state.facts) != (self._end.chain, self._end.facts) or wrong:
@@ -471,6 +473,14 @@ class _Work:
         if entry is None or about is None or about not in self.garbage.removed:
             return data
         return records.encode(Stub(leaf=records.leaf(data), delivery=about, type=data[0]))
+
+
+def _replaced(directory: Path, unit: Unit, segment: Segment) -> tuple[Path, ...]:
+    """The files that a segment stands for, and no others."""
+    packs = [part for part in unit.parts if not isinstance(part, Segment)]
+    manifests = [directory / part.name for part in unit.parts if isinstance(part, Segment)]
+    paths = [pack_path(directory, number) for number in (*packs, *segment.replaces)]
+    return (*paths, *(path for path in manifests if path.name != segment.name))
 
 
 def _encoded(block: list[NewChunk], level: int) -> bytes:

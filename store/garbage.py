@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING
 
 from store.filters import held_by
 from store.ids import ChunkId, ContentId, DeliveryId
+from store.layout import PACK_HEADER_BYTES
 from store.places import Damage, Group, Location, stream_number
 from store.plan import in_force
 from store.records import Content, Delivery, EntryType, Hold
-from store.rows import Term
+from store.rows import Table, Term
 from store.scan import key_of_pack, recipes
 from store.segments import first_of, last_of, pack_path, stream_files
 from store.snapshot import Snapshot
@@ -46,7 +47,8 @@ class Garbage:
         self._unit = unit
         self._held: set[DeliveryId] = set()
         self._holds = ""
-        self._dropped: list[Content] = []
+        self._outside: set[ChunkId] = set()
+        self._erased = False
         self._elsewhere: set[ContentId] = set()
         self._condemned = False
 
@@ -79,16 +81,19 @@ class Garbage:
         with index.read() as snapshot:
             for content in [c for c in dead if not self._all_removed(snapshot, holds, c)]:
                 names -= _chunks_of(dead.pop(content))
+        outside = set().union(*map(_chunks_of, dead.values()))
         try:
             for recipe in self._recipes_elsewhere():
-                if not names:
+                if not names and not outside:
                     break
-                names -= _chunks_of(recipe)
+                needed = _chunks_of(recipe)
+                names -= needed
+                outside -= needed
         except (ValueError, OSError) as exc:
             return f"what other packs need cannot be told: {exc}"
         self.contents = set(dead)
         self.chunks = names
-        self._dropped = list(dead.values())
+        self._outside = outside - used
         self._elsewhere = named - set(dead)
         return ""
 
@@ -129,6 +134,7 @@ class Garbage:
         for entry, _ in group.entries:
             if isinstance(entry, Delivery) and snapshot.is_removed(entry.id):
                 (self._held if held_by(holds, entry) else self.removed).add(entry.id)
+                self._erased |= any(kind == EntryType.ERASURE for kind, _ in snapshot.delivery(entry.id))
                 named.add(entry.content)
         for entry, _ in group.entries:
             if isinstance(entry, Content):
@@ -139,42 +145,42 @@ class Garbage:
 
     def _all_removed(self, snapshot: Snapshot, holds: list[Hold], content: ContentId) -> bool:
         """Whether every delivery of a message was removed and none is held."""
-        found = False
         every = snapshot.by_term(Term.CONTENT, content, 0, _FOREVER_US, newest_first=True, removed=True)
         for delivery in every:
             fact = self._store.fact(snapshot, delivery)
             if fact is not None and fact.content != content:
                 continue  # one that shares a microsecond with a delivery of this message
-            found = True
-            gone = fact is None or snapshot.is_removed(delivery)
-            if not gone or (fact is not None and held_by(holds, fact)):
+            if not snapshot.is_removed(delivery) or (fact is not None and held_by(holds, fact)):
                 return False
-        return found
+        return True  # none is left, or there is but the stub of one: a recipe never stands in the log alone
 
     def _recipes_elsewhere(self) -> Iterator[Content]:
-        """The recipes that may refer to the unit's chunks: of its own stream those that came later."""
-        last = last_of(self._unit.parts[-1])
+        """All recipes that are not in the unit."""
+        own = {first_of(part) for part in self._unit.parts}
         for name in self._store.view.names():
             directory = self._store.path / "streams" / name
             for part in stream_files(directory).parts:
-                if name == self._stream and first_of(part) <= last:
+                if name == self._stream and first_of(part) in own:
                     continue
                 for number in (part,) if isinstance(part, int) else part.packs:
                     path = pack_path(directory, number)
-                    yield from recipes(path, key_of_pack(path, self._store.id))
+                    if path.stat().st_size > PACK_HEADER_BYTES:  # else its header may never have come to be
+                        yield from recipes(path, key_of_pack(path, self._store.id))
 
     def note_outside(self) -> None:
         """What is dropped may have been all that needed chunks or recipes in other packs: these are due then.
         Noted before the manifest, since one mark too many costs a rewrite, and one too few is for ever."""
-        if not self._dropped and not self._elsewhere:
+        if not self._outside and not self._elsewhere:
             return
-        chunks = set().union(*(_chunks_of(recipe) for recipe in self._dropped)) - self.chunks
         with self._store.index.update() as update:
-            places = [update.chunk(chunk) for chunk in chunks]
-            places += [update.content(content) for content in self._elsewhere]
-            for where in {where.record[:2]: where for where in places if where}.values():
+            holds = [hold for hold in update.holds().values() if not hold.released]
+            places = [where for chunk in self._outside for where in update.all_places(Table.CHUNK, chunk)]
+            for content in self._elsewhere:
+                if self._all_removed(update, holds, content):
+                    places += update.all_places(Table.CONTENT, content)
+            for where in {where.record[:2]: where for where in places}.values():
                 if not self._is_own(where):
-                    update.add_waste(where, erased=True)
+                    update.add_waste(where, erased=self._erased)
 
     def _is_own(self, where: Location) -> bool:
         packs = {n for part in self._unit.parts for n in ((part,) if isinstance(part, int) else part.packs)}

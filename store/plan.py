@@ -40,7 +40,7 @@ class Unit:
 
 def in_force(holds: Mapping[str, Hold]) -> str:
     """What names the holds in force, to tell whether they are still the same."""
-    return "\n".join(sorted(name for name, hold in holds.items() if not hold.released))
+    return "\n".join(sorted(f"{name} {hold.time_us}" for name, hold in holds.items() if not hold.released))
 
 
 def plan(

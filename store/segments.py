@@ -27,7 +27,8 @@ SUFFIX = ".segment"
 @dataclass(frozen=True, slots=True)
 class Segment:
     """Packs that stand for the packs `first` to `last` of a stream, whose state before and after was `start`
-    and `end`. `records_end` is the number of the record after the last in the segment's own packs."""
+    and `end`. `records_end` is the number of the record after the last in the segment's own packs;
+    `replaces` are the packs of earlier segments that it was made from."""
 
     first: int
     last: int
@@ -35,6 +36,7 @@ class Segment:
     start: StreamState
     end: StreamState
     records_end: int
+    replaces: tuple[int, ...] = ()
 
     @property
     def name(self) -> str:
@@ -146,7 +148,7 @@ def read(path: Path) -> Segment:
     told = json.loads(text)
     return Segment(
         told["first"], told["last"], tuple(told["packs"]), _state(told["start"]), _state(told["end"]),
-        told["records_end"],
+        told["records_end"], tuple(told["replaces"]),
     )  # fmt: skip
 
 
@@ -167,6 +169,7 @@ def write(directory: Path, segment: Segment) -> None:
         "start": _told(segment.start),
         "end": _told(segment.end),
         "records_end": segment.records_end,
+        "replaces": list(segment.replaces),
     }
     text = json.dumps(told).encode()
     fresh = directory / (segment.name + ".new")

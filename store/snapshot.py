@@ -204,6 +204,11 @@ class Snapshot:
             worse = worse or where
         return worse
 
+    def all_places(self, table: Table, name: bytes) -> list[Location]:
+        """Every place at which a chunk or recipe of that name lies."""
+        found = (self._location(row, PLACE_AT[table]) for row in self._find(table, name[: rows.NAME_BYTES]))
+        return [where for where in found if where is not None]
+
     def delivery(self, delivery: DeliveryId) -> list[tuple[EntryType, Location]]:
         """The entries that speak of a delivery, by type; empty when unknown."""
         if delivery in self._looked_up:

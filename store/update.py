@@ -128,6 +128,8 @@ class Update(Snapshot):
         kept = {number: pack for number, pack in catalogue.packs.items() if pack not in gone}
         for number in catalogue.packs.keys() - kept.keys():
             self._txn.delete(b"waste:" + number.to_bytes(4, "big"), db=self._index.meta)
+        if any(record[:2] in gone for record in self.bad()):
+            self.put_bad(record for record in self.bad() if record[:2] not in gone)
         self._set(replace(catalogue, packs=kept, dead_rows=catalogue.dead_rows + rows_in_them))
 
     def add_waste(self, where: Location, *, erased: bool) -> None:

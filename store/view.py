@@ -182,10 +182,12 @@ class View:
         """Apply a segment that the index has seen nothing of, in one transaction. None as in `_scan`."""
         directory = self._streams / stream
         damage: list[Damage] = []
+        if self.index.run_count() > _MANY_RUNS:
+            self.index.merge()
         with self.index.update() as update:
-            known = update.state(stream)
-            place = known.place if known else (0, 0)
-            if place != segment.start.place:
+            known = update.state(stream) or initial_state(self._store_id, stream)
+            follows = (known.chain, known.next_record) == (segment.start.chain, segment.start.next_record)
+            if known.place != segment.start.place and not (follows and known.place < segment.start.place):
                 return None
             counters = update.counters()
             for number in segment.packs:
@@ -224,6 +226,8 @@ class View:
         if damage:
             return damage
         with self.index.update() as update:
+            if pardon:
+                update.pardon(pardon)
             before = set(update.packs(owner))
             if before.issuperset(segment.packs):  # somebody else was quicker
                 return []
@@ -234,9 +238,9 @@ class View:
                 if isinstance(found, Group):
                     count += add_places(update, found)
             update.settle()
-            update.drop_packs(((owner, pack) for pack in before - stream_files(directory).packs()), count)
-            if pardon:
-                update.pardon(pardon)
+            # Only what this one replaces: others that no manifest names may have lost theirs.
+            gone = {pack for pack in before if segment.covers(pack, pack) or pack in segment.replaces}
+            update.drop_packs(((owner, pack) for pack in gone), count)
         return []
 
     def apply(self, groups: Iterable[Group]) -> None:
@@ -264,10 +268,11 @@ class View:
 
 
 def find_end(directory: Path, store_id: bytes, parts: Sequence[Part] | None = None) -> CaughtUp:
-    """Where a stream (or what `parts` of it are given) ends, found from the last packs alone: enough to go
-    on writing it."""
+    """Where a stream ends, found from the last packs alone: enough to go on writing it. Of `parts`, if they
+    are given, the end of the last group."""
     name = directory.name
-    parts = list(stream_files(directory).parts if parts is None else parts)
+    all_parts = stream_files(directory).parts if parts is None else ()
+    parts = list(all_parts if parts is None else parts)
     for count in range(1, len(parts) + 1):
         tail = parts[-count:]
         first = tail[0]
@@ -288,7 +293,7 @@ def find_end(directory: Path, store_id: bytes, parts: Sequence[Part] | None = No
         if found_group:
             return caught
     # No commit anywhere: nothing was ever written, or what was is lost, and the newest header tells the rest.
-    begun = [_begin_of(directory, part) for part in parts if not isinstance(part, Segment)]
+    begun = [_begin_of(directory, part) for part in all_parts if not isinstance(part, Segment)]
     return CaughtUp(next((state for state in reversed(begun) if state), initial_state(store_id, name)))
 
 
@@ -382,6 +387,7 @@ def apply_entries(update: Update, group: Group, counters: Counters) -> None:
                 update.put_hold(entry)
             case Stub() if entry.type == EntryType.DELIVERY:
                 update.add(Table.ID, entry.delivery)  # its tombstone can still be asked for
+                update.take_gone(entry.delivery)
             case Erasure():
                 counters.erased += 1
                 update.add(Table.TERM, rows.term_row(Term.ERASED, entry.content, entry.delivery))

@@ -378,7 +378,8 @@ class Writer:
         before, place = self._stream.written_bytes, self._stream.committed
         state = self._stream.commit()
         group = Group(self._stream.name, state, place, self._located, [])
-        self._located = []
+        # From here on they are as any other's, which compaction may drop before they are named.
+        self._located, self._fresh = [], set()
         self.pending.add(group)
         self._publish(group)
         if self._on_group:
