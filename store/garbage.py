@@ -86,6 +86,8 @@ class Garbage:
             for recipe in self._recipes_elsewhere():
                 if not names and not outside:
                     break
+                if recipe.id in dead:  # a second copy, which nobody needs either
+                    continue
                 needed = _chunks_of(recipe)
                 names -= needed
                 outside -= needed
@@ -170,11 +172,12 @@ class Garbage:
     def note_outside(self) -> None:
         """What is dropped may have been all that needed chunks or recipes in other packs: these are due then.
         Noted before the manifest, since one mark too many costs a rewrite, and one too few is for ever."""
-        if not self._outside and not self._elsewhere:
+        if not self._outside and not self._elsewhere and not self.contents:
             return
         with self._store.index.update() as update:
             holds = [hold for hold in update.holds().values() if not hold.released]
             places = [where for chunk in self._outside for where in update.all_places(Table.CHUNK, chunk)]
+            places += [place for c in self.contents for place in update.all_places(Table.CONTENT, c)]
             for content in self._elsewhere:
                 if self._all_removed(update, holds, content):
                     places += update.all_places(Table.CONTENT, content)
