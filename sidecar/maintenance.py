@@ -38,6 +38,15 @@ def _step(context: JobContext) -> Callable[[int], None]:
     return step
 
 
+def _is_true(text: str) -> bool:
+    """Raises `ValueError` for what is neither yes nor no."""
+    if text.lower() in {"true", "yes", "1", ""}:
+        return True
+    if text.lower() in {"false", "no", "0"}:
+        return False
+    raise ValueError(f"{text!r} is neither true nor false")
+
+
 def expire_job(store: Store, config: Current) -> Run:
     """Drops what is past its time, as the rules under [[retention]] say."""
 
@@ -62,7 +71,8 @@ def compact_job(store: Store, config: Current) -> Run:
             wasted = (
                 store.writer.open_pack in snapshot.waste()
             )  # what was erased shall not wait for more mail
-        if enough or wasted or "all" in context.arguments:
+        everything = _is_true(context.arguments.get("all", "false"))
+        if enough or wasted or everything:
             store.writer.roll()
         close_open_packs(store)
         store.settle_index()
@@ -70,7 +80,7 @@ def compact_job(store: Store, config: Current) -> Run:
             store,
             CompactOptions(
                 level=settings.compaction_level, threads=context.threads,
-                pack_bytes=settings.pack_size_bytes, everything="all" in context.arguments,
+                pack_bytes=settings.pack_size_bytes, everything=everything,
                 step=_step(context), stop=context.stop_requested, progress=context.progress,
             ),
         ).run()  # fmt: skip

@@ -94,6 +94,21 @@ class CompactReport:
         )
 
 
+def waiting(store: Store) -> list[str]:
+    """The packs that are being written and hold something that was removed: no compaction comes to them."""
+    found = []
+    with store.index.read() as snapshot:
+        waste = snapshot.waste()
+    for name in store.view.names():
+        parts = stream_files(store.path / "streams" / name).parts
+        newest = parts[-1] if parts else None
+        here = waste.get((stream_number(name), newest)) if isinstance(newest, int) else None
+        if here is not None and here.deliveries:
+            what = "removed delivery" if here.deliveries == 1 else "removed deliveries"
+            found.append(f"{name}, pack {newest} is being written and holds {here.deliveries} {what}")
+    return found
+
+
 def close_open_packs(store: Store) -> None:
     """End the newest pack of every stream that nobody writes, so that it too may be compacted."""
     for name in store.view.names():

@@ -146,10 +146,13 @@ def read(path: Path) -> Segment:
     if blake3(text).hexdigest().encode() != total.strip():
         raise ValueError("segment manifest is damaged")
     told = json.loads(text)
-    return Segment(
-        told["first"], told["last"], tuple(told["packs"]), _state(told["start"]), _state(told["end"]),
-        told["records_end"], tuple(told["replaces"]),
-    )  # fmt: skip
+    try:
+        return Segment(
+            told["first"], told["last"], tuple(told["packs"]), _state(told["start"]), _state(told["end"]),
+            told["records_end"], tuple(told.get("replaces", ())),
+        )  # fmt: skip
+    except (KeyError, TypeError) as exc:
+        raise ValueError(f"segment manifest lacks something: {exc!r}") from exc
 
 
 def _state(told: list[int | str]) -> StreamState:

@@ -40,10 +40,10 @@ def command(
 
     \b
     Example: mailkeep compact --dry-run
-    Exit codes: 0 done, or nothing to do; 1 something was left as it is, as told; 2 wrong usage or
+    Exit codes: 0 done, or nothing to do; 1 something is left, as told; 2 wrong usage or
     configuration; 10 and above: the store, as the message says.
     """
-    from store.compact import CompactOptions, Compactor, close_open_packs
+    from store.compact import CompactOptions, Compactor, close_open_packs, waiting
 
     settings = options.store_settings(config, store)
     with options.open_store(config, store) as opened, Progress() as progress:
@@ -69,9 +69,10 @@ def command(
                     print(f"{unit}: {unit.packs} packs, {format_size(unit.size)}")
             if not units:
                 print("mailkeep: nothing is due", file=sys.stderr)
-            return
+            raise typer.Exit(1 if _tell(waiting(opened)) else 0)
         close_open_packs(opened)
         report = compactor.run()
+        left = waiting(opened)
     if json:
         print_json(
             {
@@ -87,5 +88,12 @@ def command(
         print("nothing is due")
     for skipped in report.skipped:
         print(f"mailkeep: left as it is: {skipped}", file=sys.stderr)
-    if report.skipped:
+    if _tell(left) or report.skipped:
         raise typer.Exit(1)
+
+
+def _tell(left: list[str]) -> bool:
+    """Say what cannot be reached while `serve` writes it; whether there is any."""
+    for what in left:
+        print(f"mailkeep: {what}: `mailkeep jobs run compact --wait` reaches it", file=sys.stderr)
+    return bool(left)

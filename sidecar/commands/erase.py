@@ -50,7 +50,8 @@ def command(
     its legs and all tries to deliver it to the same people. A delivery is erased whole, for all its
     recipients. What else there is of the same mail or the same bytes stays, keeps the bytes, and is
     told. A tombstone without a word of the message keeps replay, import and restore from bringing it
-    back. The bytes go with the next `mailkeep compact`. Nothing is erased if any of it is under a hold.
+    back. The bytes go with the next compaction (`mailkeep
+    jobs run compact --wait`). Nothing is erased if any of it is under a hold.
 
     \b
     Example: mailkeep erase --to anna@example.org --reason 'request 88, GDPR 17' --dry-run

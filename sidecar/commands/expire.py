@@ -31,7 +31,7 @@ def command(
     """Drop mail that has had its time by the rules of [[retention]]; without any, all is kept for ever.
 
     What is under a hold stays. `serve` does the same by itself when [scheduler] expire says so. The
-    bytes are given back by the next `mailkeep compact`. Interrupted, run it again.
+    bytes are given back by the next compaction. Interrupted, run it again.
 
     \b
     Example: mailkeep expire --dry-run
@@ -114,4 +114,7 @@ def _print_summary(report: Expired, *, dry_run: bool, json: bool) -> None:
     if report.held:
         print(f"mailkeep: {report.held} more are past their time and held", file=sys.stderr)
     if report.rules and not dry_run:
-        print("mailkeep: the bytes go with the next `mailkeep compact`", file=sys.stderr)
+        print(
+            "mailkeep: the bytes go with the next compaction: `mailkeep jobs run compact --wait`",
+            file=sys.stderr,
+        )

@@ -11,7 +11,7 @@ import typer
 from sidecar.commands import options
 from sidecar.present import print_json
 from sidecar.readable import escaped
-from sidecar.select import Selection, exact_filter
+from sidecar.select import Selection, exact_filter, select
 from sidecar.units import format_time, iso_time
 from store.filters import Filter
 from store.records import Hold
@@ -21,7 +21,10 @@ from store.store import Store
 NameArgument = Annotated[
     str, typer.Argument(metavar="NAME", help="The hold's name, such as a case number.", show_default=False)
 ]
-ReasonOption = Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why, for the record.")]
+ReasonOption = Annotated[
+    str,
+    typer.Option("--reason", metavar="TEXT", callback=options.not_blank, help="Why, for the record."),
+]
 AllOption = Annotated[bool, typer.Option("--all", help="Those released, too.")]
 IdOption = Annotated[
     list[str] | None,
@@ -85,7 +88,11 @@ def add(
         matches = exact_filter(opened, selection)
         opened.start_writing_beside("operator")
         hold = place_hold(opened, name, matches, owner=owner or getpass.getuser(), reason=reason)
+        found = sum(1 for _ in select(opened, selection, damaged=lambda _id, _error: None))
     print(escaped(f"hold {hold.name} is in force: {_conditions(hold)}"))
+    print(
+        f"{found} deliveries that are here match it now" if found else "nothing that is here matches it yet"
+    )
 
 
 def list_(

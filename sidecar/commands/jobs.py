@@ -77,7 +77,12 @@ def run(
         bool, typer.Option("--again", help="If it is running already: once more after that.")
     ] = False,
     arg: Annotated[
-        list[str] | None, typer.Option("--arg", metavar="NAME=VALUE", help="What the job is to know.")
+        list[str] | None,
+        typer.Option(
+            "--arg",
+            metavar="NAME=VALUE",
+            help="What the job is to know: compact all=true, check read_data=10%.",
+        ),
     ] = None,
     json: options.JsonOption = False,
     config: options.ConfigOption = None,
@@ -101,8 +106,9 @@ def run(
             directory, answer.job, lambda seen: progress.show(f"{kind}: {_standing(seen, answer.job)}")
         )
     if ended is None:
-        _print({"job": answer.job, "kind": kind}, f"{kind}: job {answer.job} has ended", json=json)
-        return
+        text = f"{kind}: job {answer.job} is gone: cancelled, or done by another run"
+        _print({"job": answer.job, "kind": kind, "result": None}, text, json=json)
+        raise typer.Exit(_INTERRUPTED)
     _print(_ended_object(ended), escaped(f"{kind}: {ended.result}: {ended.text}"), json=json)
     raise typer.Exit({"ok": 0, "failed": 1}.get(ended.result, _INTERRUPTED))
 

@@ -31,6 +31,13 @@ def _not_empty(text: str | None) -> str | None:
     return text
 
 
+def not_blank(text: str) -> str:
+    """A reason that is none will not do for the record."""
+    if not text.strip():
+        raise typer.BadParameter("is empty: it is for the record")
+    return text
+
+
 def _check_time(text: str | None) -> str | None:
     if text is not None:
         try:

@@ -73,7 +73,7 @@ def run(
     if not is_served(directory):
         raise NotServedError(
             f"serve is not running, so {kind} cannot run in the background",
-            f"Start the service, or run `mailkeep {kind}` itself if there is such a command.",
+            f"Start the service, or run `mailkeep {kind}` itself.",
         )
     return _ask(directory, "run", kind, arguments, force=force, again=again)
 

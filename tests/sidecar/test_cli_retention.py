@@ -162,7 +162,9 @@ def test_a_hold_from_its_placing_to_its_release(place: Place) -> None:
         "law",
     )
     assert ran.code == 0
-    assert re.fullmatch(r"hold case-17 is in force: --to anna@example.org --since 20\S+Z\n", ran.out)
+    assert re.fullmatch(
+        r"hold case-17 is in force: --to anna@example.org --since 20\S+Z\n2 deliveries .*\n", ran.out
+    )
     place.run("hold", "add", "one", "--id", place.id("sent")[:8], "--reason", "x")
     first, second = place.run("hold", "list", "--json").objects
     assert (first["name"], first["owner"], first["reason"], first["in_force"]) == (
