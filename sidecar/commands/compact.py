@@ -12,6 +12,8 @@ from sidecar.present import print_json
 from sidecar.progress import Progress
 from sidecar.units import format_size
 
+_NICE = 10
+
 
 def command(
     *,
@@ -36,16 +38,19 @@ def command(
 
     What is alike is laid together and compressed harder; messages that were erased or have expired go, with
     all that no other message shares. Runs beside `serve`, which captures on; stopped by Ctrl-C or killed,
-    nothing is lost and the next run goes on. A stream that nobody writes has its last pack closed first.
+    nothing is lost and the next run goes on. Takes CPU and disk time that nobody else
+    wants. A stream that nobody writes has its last pack closed first.
 
     \b
     Example: mailkeep compact --dry-run
     Exit codes: 0 done, or nothing to do; 1 something is left, as told; 2 wrong usage or
     configuration; 10 and above: the store, as the message says.
     """
+    from sidecar.scheduler.niceness import stand_back
     from store.compact import CompactOptions, Compactor, close_open_packs, waiting
 
     settings = options.store_settings(config, store)
+    stand_back(_NICE, "idle")  # it has time, and the mail has not
     with options.open_store(config, store) as opened, Progress() as progress:
 
         def show(done: int, total: int, what: str) -> None:

@@ -18,10 +18,10 @@ def available() -> bool:
     return importlib.util.find_spec("store.compact") is not None
 
 
-def compactor(store: Store) -> Any:
+def compactor(store: Store, threads: int = 2) -> Any:
     """A `Compactor` for all closed packs; `run()` returns its report."""
     module = importlib.import_module("store.compact")
-    return module.Compactor(store, module.CompactOptions(threads=2))
+    return module.Compactor(store, module.CompactOptions(threads=threads))
 
 
 def compact(store: Store) -> Any:
