@@ -86,7 +86,8 @@ class View:
                 for number in unseen:
                     with contextlib.suppress(FileNotFoundError):  # compaction has just replaced it
                         size = pack_path(directory, number).stat().st_size
-                        total += size - max(place[1] if number == place[0] else 0, PACK_HEADER_BYTES)
+                        if size > PACK_HEADER_BYTES:  # else it was begun, and that is all
+                            total += size - (place[1] if number == place[0] else 0)
         return total
 
     def catch_up(self, stream: str, advance: Advance = lambda _size: None) -> CaughtUp:
