@@ -58,7 +58,7 @@ class CompactOptions:
     """
 
     level: int = 19
-    block_bytes: int = 8 << 20
+    block_bytes: int = 2 << 20
     unit_bytes: int = 512 << 20
     pack_bytes: int = 256 << 20
     threads: int = 1

@@ -88,7 +88,7 @@ def _in_thread(store: Store, mails: list[Mail], rate: float) -> list[float]:
 
 def _beside(store: Store, mails: list[Mail], rate: float) -> list[float]:
     config = store.path.with_suffix(".toml")
-    config.write_text(f'[store]\npath = "{store.path}"\nstream = "bench"\n')
+    config.write_text(f'[store]\npath = "{store.path}"\nstream = "bench"\n[lmtp]\n')
     log = store.path.with_suffix(".log")
     with log.open("wb") as out:
         command = [*COMMAND, "compact"]
