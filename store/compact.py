@@ -10,7 +10,6 @@ removed by the next. Damaged packs are never rewritten.
 from __future__ import annotations
 
 import contextlib
-import itertools
 import logging
 import os
 import time
@@ -32,7 +31,7 @@ from store.plan import Unit, in_force, plan
 from store.records import Content, Delivery, Outcomes, Replay, Stub
 from store.regroup import FILES, class_of, file_type, thread_key
 from store.scan import scan_groups, scan_segment
-from store.segments import Files, Part, Segment, first_of, last_of, pack_path, stream_files
+from store.segments import Files, Part, Segment, first_of, pack_path, stream_files
 from store.store import Store
 from store.view import find_end
 
@@ -100,9 +99,8 @@ def waiting(store: Store) -> list[str]:
     with store.index.read() as snapshot:
         waste = snapshot.waste()
     for name in store.view.names():
-        parts = stream_files(store.path / "streams" / name).parts
-        newest = parts[-1] if parts else None
-        here = waste.get((stream_number(name), newest)) if isinstance(newest, int) else None
+        newest = stream_files(store.path / "streams" / name).newest
+        here = waste.get((stream_number(name), newest)) if newest else None
         if here is not None and here.deliveries:
             what = "removed delivery" if here.deliveries == 1 else "removed deliveries"
             found.append(f"{name}, pack {newest} is being written and holds {here.deliveries} {what}")
@@ -112,12 +110,9 @@ def waiting(store: Store) -> list[str]:
 def close_open_packs(store: Store) -> None:
     """End the newest pack of every stream that nobody writes, so that it too may be compacted."""
     for name in store.view.names():
-        files = stream_files(store.path / "streams" / name)
-        newest = files.parts[-1] if files.parts else None
-        if not isinstance(newest, int):
-            continue
-        path = pack_path(store.path / "streams" / name, newest)
-        if path.stat().st_size <= layout.PACK_HEADER_BYTES:
+        directory = store.path / "streams" / name
+        newest = stream_files(directory).newest
+        if newest is None or pack_path(directory, newest).stat().st_size <= layout.PACK_HEADER_BYTES:
             continue
         with contextlib.suppress(StoreLockedError):
             store.end_pack(name)
@@ -148,10 +143,9 @@ class Compactor:
         units: list[Unit] = []
         with self._store.index.read() as snapshot:
             waste, holds = snapshot.waste(), in_force(snapshot.holds())
-        for name in self._store.view.names():
+            states = {name: snapshot.state(name) for name in self._store.view.names()}
+        for name, state in states.items():
             directory = self._streams / name
-            with self._store.index.read() as snapshot:
-                state = snapshot.state(name)
             with contextlib.suppress(FileNotFoundError):  # somebody else compacts: nothing for us then
                 units += plan(
                     directory, waste, holds, state.place if state else (0, 0),
@@ -209,8 +203,7 @@ class Compactor:
                     for token in left:
                         update.pardon(token)
             files = stream_files(directory)
-            gaps = (first_of(b) != last_of(a) + 1 for a, b in itertools.pairwise(files.parts))
-            if not caught.damage and not files.damaged and not any(gaps):
+            if not caught.damage and files.whole:
                 self._remove(directory, files.superseded)
 
     def _remove(self, directory: Path, paths: tuple[Path, ...]) -> None:

@@ -9,7 +9,6 @@ the streams hold every reference that there will ever be; only then is counted w
 
 from __future__ import annotations
 
-import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
@@ -22,7 +21,7 @@ from store.plan import in_force
 from store.records import Content, Delivery, EntryType, Hold
 from store.rows import Table, Term
 from store.scan import key_of_pack, recipes
-from store.segments import first_of, last_of, pack_path, stream_files
+from store.segments import first_of, pack_path, packs_of, stream_files
 from store.snapshot import Snapshot
 
 if TYPE_CHECKING:
@@ -103,9 +102,7 @@ class Garbage:
         """Why it cannot be told what is needed: something is damaged or missing that may yet be restored."""
         for name in self._store.view.names():
             caught = self._store.view.catch_up(name)
-            files = stream_files(self._store.path / "streams" / name)
-            gaps = (first_of(b) != last_of(a) + 1 for a, b in itertools.pairwise(files.parts))
-            if caught.damage or files.damaged or any(gaps):
+            if caught.damage or not stream_files(self._store.path / "streams" / name).whole:
                 return f"stream {name} is damaged, and what it needs cannot be told: run `mailkeep check`"
         with self._store.index.read() as snapshot:
             if snapshot.bad():
@@ -164,7 +161,7 @@ class Garbage:
             for part in stream_files(directory).parts:
                 if name == self._stream and first_of(part) in own:
                     continue
-                for number in (part,) if isinstance(part, int) else part.packs:
+                for number in packs_of(part):
                     path = pack_path(directory, number)
                     if path.stat().st_size > PACK_HEADER_BYTES:  # else its header may never have come to be
                         yield from recipes(path, key_of_pack(path, self._store.id))
@@ -186,8 +183,8 @@ class Garbage:
                     update.add_waste(where, erased=self._erased)
 
     def _is_own(self, where: Location) -> bool:
-        packs = {n for part in self._unit.parts for n in ((part,) if isinstance(part, int) else part.packs)}
-        return where.stream == stream_number(self._stream) and where.pack in packs
+        own = (number for part in self._unit.parts for number in packs_of(part))
+        return where.stream == stream_number(self._stream) and where.pack in own
 
     def note_held(self) -> None:
         """What a hold keeps is due again when other holds are in force."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from store.places import Place, stream_number
 from store.records import Hold
-from store.segments import Part, Segment, first_of, last_of, pack_path, stream_files
+from store.segments import Part, Segment, first_of, last_of, pack_path, packs_of, stream_files
 from store.snapshot import Waste
 
 _WORTH_BYTES = 1 << 20
@@ -64,7 +64,7 @@ def plan(
     sizes = {part: _size(directory, part) for part in parts}
     units: list[Unit] = []
     for stretch in _stretches(parts, sizes, unit_bytes, everything=everything):
-        packs = [number for part in stretch for number in _packs(part)]
+        packs = [number for part in stretch for number in packs_of(part)]
         wastes = [waste[owner, n] for n in packs if (owner, n) in waste]
         removed = sum(w.deliveries + (w.held if w.holds != holds else 0) for w in wastes)
         erased = any(w.erased for w in wastes)
@@ -92,13 +92,9 @@ def _end_of(directory: Path, part: Part) -> Place:
     return part, pack_path(directory, part).stat().st_size
 
 
-def _packs(part: Part) -> tuple[int, ...]:
-    return part.packs if isinstance(part, Segment) else (part,)
-
-
 def _size(directory: Path, part: Part) -> int:
     total = 0
-    for number in _packs(part):
+    for number in packs_of(part):
         with contextlib.suppress(FileNotFoundError):  # missing: whoever reads the unit will say so
             total += pack_path(directory, number).stat().st_size
     return total

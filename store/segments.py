@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import os
 from dataclasses import dataclass
@@ -62,6 +63,11 @@ def last_of(part: Part) -> int:
     return part if isinstance(part, int) else part.last
 
 
+def packs_of(part: Part) -> tuple[int, ...]:
+    """The packs that a part is made of."""
+    return (part,) if isinstance(part, int) else part.packs
+
+
 @dataclass(frozen=True, slots=True)
 class Files:
     """A stream's files: `parts` in order, what counts no longer, and manifests that cannot be read."""
@@ -70,11 +76,22 @@ class Files:
     superseded: tuple[Path, ...]
     damaged: tuple[tuple[Path, str], ...]
 
+    @property
+    def whole(self) -> bool:
+        """Whether every manifest can be read and no pack is missing between two parts."""
+        return not self.damaged and all(
+            first_of(after) == last_of(before) + 1 for before, after in itertools.pairwise(self.parts)
+        )
+
+    @property
+    def newest(self) -> int | None:
+        """The newest pack, if no segment stands for it: the one that may be open."""
+        newest = self.parts[-1] if self.parts else None
+        return newest if isinstance(newest, int) else None
+
     def packs(self) -> set[int]:
         """The numbers of all packs that count."""
-        return {
-            number for part in self.parts for number in ((part,) if isinstance(part, int) else part.packs)
-        }
+        return {number for part in self.parts for number in packs_of(part)}
 
 
 def pack_path(directory: Path, number: int) -> Path:

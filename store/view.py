@@ -35,7 +35,7 @@ from store.records import (
 )
 from store.rows import Table, Term
 from store.scan import initial_state, read_pack_header, scan_groups, scan_segment
-from store.segments import Files, Part, Segment, last_of, pack_path, stream_files
+from store.segments import Files, Part, Segment, last_of, pack_path, packs_of, stream_files
 from store.snapshot import Counters, Snapshot
 from store.update import Update
 
@@ -169,8 +169,7 @@ class View:
         if not groups:
             return True
         settle_all(directory, {group.state.pack for group in groups})  # a writer may be about to flush them
-        if self.index.run_count() > _MANY_RUNS:
-            self.index.merge()
+        self._merge_if_many()
         with self.index.update() as update:
             if not all(apply_group(update, group) for group in groups):
                 return False
@@ -179,12 +178,16 @@ class View:
         caught.state = last
         return True
 
+    def _merge_if_many(self) -> None:
+        """Each run is an open file, and catching up makes them faster than anybody else merges them."""
+        if self.index.run_count() > _MANY_RUNS:
+            self.index.merge()
+
     def _take_segment(self, stream: str, segment: Segment, advance: Advance) -> list[Damage] | None:
         """Apply a segment that the index has seen nothing of, in one transaction. None as in `_scan`."""
         directory = self._streams / stream
         damage: list[Damage] = []
-        if self.index.run_count() > _MANY_RUNS:
-            self.index.merge()
+        self._merge_if_many()
         with self.index.update() as update:
             known = update.state(stream) or initial_state(self._store_id, stream)
             follows = (known.chain, known.next_record) == (segment.start.chain, segment.start.next_record)
@@ -311,7 +314,7 @@ def _begin_of(directory: Path, number: int) -> StreamState | None:
 def settle_all(directory: Path, parts: Iterable[Part]) -> None:
     """See `store.files.settle`, for all packs of some parts of a stream."""
     for part in parts:
-        for number in part.packs if isinstance(part, Segment) else (part,):
+        for number in packs_of(part):
             with contextlib.suppress(FileNotFoundError):  # the scan reports what is missing
                 settle(pack_path(directory, number))
 
