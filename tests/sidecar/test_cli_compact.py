@@ -333,7 +333,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("large") / "store"
     with written(path) as fill:
         for n in range(200):
-            words = b" ".join(b"%d" % (n * k * k % 1009) for k in range(4000))
+            # Nothing in it comes twice, so that there is something to look for, for seconds.
+            words = blake3(b"%d" % n).digest(length=60_000).hex().encode()
             fill.put(b"Subject: %d\r\n\r\n" % n + words)
     return path
 
