@@ -26,9 +26,11 @@ from blake3 import blake3
 
 from store.files import write_all
 
-MAGIC = b"MKRUN\x02\r\n"
+MAGIC = b"MKRUN\x03\r\n"
 BLOCK_ROWS = 512
 _FILTER_BITS = 10
+"""for each row; a filtered table's rows begin with a name of 12 bytes or more, and so must what is looked for"""
+_END_BYTES = 6
 _TRAILER_BYTES = 8 + 4 + 16
 _SUM_BYTES = 8
 _WRITE_BYTES = 1 << 20
@@ -37,15 +39,27 @@ _LEVEL = 3
 
 
 class _Table(msgspec.Struct, frozen=True, array_like=True):
-    """Where one table's blocks lie: `fences` are their first rows, `ends` their ends in the file."""
+    """Where one table's blocks lie: `fences` are their first rows, `ends` their ends in the file, in
+    `_END_BYTES` each (numbers as objects would take ten times the memory)."""
 
     width: int
     rows: int
     start: int
     fences: bytes
-    ends: tuple[int, ...]
+    ends: bytes
     last: bytes
     filter: bytes = b""
+
+    @property
+    def blocks(self) -> int:
+        """How many blocks there are."""
+        return len(self.ends) // _END_BYTES
+
+    def extent(self, number: int) -> tuple[int, int]:
+        """Where a block begins and ends in the file."""
+        at = number * _END_BYTES
+        start = int.from_bytes(self.ends[at - _END_BYTES : at], "little") if number else self.start
+        return start, int.from_bytes(self.ends[at : at + _END_BYTES], "little")
 
 
 class Blocks:
@@ -131,7 +145,7 @@ class Run:
         if prefix > found.last or prefix < found.fences[: len(prefix)]:
             return []
         rows: list[bytes] = []
-        for number in range(self._block_of(found, prefix), len(found.ends)):
+        for number in range(self._block_of(found, prefix), found.blocks):
             columns = self._block(table, number)
             count = len(columns) // found.width
             for at in range(_first_not_before(columns, count, prefix), count):
@@ -149,7 +163,7 @@ class Run:
         numbers = (
             range(self._block_of(found, high), -1, -1)
             if reverse
-            else range(self._block_of(found, low), len(found.ends))
+            else range(self._block_of(found, low), found.blocks)
         )
         for number in numbers:
             columns = self._block(table, number)
@@ -164,7 +178,7 @@ class Run:
     def blocks(self, table: int) -> Iterator[list[bytes]]:
         """All rows of a table, a block at a time, past the cache."""
         found = self._tables.get(table)
-        for number in range(len(found.ends) if found else 0):
+        for number in range(found.blocks if found else 0):
             yield _rows(self._load(table, number), found.width if found else 0)
 
     def _block(self, table: int, number: int) -> bytes:
@@ -174,7 +188,7 @@ class Run:
     def _block_of(self, table: _Table, key: bytes) -> int:
         """The last block whose first row is not after `key`; 0 if none is."""
         width, fences = table.width, table.fences
-        low, high = 0, len(table.ends)
+        low, high = 0, table.blocks
         while low < high:
             middle = (low + high) // 2
             if fences[middle * width : middle * width + len(key)] < key:
@@ -185,8 +199,8 @@ class Run:
 
     def _load(self, table: int, number: int) -> bytes:
         found = self._tables[table]
-        start = found.ends[number - 1] if number else found.start
-        data = os.pread(self._fd, found.ends[number] - start, start)
+        start, end = found.extent(number)
+        data = os.pread(self._fd, end - start, start)
         packed, total = data[:-_SUM_BYTES], data[-_SUM_BYTES:]
         if blake3(packed).digest(_SUM_BYTES) != total:
             raise RunDamagedError(f"{self.path} at byte {start}: block is damaged")
@@ -225,15 +239,32 @@ def _columns(rows: list[bytes], width: int) -> bytes:
     return b"".join([whole[i::width] for i in range(width)])
 
 
-def _bits(rows: int) -> int:
-    return max(64, 1 << (rows * _FILTER_BITS - 1).bit_length())
+def _filter_bytes(rows: int) -> int:
+    return max(8, -(-rows * _FILTER_BITS // 8))
 
 
 def _may_hold(bits: bytes, key: bytes) -> bool:
-    number = int.from_bytes(key[:8], "big")
-    mask = len(bits) * 8 - 1
-    a, b = number & mask, (number >> 29) & mask
-    return bool(bits[a >> 3] & (1 << (a & 7)) and bits[b >> 3] & (1 << (b & 7)))
+    # Names are digests, so their own bits do for the three hash functions (Kirsch and Mitzenmacher, "Less
+    # hashing, same performance", 2006): of 100 names that are not there two pass.
+    size = len(bits) * 8
+    x = int.from_bytes(key[:6], "big") % size
+    if not bits[x >> 3] >> (x & 7) & 1:
+        return False
+    y = int.from_bytes(key[6:12], "big") % size
+    if not bits[y >> 3] >> (y & 7) & 1:
+        return False
+    z = (x + y) % size
+    return bits[z >> 3] >> (z & 7) & 1 == 1
+
+
+def _note(bits: bytearray, rows: list[bytes]) -> None:
+    size, number = len(bits) * 8, int.from_bytes
+    for row in rows:
+        x, y = number(row[:6], "big") % size, number(row[6:12], "big") % size
+        z = (x + y) % size
+        bits[x >> 3] |= 1 << (x & 7)
+        bits[y >> 3] |= 1 << (y & 7)
+        bits[z >> 3] |= 1 << (z & 7)
 
 
 class RunWriter:
@@ -255,10 +286,10 @@ class RunWriter:
     def table(self, table: int, rows: Iterable[list[bytes]]) -> None:
         """All rows of one table: lists of rows, sorted within and among each other, of one width."""
         fences: list[bytes] = []
-        ends: list[int] = []
+        ends = bytearray()
         start = self._at + self._buffered
         count, last = 0, b""
-        bits = bytearray(_bits(self._expected.get(table, 0)) // 8) if table in self._filtered else None
+        bits = bytearray(_filter_bytes(self._expected.get(table, 0))) if table in self._filtered else None
         waiting: list[bytes] = []
         for some in rows:
             waiting += some
@@ -271,26 +302,21 @@ class RunWriter:
             count, last = count + len(waiting), waiting[-1]
         if count:
             self._tables[table] = _Table(
-                len(last), count, start, b"".join(fences), tuple(ends), last, bytes(bits or b"")
+                len(last), count, start, b"".join(fences), bytes(ends), last, bytes(bits or b"")
             )
             self.rows += count
 
-    def _block(self, rows: list[bytes], fences: list[bytes], ends: list[int], bits: bytearray | None) -> None:
+    def _block(self, rows: list[bytes], fences: list[bytes], ends: bytearray, bits: bytearray | None) -> None:
         packed = self._compressor.compress(_columns(rows, len(rows[0])))
         packed += blake3(packed).digest(_SUM_BYTES)
         fences.append(rows[0])
         self._buffer.append(packed)
         self._buffered += len(packed)
-        ends.append(self._at + self._buffered)
+        ends += (self._at + self._buffered).to_bytes(_END_BYTES, "little")
         if self._buffered >= _WRITE_BYTES:
             self._flush()
         if bits is not None:
-            mask = len(bits) * 8 - 1
-            for row in rows:
-                number = int.from_bytes(row[:8], "big")
-                a, b = number & mask, (number >> 29) & mask
-                bits[a >> 3] |= 1 << (a & 7)
-                bits[b >> 3] |= 1 << (b & 7)
+            _note(bits, rows)
 
     def _flush(self) -> None:
         data = b"".join(self._buffer)
