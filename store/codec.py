@@ -56,6 +56,11 @@ def decompress(codec: int, body: bytes | memoryview, raw_bytes: int) -> bytes:
     return data
 
 
+def unpack(frame: bytes) -> bytes:
+    """A zstd frame that tells its own size. Raises `zstandard.ZstdError`."""
+    return _contexts.decompressor.decompress(frame)
+
+
 def decompress_begin(codec: int, body: bytes | memoryview, upto: int) -> bytes:
     """The first `upto` of the bytes that were compressed, without the frame's own checksum, which stands at
     its end: what they are must be proved otherwise. Raises `ValueError` when they do not come back."""

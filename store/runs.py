@@ -24,6 +24,7 @@ import msgspec
 import zstandard
 from blake3 import blake3
 
+from store import codec
 from store.files import write_all
 
 MAGIC = b"MKRUN\x03\r\n"
@@ -110,9 +111,7 @@ class Run:
             packed = os.pread(self._fd, length, at)
             if blake3(packed).digest(16) != trailer[12:]:
                 raise ValueError("damaged or cut short")  # noqa: TRY301 - closed below
-            self._tables = msgspec.msgpack.decode(
-                zstandard.ZstdDecompressor().decompress(packed), type=dict[int, _Table]
-            )
+            self._tables = msgspec.msgpack.decode(codec.unpack(packed), type=dict[int, _Table])
         except (ValueError, OverflowError, zstandard.ZstdError, OSError) as exc:
             os.close(self._fd)
             self._fd = -1
@@ -204,8 +203,7 @@ class Run:
         packed, total = data[:-_SUM_BYTES], data[-_SUM_BYTES:]
         if blake3(packed).digest(_SUM_BYTES) != total:
             raise RunDamagedError(f"{self.path} at byte {start}: block is damaged")
-        # A context for each call: one shared between threads crashes the process.
-        columns = zstandard.ZstdDecompressor().decompress(packed)
+        columns = codec.unpack(packed)
         first = found.fences[number * found.width : (number + 1) * found.width]
         if columns[:: len(columns) // found.width] != first:
             raise RunDamagedError(f"{self.path} at byte {start}: block is not the one that belongs there")
