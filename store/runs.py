@@ -30,7 +30,7 @@ from store.files import write_all
 MAGIC = b"MKRUN\x03\r\n"
 BLOCK_ROWS = 512
 _FILTER_BITS = 10
-"""for each row; a filtered table's rows begin with a name of 12 bytes or more, and so must what is looked for"""
+"""for each row; rows of a filtered table begin with a name of 12 bytes, and so must what is looked for"""
 _END_BYTES = 6
 _TRAILER_BYTES = 8 + 4 + 16
 _SUM_BYTES = 8
