@@ -56,6 +56,8 @@ class PartResult(msgspec.Struct, kw_only=True):
     contents: int = 0
     messages_read: int = 0
     message_bytes: int = 0
+    sealed: int = 0
+    """groups with entries that no identity at hand opens"""
 
     def count(self, checked: Checked) -> None:
         """Add what was looked at here."""
@@ -64,6 +66,7 @@ class PartResult(msgspec.Struct, kw_only=True):
         checked.contents += self.contents
         checked.messages_read += self.messages_read
         checked.message_bytes += self.message_bytes
+        checked.sealed += self.sealed
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,13 +197,19 @@ class PartCheck:
         own |= {self._directory / part.name for part in task.parts if isinstance(part, Segment)}
         last = last_of(task.parts[-1])
         found_here = scan_groups(
-            self._directory, self._store.id, name, self._since, *task.durable, files=files
+            self._directory,
+            self._store.id,
+            name,
+            self._since,
+            *task.durable,
+            files=files,
+            keyring=self._store.keyring,
         )
         for found in found_here:
             if isinstance(found, Segment):
                 if found not in task.parts:
                     return
-                yield from scan_segment(self._directory, self._store.id, name, found)
+                yield from scan_segment(self._directory, self._store.id, name, found, self._store.keyring)
                 yield found
             elif isinstance(found, Group):
                 if found.state.pack > last or found.state.place > task.end:
@@ -218,6 +227,7 @@ class PartCheck:
         self._step(offset - (self._at[1] if self._at[0] == pack else 0))
         self._at = (pack, offset)
         result.commits += 1
+        result.sealed += group.sealed
 
         def add(pack: int, table: Table, row: bytes) -> None:
             result.sums.setdefault(pack, {}).setdefault(int(table), Sum()).add(row)

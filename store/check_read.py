@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 
 from store import content, records
-from store.errors import DamagedError, NotFoundError
+from store.errors import DamagedError, NotFoundError, SealedError
 from store.findings import Finding
 from store.ids import ChunkId, ContentId, chunk_id
 from store.packs import PackReader
@@ -36,7 +36,9 @@ class Reading:
         self._store = store
         self._sample = sample
         self._step = step
-        self._reader = PackReader(store.path / "streams", store.id, cache_bytes=cache_bytes)
+        self._reader = PackReader(
+            store.path / "streams", store.id, keyring=store.keyring, cache_bytes=cache_bytes
+        )
         self._chunks: dict[ChunkId, Location] = {}
         self._used: set[ChunkId] = set()
         self._recipes: dict[ContentId, tuple[Record, bytes]] = {}
@@ -103,7 +105,7 @@ class Reading:
                 if chunk_id(data, self._store.key) == chunk:
                     return data
                 why = f"chunk {chunk.hex()} is not what it was"
-            except DamagedError as exc:
+            except (DamagedError, SealedError) as exc:
                 why = str(exc)
             bad.add(where.record)
             where = None

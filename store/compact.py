@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from store import layout, records, segments
-from store.errors import DamagedError, StoreError, StoreLockedError
+from store.errors import DamagedError, SealedError, StoreError, StoreLockedError
 from store.files import sync_directory
 from store.garbage import Garbage
 from store.ids import ChunkId, DeliveryId, chunk_id
@@ -155,7 +155,10 @@ class Compactor:
         return sorted(units, key=lambda unit: (not unit.wasted, -first_of(unit.parts[0])))
 
     def run(self) -> CompactReport:
-        """Compact what is due. Raises `StoreError`, `OSError`, and what `step` raises."""
+        """Compact what is due. Raises `SealedError` when what is written could not be read here, another
+        `StoreError`, `OSError`, and what `step` raises."""
+        if self._store.blind:
+            raise SealedError("the store is sealed: what compaction would rewrite cannot be read here")
         began = time.monotonic()
         try:
             for name in self._store.view.names():
@@ -296,7 +299,7 @@ class _Work:
         stream = StreamLog(
             self._directory, self._store.id, self._start, lock=None, new_pack=True,
             last_pack=max(newest, FIRST_COMPACTED - 1), pack_bytes=self._options.pack_bytes,
-            level=self._options.level, entries_bytes=_ENTRIES_BYTES,
+            level=self._options.level, entries_bytes=_ENTRIES_BYTES, keyring=self._store.keyring,
         )  # fmt: skip
         first, done = stream.state.pack, False
         try:
@@ -346,11 +349,14 @@ class _Work:
         first = parts.index(self._unit.parts[0])
         files = Files((*parts[max(0, first - 1) : first], *self._unit.parts, *following), (), ())
         name = self._directory.name
-        for found in scan_groups(self._directory, self._store.id, name, self._start, files=files):
+        keyring = self._store.keyring
+        for found in scan_groups(
+            self._directory, self._store.id, name, self._start, files=files, keyring=keyring
+        ):
             if isinstance(found, Segment):
                 if following == [found]:
                     return
-                yield from scan_segment(self._directory, self._store.id, name, found)
+                yield from scan_segment(self._directory, self._store.id, name, found, keyring)
                 self._end = found.end
             elif isinstance(found, Group):
                 if following == [found.state.pack]:
@@ -368,6 +374,9 @@ class _Work:
         for found in self._groups():
             if isinstance(found, Damage):
                 self.why_not = str(found)
+                return False
+            if found.sealed:
+                self.why_not = "it is sealed, and no identity at hand opens it"
                 return False
             for (chunk, where), kind in zip(found.chunks, found.kinds, strict=True):
                 self._chunks.setdefault(chunk, _Chunk(where, kind))
@@ -389,7 +398,9 @@ class _Work:
     # -- writing
 
     def _write_chunks(self, stream: StreamLog) -> None:
-        reader = PackReader(self._streams(), self._store.id, cache_bytes=_CACHE_BYTES)
+        reader = PackReader(
+            self._streams(), self._store.id, keyring=self._store.keyring, cache_bytes=_CACHE_BYTES
+        )
         written = passed = 0
         total = sum(known.where.size for known in self._chunks.values()) or 1
         waiting: list[Future[bytes]] = []

@@ -81,6 +81,20 @@ class AmbiguousIdError(StoreError):
     exit_code = 18
 
 
+class SealedError(StoreError):
+    """Something is sealed, and none of the identities at hand opens it."""
+
+    hint = "Give the age identity that it is sealed for: --identity FILE, or MAILKEEP_IDENTITY."
+    exit_code = 21
+
+
+class IdentityError(StoreError):
+    """A key, or a file that should hold one, is not what it should be."""
+
+    hint = "`mailkeep keygen --output FILE` makes an identity; `age1…` keys seal, the identity file opens."
+    exit_code = 22
+
+
 class IndexFailedError(StoreError):
     """The index cannot be opened or written."""
 

@@ -34,6 +34,8 @@ class Checked:
     contents: int = 0
     messages_read: int = 0
     message_bytes: int = 0
+    sealed: int = 0
+    """groups whose facts no identity at hand opens: checked from without"""
     """bytes of messages put together (`read_data`)"""
     bytes_done: int = 0
     bytes_total: int = 0

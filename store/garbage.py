@@ -13,6 +13,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
+from store.errors import SealedError
 from store.filters import held_by
 from store.ids import ChunkId, ContentId, DeliveryId
 from store.layout import PACK_HEADER_BYTES
@@ -90,7 +91,7 @@ class Garbage:
                 needed = _chunks_of(recipe)
                 names -= needed
                 outside -= needed
-        except (ValueError, OSError) as exc:
+        except (ValueError, OSError, SealedError) as exc:
             return f"what other packs need cannot be told: {exc}"
         self.contents = set(dead)
         self.chunks = names
@@ -164,7 +165,7 @@ class Garbage:
                 for number in packs_of(part):
                     path = pack_path(directory, number)
                     if path.stat().st_size > PACK_HEADER_BYTES:  # else its header may never have come to be
-                        yield from recipes(path, key_of_pack(path, self._store.id))
+                        yield from recipes(path, key_of_pack(path, self._store.id), self._store.keyring)
 
     def note_outside(self) -> None:
         """What is dropped may have been all that needed chunks or recipes in other packs: these are due then.

@@ -30,6 +30,7 @@ from store.errors import DamagedError, IndexFailedError, StoreError, StoreFullEr
 from store.files import adopt
 from store.rows import FILTERED, PLACE_AT
 from store.runs import Blocks, Run, RunDamagedError, RunWriter, merged
+from store.sealing import NO_KEYS, Keyring
 from store.snapshot import Catalogue, Known, RunInfo, Snapshot
 from store.update import MERGE_RUNS, Update
 
@@ -51,8 +52,12 @@ class Index:
     Opening it twice in one process is an error of LMDB's; never carry it over a fork.
     """
 
-    def __init__(self, path: Path, store_id: bytes, *, fresh_rows: int = FRESH_ROWS) -> None:
+    def __init__(
+        self, path: Path, store_id: bytes, *, fresh_rows: int = FRESH_ROWS, keyring: Keyring = NO_KEYS
+    ) -> None:
+        """With a `keyring` that seals no word of people's stands in it in the clear."""
         self.path = path
+        self.keyring = keyring
         self.fresh_rows = fresh_rows
         self._blocks = Blocks()
         self._lock = threading.Lock()
@@ -78,7 +83,7 @@ class Index:
             adopt(path / "data.mdb")
             adopt(path / "lock.mdb")
         try:
-            self._set_up(b"%d:%s" % (SCHEMA, store_id))
+            self._set_up(b"%d%s:%s" % (SCHEMA, b" sealed" if keyring.seals else b"", store_id))
         except StoreError:
             self._env.close()
             raise

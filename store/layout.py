@@ -8,17 +8,21 @@ from __future__ import annotations
 
 import enum
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from blake3 import blake3
 
 from store import codec
+from store.errors import SealedError
 from store.ids import CHUNK_ID_BYTES, ChunkId
+from store.sealing import PackSeal
 
-FORMAT_VERSION = 2
-"""of packs written by this version; FORMAT.md says what changed"""
+FORMAT_VERSION = 3
+"""the latest that this version reads; FORMAT.md says what changed"""
+OPEN_VERSION = 2
+"""of packs that are not sealed: nothing in them has changed since, and who reads that reads them"""
 PACK_MAGIC = b"MKPACK\r\n"
 RECORD_MAGIC = b"MK\xa7\x01"
 STREAM_NAME_BYTES = 64
@@ -49,6 +53,10 @@ class RecordType(enum.IntEnum):
     ENTRIES = 2
     COMMIT = 3
     CHUNKS = 4
+    KEYS = 5
+    """the data key of a sealed pack, for its recipients (`store.sealing`)"""
+    SEALED_ENTRIES = 6
+    SEALED_CHUNKS = 7
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +70,7 @@ class PackHeader:
     next_record: int
     stream: str
     chain: bytes
-    version: int = FORMAT_VERSION
+    version: int = OPEN_VERSION
     suite: int = 0
     """encryption suite; 0: none"""
 
@@ -144,7 +152,10 @@ class NewChunk(NamedTuple):
     kind: int = 0
 
 
-CHUNK_RECORDS = frozenset({RecordType.CHUNKS_1, RecordType.CHUNKS})
+CHUNK_RECORDS = frozenset({RecordType.CHUNKS_1, RecordType.CHUNKS, RecordType.SEALED_CHUNKS})
+ENTRY_RECORDS = frozenset({RecordType.ENTRIES, RecordType.SEALED_ENTRIES})
+SEALED_RECORDS = frozenset({RecordType.SEALED_CHUNKS, RecordType.SEALED_ENTRIES})
+LEAF_BYTES = 32
 
 
 def encode_chunks(chunks: Iterable[NewChunk], level: int) -> bytes:
@@ -171,7 +182,7 @@ def chunk_table(record: int, payload: bytes | memoryview) -> list[tuple[ChunkId,
     row = _row_of(record)
     rows = payload[_BLOCK_HEAD.size : _BLOCK_HEAD.size + count * row.size]
     table, offset = [], 0
-    if record == RecordType.CHUNKS:
+    if record != RecordType.CHUNKS_1:
         for chunk, high, low in row.iter_unpack(rows):
             length = (high & 0xF) << 16 | low
             table.append((ChunkId(chunk), offset, length, high >> 4))
@@ -184,18 +195,60 @@ def chunk_table(record: int, payload: bytes | memoryview) -> list[tuple[ChunkId,
 
 
 def _row_of(record: int) -> struct.Struct:
-    return _CHUNK_ROW if record == RecordType.CHUNKS else _CHUNK_ROW_1
+    return _CHUNK_ROW_1 if record == RecordType.CHUNKS_1 else _CHUNK_ROW
 
 
-def block_bytes(record: int, payload: bytes | memoryview, upto: int | None = None) -> bytes:
-    """The raw bytes of a CHUNKS or ENTRIES payload, or of a large one at least the first `upto`. Raises
-    `ValueError` when they do not come back."""
-    how, _, _, count, raw_bytes = _BLOCK_HEAD.unpack_from(payload)
-    table = 0 if record == RecordType.ENTRIES else count * _row_of(record).size
-    body = memoryview(payload)[_BLOCK_HEAD.size + table :]
+def _body_at(record: int, payload: bytes | memoryview) -> int:
+    """Where the body of a block begins: behind its head and, of chunks, the table; of sealed entries, the
+    leaves."""
+    _, _, _, count, _ = _BLOCK_HEAD.unpack_from(payload)
+    if record == RecordType.ENTRIES:
+        return _BLOCK_HEAD.size
+    row = LEAF_BYTES if record == RecordType.SEALED_ENTRIES else _row_of(record).size
+    return int(_BLOCK_HEAD.size + count * row)
+
+
+def block_bytes(
+    record: int,
+    payload: bytes | memoryview,
+    upto: int | None = None,
+    seal: PackSeal | None = None,
+    number: int = 0,
+) -> bytes:
+    """The raw bytes of a CHUNKS or ENTRIES payload, or of a large one at least the first `upto`; what is
+    sealed needs its pack's `seal` and the record's `number`. Raises `ValueError` when they do not come back,
+    `SealedError` without a seal."""
+    how, _, _, _, raw_bytes = _BLOCK_HEAD.unpack_from(payload)
+    at = _body_at(record, payload)
+    body: bytes | memoryview = memoryview(payload)[at:]
+    if record in SEALED_RECORDS:
+        if seal is None:
+            raise SealedError("it is sealed, and no identity at hand opens it")
+        body = seal.open(record, number, bytes(payload[:at]), bytes(body))
     if upto is not None and upto < raw_bytes and raw_bytes >= _LARGE_BYTES:
         return codec.decompress_begin(how, body, upto)
     return codec.decompress(how, body, raw_bytes)
+
+
+def seal_block(
+    record: RecordType, number: int, payload: bytes, seal: PackSeal, leaves: Sequence[bytes]
+) -> tuple[RecordType, bytes]:
+    """The sealed form of a CHUNKS or ENTRIES payload. What stays in the clear: the table of chunks, or the
+    `leaves` of the facts among the entries, in order."""
+    at = _body_at(record, payload)
+    if record == RecordType.CHUNKS:
+        kind, clear = RecordType.SEALED_CHUNKS, payload[:at]
+    else:
+        how, _, _, _, raw_bytes = _BLOCK_HEAD.unpack_from(payload)
+        head = _BLOCK_HEAD.pack(how, 0, 0, len(leaves), raw_bytes)
+        kind, clear = RecordType.SEALED_ENTRIES, b"".join((head, *leaves))
+    return kind, clear + seal.seal(kind, number, clear, payload[at:])
+
+
+def sealed_leaves(payload: bytes | memoryview) -> list[bytes]:
+    """The leaves of the facts in a SEALED_ENTRIES payload."""
+    end = _body_at(RecordType.SEALED_ENTRIES, payload)
+    return [bytes(payload[at : at + LEAF_BYTES]) for at in range(_BLOCK_HEAD.size, end, LEAF_BYTES)]
 
 
 def encode_entries(entries: list[bytes], level: int) -> bytes:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,12 +18,15 @@ from store.files import adopt, sync_directory, write_all
 from store.ids import ChunkId, now_us
 from store.layout import Commit, NewChunk, PackHeader, RecordType
 from store.places import Location, StreamState, stream_number
-from store.scan import read_pack_header
+from store.scan import keys_record, pack_seal, read_pack_header
+from store.sealing import NO_KEYS, SUITE, Keyring, PackSeal, sealed_for
 from store.segments import pack_path, written_packs
 
 DEFAULT_PACK_BYTES = 256 << 20
 COMPACT_LOCK = "compact.lock"
 _ENTRIES_BYTES = 1 << 20
+_KEYS_EVERY_BYTES = 16 << 20
+_TO_SEAL = frozenset({RecordType.CHUNKS, RecordType.ENTRIES})
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -48,9 +52,11 @@ class StreamLog:
         pack_bytes: int = DEFAULT_PACK_BYTES,
         level: int = 3,
         entries_bytes: int = _ENTRIES_BYTES,
+        keyring: Keyring = NO_KEYS,
     ) -> None:
-        """`last_pack`: the newest pack's number, also of packs that are gone. From `FIRST_COMPACTED` - 1 on
-        it is compaction that writes, whose packs the stream's own writer does not count."""
+        """`keyring` says for whom it is sealed. `last_pack`: the newest pack's number, also of packs that are
+        gone. From `FIRST_COMPACTED` - 1 on it is compaction that writes, whose packs the stream's own writer
+        does not count."""
         self.name = directory.name
         self.number = stream_number(self.name)
         self.state = state
@@ -65,7 +71,11 @@ class StreamLog:
         self._at = 0
         self._flushed = 0
         self._next_record = state.next_record
-        self._facts: list[bytes] = []
+        self._leaves: list[bytes] = []
+        self._keyring = keyring
+        self._seal: PackSeal | None = None
+        self._keys = b""
+        self._keys_at = 0
         self._headers: list[bytes] = []
         self._last_pack = last_pack
         self._entries_bytes = entries_bytes
@@ -85,8 +95,10 @@ class StreamLog:
         if path.stat().st_size != at:
             return False
         header = read_pack_header(path)
-        if header.version != layout.FORMAT_VERSION:
+        if header.version != self._version or (header.suite != 0) != self._keyring.seals:
             return False  # what an earlier version began must stay readable by it
+        if header.suite and not self._take_seal(path, header):
+            return False  # to go on in it takes its key
         if newest != self.state.pack:  # begun before a crash, and nothing committed in it yet
             if (header.chain, header.next_record) != (self.state.chain, self.state.next_record):
                 return False
@@ -96,6 +108,20 @@ class StreamLog:
         self._at = self._flushed = at
         return True
 
+    @property
+    def _version(self) -> int:
+        return layout.FORMAT_VERSION if self._keyring.seals else layout.OPEN_VERSION
+
+    def _take_seal(self, path: Path, header: PackHeader) -> bool:
+        """Whether a pack that is begun is sealed for the present recipients and can be gone on with."""
+        key = header.key()
+        payload = keys_record(path, key)
+        self._seal = pack_seal(path, key, self._keyring)
+        if payload is None or self._seal is None:
+            return False
+        self._keys, self._keys_at = payload, 0
+        return sealed_for(payload) == {recipient.fingerprint for recipient in self._keyring.recipients}
+
     def _start_pack(self) -> None:
         number = self._last_pack + 1
         if number <= layout.FIRST_COMPACTED:
@@ -103,6 +129,7 @@ class StreamLog:
         header = PackHeader(
             number=number, store_id=self._store_id, salt=os.urandom(16), created_us=now_us(),
             next_record=self.state.next_record, stream=self.name, chain=self.state.chain,
+            version=self._version, suite=SUITE if self._keyring.seals else 0,
         )  # fmt: skip
         path = pack_path(self._directory, number)
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -121,6 +148,8 @@ class StreamLog:
         self._fd, self._key, self._salt = fd, header.key(), header.salt
         self._at = self._flushed = layout.PACK_HEADER_BYTES
         self._spent = False
+        if self._keyring.seals:
+            self._seal, self._keys = self._keyring.new_seal()
         self.state = replace(self.state, pack=number, offset=self._at)
 
     def append_chunks(self, chunks: list[NewChunk]) -> list[tuple[ChunkId, Location]]:
@@ -149,9 +178,10 @@ class StreamLog:
                 size += len(entry)
                 if size >= self._entries_bytes:
                     break
-            where = self._append(RecordType.ENTRIES, layout.encode_entries(some, self.level))
+            leaves = [records.leaf(entry) for entry in some if records.is_fact(entry)]
+            where = self._append(RecordType.ENTRIES, layout.encode_entries(some, self.level), leaves)
             located += [where._replace(inner=inner) for inner in layout.entry_offsets(some)]
-        self._facts.extend(entry for entry in entries if records.is_fact(entry))
+            self._leaves += leaves
         return located
 
     def commit(self) -> StreamState:
@@ -163,10 +193,10 @@ class StreamLog:
         """
         state = self.state
         chain = state.chain
-        for fact in self._facts:
-            chain = layout.chain_next(chain, records.leaf(fact))
+        for leaf in self._leaves:
+            chain = layout.chain_next(chain, leaf)
         commit = Commit(
-            state.commits + 1, now_us(), state.facts + len(self._facts), chain,
+            state.commits + 1, now_us(), state.facts + len(self._leaves), chain,
             start=state.offset, digest=layout.group_digest(self._headers, self._key), salt=self._salt,
         )  # fmt: skip
         self._append(RecordType.COMMIT, commit.encode())
@@ -177,7 +207,7 @@ class StreamLog:
             # Never fsync again and believe it: Linux marks failed pages clean.
             self._die(exc)
         self.written_bytes += self._at - state.offset
-        self._facts = []
+        self._leaves = []
         self._headers = []
         self.state = StreamState(
             state.pack, self._at, self._next_record, commit.number, commit.facts, chain, commit.time_us
@@ -205,7 +235,7 @@ class StreamLog:
     def rollback(self) -> None:
         """Forget everything since the last commit."""
         self._buffer = []
-        self._facts = []
+        self._leaves = []
         self._headers = []
         self._next_record = self.state.next_record
         self._at = self.state.offset
@@ -216,6 +246,7 @@ class StreamLog:
             except OSError as exc:
                 self._die(exc)
         self._flushed = self._at
+        self._keys_at = min(self._keys_at, self._at - _KEYS_EVERY_BYTES)  # it may have gone with the rest
 
     def close(self) -> None:
         """Undo what is not committed, and let another writer have the stream."""
@@ -226,9 +257,15 @@ class StreamLog:
         if self._lock:
             self._lock.release()
 
-    def _append(self, kind: RecordType, payload: bytes) -> Location:
+    def _append(self, kind: RecordType, payload: bytes, leaves: Sequence[bytes] = ()) -> Location:
         if self.failed:
             raise StoreFailedError(f"stream {self.name} has failed and takes no more")
+        if self._seal and kind in _TO_SEAL:
+            # First in the pack, and now and then again: were it lost, so would be all that it opens.
+            if self._at == layout.PACK_HEADER_BYTES or self._at - self._keys_at >= _KEYS_EVERY_BYTES:
+                self._keys_at = self._at
+                self._append(RecordType.KEYS, self._keys)
+            kind, payload = layout.seal_block(kind, self._next_record, payload, self._seal, leaves)
         try:
             record = layout.encode_record(kind, self._next_record, payload, self._key)
         except ValueError as exc:

@@ -11,25 +11,28 @@ from collections import OrderedDict
 from pathlib import Path
 
 from store import layout, records
-from store.errors import DamagedError, PackGoneError
+from store.errors import DamagedError, PackGoneError, SealedError
 from store.layout import RecordType
 from store.places import Location, stream_number
-from store.scan import key_of_pack
+from store.scan import key_of_pack, pack_seal
+from store.sealing import NO_KEYS, Keyring
 from store.segments import pack_path
 
 _MAX_OPEN_PACKS = 64
 _CACHE_BYTES = 8 << 20
 _FIRST_READ_BYTES = 12 << 10
-_ENTRIES = frozenset({RecordType.ENTRIES})
 
 
 class PackReader:
     """All the packs below a store's `streams` directory."""
 
-    def __init__(self, streams: Path, store_id: bytes, *, cache_bytes: int = _CACHE_BYTES) -> None:
+    def __init__(
+        self, streams: Path, store_id: bytes, *, keyring: Keyring = NO_KEYS, cache_bytes: int = _CACHE_BYTES
+    ) -> None:
         self._streams = streams
         self._cache_bytes = cache_bytes
         self._store_id = store_id
+        self._keyring = keyring
         self._lock = threading.Lock()
         self._names: dict[int, Path] = {}
         self._open: OrderedDict[tuple[int, int], tuple[int, bytes]] = OrderedDict()
@@ -44,7 +47,7 @@ class PackReader:
 
     def entry(self, where: Location) -> records.Entry:
         """The entry at a location. Raises `DamagedError`."""
-        raw = self._block(where, _ENTRIES)
+        raw = self._block(where, layout.ENTRY_RECORDS)
         try:
             return records.decode(layout.entry_at(raw, where.inner))
         except ValueError as exc:
@@ -92,8 +95,15 @@ class PackReader:
         if not header or header.type not in kinds or not layout.payload_is_sound(header, payload, key):
             raise DamagedError(f"{self._path(where)} at byte {where.offset}: record is damaged")
         try:
-            raw = layout.block_bytes(header.type, payload, upto)
-        except ValueError as exc:
+            seal = None
+            if header.type in layout.SEALED_RECORDS:
+                seal = pack_seal(self._path(where), key, self._keyring)
+            raw = layout.block_bytes(header.type, payload, upto, seal, header.number)
+        except SealedError as exc:
+            raise SealedError(f"{self._path(where)}: {exc}") from exc
+        except FileNotFoundError as exc:
+            raise PackGoneError(f"{self._path(where)} is missing") from exc
+        except (ValueError, OSError) as exc:
             raise DamagedError(f"{self._path(where)} at byte {where.offset}: {exc}") from exc
         with self._lock:
             if name not in self._blocks:

@@ -56,6 +56,14 @@ class StreamState:
         return self.pack, self.offset
 
 
+@dataclass(frozen=True, slots=True)
+class Unread:
+    """A stretch of a stream that is sealed, and in the index without its facts: from a state to a place."""
+
+    start: StreamState
+    end: Place
+
+
 @dataclass(slots=True)
 class Group:
     """What one COMMIT made durable, with where everything lies, and the stream's state after it.
@@ -63,6 +71,7 @@ class Group:
     `before` is the (pack, offset) where the group before it ended: what an index must have seen to take it.
     `segment` is the segment it was read from, if it was. `kinds` (of the chunks, as the splitter names them)
     and `encoded` (all entries as they stand in the log, unknown ones too) are filled in by scanning alone.
+    `sealed` says that it has entries which no identity at hand opens.
     """
 
     stream: str
@@ -73,6 +82,7 @@ class Group:
     segment: Segment | None = None
     kinds: list[int] = field(default_factory=list)
     encoded: list[bytes] = field(default_factory=list)
+    sealed: bool = False
 
 
 @dataclass(frozen=True, slots=True)

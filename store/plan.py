@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from blake3 import blake3
+
 from store.places import Place, stream_number
 from store.records import Hold
 from store.segments import Part, Segment, first_of, last_of, pack_path, packs_of, stream_files
@@ -39,8 +41,9 @@ class Unit:
 
 
 def in_force(holds: Mapping[str, Hold]) -> str:
-    """What names the holds in force, to tell whether they are still the same."""
-    return "\n".join(sorted(f"{name} {hold.time_us}" for name, hold in holds.items() if not hold.released))
+    """What names the holds in force, to tell whether they are still the same; "" when there are none."""
+    names = sorted(f"{name} {hold.time_us}" for name, hold in holds.items() if not hold.released)
+    return blake3("\n".join(names).encode()).hexdigest()[:32] if names else ""
 
 
 def plan(

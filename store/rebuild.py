@@ -68,7 +68,7 @@ def rebuild(store: Store, options: RebuildOptions | None = None) -> RebuildRepor
         path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=store.path))
         stack.callback(shutil.rmtree, path, ignore_errors=True)
         adopt(path)
-        fresh = Index(path, store.id)
+        fresh = Index(path, store.id, keyring=store.keyring)
         stack.callback(fresh.close)
         report = _Build(store, fresh, options).run()
     report.seconds = time.monotonic() - began
@@ -114,7 +114,7 @@ class _Build:
         self._store = store
         self._fresh = fresh
         self._options = options
-        self._view = View(fresh, store.path / "streams", store.id)
+        self._view = View(fresh, store.path / "streams", store.id, store.keyring)
         self._damage: dict[Damage, None] = {}
         self._read = 0
         self._total = self._view.behind()

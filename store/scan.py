@@ -12,6 +12,7 @@ import os
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from store import layout, records
 from store.errors import FormatError
 from store.layout import PackHeader, RecordType
 from store.places import Damage, Group, Location, Place, StreamState, TornTail, stream_number
+from store.sealing import NO_KEYS, Keyring, PackSeal
 from store.segments import Files, Part, Segment, first_of, last_of, pack_path, stream_files
 
 _NOT_FOLLOWING = "does not follow on what is before it: something is missing"
@@ -53,6 +55,30 @@ def key_of_pack(path: Path, store_id: bytes) -> bytes:
                     if layout.decode_record_header(record, key):
                         return key
         raise
+
+
+def is_sealed(path: Path) -> bool:
+    """Whether a pack is sealed, by its header. Raises `ValueError`, `OSError`."""
+    return read_pack_header(path).suite != 0
+
+
+def keys_record(path: Path, key: bytes) -> bytes | None:
+    """The payload of the first sound KEYS record in a sealed pack: one is its first record, more follow now
+    and then. None when there is none. Raises `OSError`."""
+    with path.open("rb") as file:
+        for at in _magic_from(file.fileno(), layout.PACK_HEADER_BYTES):
+            head = os.pread(file.fileno(), layout.RECORD_HEADER_BYTES, at)
+            header = layout.decode_record_header(head, key)
+            if header and header.type == RecordType.KEYS:
+                payload = os.pread(file.fileno(), header.length, at + layout.RECORD_HEADER_BYTES)
+                if layout.payload_is_sound(header, payload, key):
+                    return payload
+    return None
+
+
+def pack_seal(path: Path, key: bytes, keyring: Keyring) -> PackSeal | None:
+    """What opens the sealed records of a pack; None when no identity does. Raises `OSError`."""
+    return keyring.open_seal(key, partial(keys_record, path, key))
 
 
 def _magic_from(fd: int, at: int) -> Iterator[int]:
@@ -122,20 +148,24 @@ def _next_record(fd: int, key: bytes, likely: int, earliest: int, size: int) -> 
     return size
 
 
-def recipes(path: Path, key: bytes) -> Iterator[records.Content]:
+def recipes(path: Path, key: bytes, keyring: Keyring = NO_KEYS) -> Iterator[records.Content]:
     """The recipes in a pack, without reading its chunks. What follows the last commit may be torn; else
-    raises `ValueError` where a record is damaged, since nobody can tell what it named. Raises `OSError`."""
+    raises `ValueError` where a record is damaged, since nobody can tell what it named, and `SealedError`
+    where no identity opens it. Raises `OSError`."""
     with path.open("rb") as file:
         fd, at, size = file.fileno(), layout.PACK_HEADER_BYTES, os.fstat(file.fileno()).st_size
         while at < size:
             header = layout.decode_record_header(os.pread(fd, layout.RECORD_HEADER_BYTES, at), key)
             start = at + layout.RECORD_HEADER_BYTES
             sound = header is not None and start + header.length <= size
-            if header is not None and sound and header.type == RecordType.ENTRIES:
+            if header is not None and sound and header.type in layout.ENTRY_RECORDS:
                 payload = os.pread(fd, header.length, start)
                 sound = layout.payload_is_sound(header, payload, key)
                 if sound:
-                    yield from _recipes_in(layout.block_bytes(RecordType.ENTRIES, payload))
+                    seal = pack_seal(path, key, keyring) if header.type in layout.SEALED_RECORDS else None
+                    yield from _recipes_in(
+                        layout.block_bytes(header.type, payload, seal=seal, number=header.number)
+                    )
             if header is None or not sound:
                 if _has_commit(fd, key, at + 1, size):
                     raise ValueError(f"{path} at byte {at}: record is damaged")
@@ -171,6 +201,7 @@ def scan_groups(
     since: StreamState,
     *durable: Place,
     files: Files | None = None,
+    keyring: Keyring = NO_KEYS,
 ) -> Iterator[Group | Segment | Damage | TornTail]:
     """Everything committed after `since`, in order; damage where it lies; at most one torn tail, last.
 
@@ -178,7 +209,7 @@ def scan_groups(
 
     `durable` are places up to which their pack is known to have been good, so that what fails before them is
     damage even when nothing follows. `since` lies at the end of a segment or in a pack of its own, never
-    within what a segment stands for.
+    within what a segment stands for. What no identity in `keyring` opens comes as `Group.sealed`.
     """
     state = since
     before = since.place
@@ -224,7 +255,8 @@ def scan_groups(
             yield Damage(path, path.stat().st_size, f"cut short: {state.offset} bytes were durable")
             continue
         upheld = max((offset for pack, offset in durable if pack == part), default=0)
-        for found in _scan_pack(path, key, state, upheld, _after(directory, following), last=last):
+        after = _after(directory, following)
+        for found in _scan_pack(path, key, state, upheld, after, last=last, keyring=keyring):
             if isinstance(found, Group):
                 state = found.state
                 found.before, before = before, state.place
@@ -243,7 +275,9 @@ def _after(directory: Path, following: Part | None) -> tuple[bytes, int] | None:
     return (header.chain, header.next_record) if header else None
 
 
-def scan_segment(directory: Path, store_id: bytes, name: str, segment: Segment) -> Iterator[Group | Damage]:
+def scan_segment(
+    directory: Path, store_id: bytes, name: str, segment: Segment, keyring: Keyring = NO_KEYS
+) -> Iterator[Group | Damage]:
     """Everything in a segment, in order; `state` of its groups is within the segment's own packs."""
     state = segment.start
     for number, following in zip_longest(segment.packs, segment.packs[1:]):
@@ -266,7 +300,7 @@ def scan_segment(directory: Path, store_id: bytes, name: str, segment: Segment) 
         after = (
             (segment.end.chain, segment.records_end) if following is None else _after(directory, following)
         )
-        for found in _scan_pack(path, key, state, 0, after, last=False):
+        for found in _scan_pack(path, key, state, 0, after, last=False, keyring=keyring):
             if isinstance(found, Group):
                 found.segment = segment
                 state = found.state
@@ -286,8 +320,10 @@ def _header_or_none(path: Path) -> PackHeader | None:
 class _Gathering:
     """The records since the last COMMIT."""
 
-    def __init__(self, stream: str, state: StreamState) -> None:
+    def __init__(self, path: Path, key: bytes, state: StreamState, keyring: Keyring) -> None:
+        stream = path.parent.name
         self.group = Group(stream, state)
+        self._path, self._key, self._keyring = path, key, keyring
         self.leaves: list[bytes] = []
         self.headers: list[bytes] = []
         self.bad: list[Damage] = []
@@ -308,12 +344,26 @@ class _Gathering:
                 self.group.chunks.append((chunk, where._replace(inner=inner, size=size)))
                 self.group.kinds.append(kind)
         elif record.type == RecordType.ENTRIES:
-            for inner, data in layout.entries_in(layout.block_bytes(RecordType.ENTRIES, record.payload)):
-                self.group.encoded.append(data)
-                if records.is_known(data):
-                    self.group.entries.append((records.decode(data), where._replace(inner=inner)))
-                if records.is_fact(data):
-                    self.leaves.append(records.leaf(data))
+            self._take_entries(layout.block_bytes(RecordType.ENTRIES, record.payload), where)
+        elif record.type == RecordType.SEALED_ENTRIES:
+            leaves = layout.sealed_leaves(record.payload)
+            seal = pack_seal(self._path, self._key, self._keyring)
+            if seal is None:
+                self.group.sealed = True
+                self.leaves += leaves
+                return
+            raw = layout.block_bytes(record.type, record.payload, seal=seal, number=record.number)
+            self._take_entries(raw, where)
+            if leaves != self.leaves[len(self.leaves) - len(leaves) :]:
+                raise ValueError("the leaves beside sealed facts are not theirs")
+
+    def _take_entries(self, raw: bytes, where: Location) -> None:
+        for inner, data in layout.entries_in(raw):
+            self.group.encoded.append(data)
+            if records.is_known(data):
+                self.group.entries.append((records.decode(data), where._replace(inner=inner)))
+            if records.is_fact(data):
+                self.leaves.append(records.leaf(data))
 
     def cut(self, offset: int, leaves: int) -> tuple[Group, list[Damage]]:
         """What came before `offset`, with what is wrong there; the last `leaves` facts came after it."""
@@ -332,9 +382,11 @@ class _Gathering:
         return chain
 
 
-def _gather_again(path: Path, key: bytes, state: StreamState, start: int, end: int) -> _Gathering | None:
+def _gather_again(
+    path: Path, key: bytes, state: StreamState, start: int, end: int, keyring: Keyring
+) -> _Gathering | None:
     """The records from `start` to `end`; None when they are not all sound."""
-    gathering = _Gathering(path.parent.name, state)
+    gathering = _Gathering(path, key, state, keyring)
     for record in scan_records(path, key, start):
         if isinstance(record, Damage) or record.offset > end:
             return None
@@ -348,10 +400,16 @@ def _gather_again(path: Path, key: bytes, state: StreamState, start: int, end: i
 
 
 def _scan_pack(
-    path: Path, key: bytes, state: StreamState, upheld: int, goes_on: tuple[bytes, int] | None, *, last: bool
+    path: Path,
+    key: bytes,
+    state: StreamState,
+    upheld: int,
+    goes_on: tuple[bytes, int] | None,
+    *,
+    last: bool,
+    keyring: Keyring,
 ) -> Iterator[Group | Damage | TornTail]:
-    name = path.parent.name
-    gathering = _Gathering(name, state)
+    gathering = _Gathering(path, key, state, keyring)
     broken: tuple[Group, list[Damage]] | None = None  # a group that is not whole, until something follows
     for record in scan_records(path, key, state.offset):
         if isinstance(record, Damage):
@@ -366,7 +424,7 @@ def _scan_pack(
             gathering.bad.append(Damage(path, record.offset, f"record cannot be read: {exc}"))
             continue
         if broken is None and gathering.bad and commit.start > state.offset:
-            later = _gather_again(path, key, state, commit.start, record.offset)
+            later = _gather_again(path, key, state, commit.start, record.offset, keyring)
             if later is not None and commit.digest == layout.group_digest(later.headers, key):
                 # A COMMIT between the two is damaged, and what it had ended is a group of its own.
                 broken = gathering.cut(commit.start, len(later.leaves))
@@ -395,7 +453,7 @@ def _scan_pack(
         else:
             what = Damage(path, start, "group is not what its commit vouches for")
             broken = (gathering.group, gathering.bad or [what])
-        gathering = _Gathering(name, state_after)
+        gathering = _Gathering(path, key, state_after, keyring)
     if gathering.empty and broken is None:
         return
     if last:

@@ -10,8 +10,9 @@ import msgspec
 from blake3 import blake3
 
 from store import rows
+from store.errors import SealedError
 from store.ids import ChunkId, ContentId, DeliveryId
-from store.places import Location, Record, StreamState
+from store.places import Location, Record, StreamState, Unread
 from store.records import EntryType, Hold
 from store.rows import PLACE_AT, Table, Term
 from store.runs import Run
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 REMOVED = frozenset({EntryType.ERASURE, EntryType.EXPIRY})
 """entries that end a delivery"""
+SEALED = b"S"
+"""what a sealed value in LMDB begins with (msgpack's arrays begin otherwise)"""
 _MAX_TIME = (1 << 64) - 1
 
 
@@ -83,6 +86,11 @@ class Known:
 def run_key(selection: bytes) -> bytes:
     """The key in LMDB for the replay run of a selection."""
     return b"run:" + blake3(selection).digest(16)
+
+
+def hold_key(name: str) -> bytes:
+    """The key in LMDB for a hold."""
+    return b"hold:" + blake3(name.encode()).digest(16)
 
 
 def condemned_key(name: bytes) -> bytes:
@@ -293,6 +301,12 @@ class Snapshot:
         value = self.meta(b"stream:" + stream.encode())
         return None if value is None else StreamState(*msgspec.msgpack.decode(value))
 
+    def unread(self, stream: str) -> list[Unread]:
+        """What is sealed and was applied without its facts, since no identity was there to open it."""
+        value = self.meta(b"unread:" + stream.encode())
+        stretches = msgspec.msgpack.decode(value) if value else []
+        return [Unread(StreamState(*start), tuple(end)) for start, end in stretches]
+
     def durable(self, stream: str) -> tuple[int, int]:
         """(pack, offset) up to which an index that was emptied had seen this stream; (0, 0) if never."""
         value = self.meta(b"durable:" + stream.encode())
@@ -317,10 +331,17 @@ class Snapshot:
         }
 
     def holds(self) -> dict[str, Hold]:
-        """All holds, those released too, by name: the latest word on each."""
-        return {
-            key.decode(): msgspec.msgpack.decode(value, type=Hold) for key, value in self.meta_range(b"hold:")
-        }
+        """All holds, those released too, by name: the latest word on each. Raises `SealedError`."""
+        found = [self._hold(value) for _, value in self.meta_range(b"hold:")]
+        return {hold.name: hold for hold in sorted(found, key=lambda hold: hold.name)}
+
+    def _hold(self, value: bytes) -> Hold:
+        if value.startswith(SEALED):
+            opened = self._index.keyring.unwrap(value[len(SEALED) :])
+            if opened is None:
+                raise SealedError("the holds are sealed, and no identity at hand opens them")
+            value = opened
+        return msgspec.msgpack.decode(value, type=Hold)
 
     def run(self, selection: bytes) -> str | None:
         """The unfinished replay run for this selection, if there is one."""

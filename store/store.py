@@ -11,33 +11,32 @@ has not, so it sees every message that was acknowledged before it began.
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Self, TypeVar
 
 from store import content
+from store.about import About
 from store.errors import (
     AmbiguousIdError,
     DamagedError,
-    FormatError,
     NotFoundError,
     PackGoneError,
+    SealedError,
     StoreError,
     StoreLockedError,
-    StoreNotFoundError,
 )
-from store.files import sync_directory, write_all
-from store.ids import DELIVERY_ID_BYTES, ChunkId, ContentId, DeliveryId, keyed_digest, now_us
+from store.files import sync_directory
+from store.ids import DELIVERY_ID_BYTES, ChunkId, ContentId, DeliveryId, keyed_digest
 from store.index import Index
 from store.indexer import Indexer
 from store.ingest import Ingest
-from store.layout import FORMAT_VERSION, STREAM_NAME_BYTES
+from store.layout import STREAM_NAME_BYTES
 from store.log import COMPACT_LOCK, DEFAULT_PACK_BYTES, StreamLock, StreamLog
 from store.packs import PackReader
 from store.places import Location, StreamState
@@ -53,6 +52,9 @@ from store.records import (
     Replay,
 )
 from store.rows import Term
+from store.scan import is_sealed, key_of_pack, keys_record
+from store.sealing import NO_KEYS, Identity, Keyring, fingerprint, recipients_of, sealed_for
+from store.segments import all_packs, pack_path
 from store.snapshot import REMOVED, Counters, Snapshot
 from store.view import CaughtUp, View, find_end, terms
 from store.writer import GroupFacts, Pending, Writer
@@ -64,18 +66,6 @@ DEFAULT_RESERVE_BYTES = 64 << 20
 _MUCH_BYTES = 64 << 20
 """bytes of packs that are indexed while one waits; more take more than a second or two"""
 FOREVER_US = (1 << 63) - 1
-_NETWORK_FILE_SYSTEMS = {
-    "nfs",
-    "nfs4",
-    "cifs",
-    "smb3",
-    "smbfs",
-    "9p",
-    "fuse.sshfs",
-    "ceph",
-    "afs",
-    "glusterfs",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,13 +121,16 @@ class Stats:
 class Store:
     """An open store. Close it; use it as a context manager."""
 
-    def __init__(self, path: Path, identity: dict[str, str], *, wait: bool = True) -> None:
+    def __init__(
+        self, path: Path, id_: bytes, key: bytes, *, wait: bool = True, keyring: Keyring = NO_KEYS
+    ) -> None:
         self.path = path
-        self.id = bytes.fromhex(identity["id"])
-        self.key = bytes.fromhex(identity["key"])
+        self.id = id_
+        self.key = key
+        self.keyring = keyring
         self.damage: list[str] = []
         self._streams = path / "streams"
-        self._packs = PackReader(self._streams, self.id)
+        self._packs = PackReader(self._streams, self.id, keyring=keyring)
         self._writer: Writer | None = None
         self._indexer: Indexer | None = None
         self._pending = Pending()
@@ -151,27 +144,34 @@ class Store:
             self._open_view(wait=wait)
 
     @classmethod
-    def open(cls, path: Path, *, create: bool = False, wait: bool = True) -> Store:
-        """Raises `StoreNotFoundError`, `FormatError`, or another `StoreError`.
+    def open(
+        cls,
+        path: Path,
+        *,
+        create: bool = False,
+        wait: bool = True,
+        recipients: Sequence[str] | None = None,
+        identities: Sequence[Identity] = (),
+    ) -> Store:
+        """Raises `StoreNotFoundError`, `FormatError`, `IdentityError`, `SealedError` when it is sealed and
+        none of the `identities` given opens any of it, or another `StoreError`.
 
         An index that is far behind (lost, say) is caught up before this returns, or with `wait` False behind
-        the writer that `start_writing` begins.
+        the writer that `start_writing` begins. With `recipients` whatever is written from now on, by
+        whomever, is sealed for them, or (with none of them) no more; without, what was said last holds.
         """
-        identity = path / "mailkeep.store"
-        if create and not identity.exists():
-            _create(path)
-        try:
-            known = json.loads(identity.read_text())
-            version = int(known["format"])
-        except FileNotFoundError as exc:
-            raise StoreNotFoundError(f"there is no store at {path}") from exc
-        except (ValueError, KeyError, TypeError) as exc:
-            raise DamagedError(f"{identity} cannot be read: {exc}") from exc
-        except OSError as exc:
-            raise StoreError(f"{identity} cannot be read: {exc.strerror}") from exc
-        if version > FORMAT_VERSION:
-            raise FormatError(f"{path} has format {version}; this version reads up to {FORMAT_VERSION}")
-        return cls(path, known, wait=wait)
+        about = About.read(path, create=create)
+        keyring = Keyring(recipients_of(about.recipients if recipients is None else recipients), identities)
+        _refuse_wrong_identity(path, about, keyring)
+        wanted = tuple(recipient.text for recipient in keyring.recipients)
+        if wanted != about.recipients:
+            replace(about, recipients=wanted).write(path)
+        return cls(path, about.id, about.key, wait=wait, keyring=keyring)
+
+    @property
+    def blind(self) -> bool:
+        """Whether it is sealed and there is no identity: what is captured cannot be read back here."""
+        return self.keyring.seals and not self.keyring.identities
 
     def _open_view(self, *, wait: bool) -> None:
         index = self.path / "index"
@@ -182,9 +182,9 @@ class Store:
             # look, the index is built from the streams for as long as this store is open.
             self._scratch = tempfile.TemporaryDirectory(prefix="mailkeep-index-")
             index = Path(self._scratch.name)
-        self.index = Index(index, self.id)
+        self.index = Index(index, self.id, keyring=self.keyring)
         try:
-            self.view = View(self.index, self._streams, self.id)
+            self.view = View(self.index, self._streams, self.id, self.keyring)
             self._behind = not wait and self.view.behind() > _MUCH_BYTES
             if not self._behind:
                 for stream in self.view.names():
@@ -242,7 +242,7 @@ class Store:
             appender = StreamLog(
                 directory, self.id, caught.state, lock=lock,
                 new_pack=bool(caught.damage or caught.torn), last_pack=last_pack,
-                pack_bytes=pack_bytes, level=level,
+                pack_bytes=pack_bytes, level=level, keyring=self.keyring,
             )  # fmt: skip
         except BaseException:
             lock.release()
@@ -266,7 +266,13 @@ class Store:
             with self.index.read() as snapshot:
                 last_pack = max(caught.state.pack, snapshot.durable(stream)[0])
             StreamLog(
-                self._streams / stream, self.id, caught.state, lock=None, new_pack=True, last_pack=last_pack
+                self._streams / stream,
+                self.id,
+                caught.state,
+                lock=None,
+                new_pack=True,
+                last_pack=last_pack,
+                keyring=self.keyring,
             ).close()
         finally:
             lock.release()
@@ -314,7 +320,9 @@ class Store:
                     if again is None:
                         continue
                     found = again
-                except DamagedError as exc:
+                except (DamagedError, SealedError) as exc:
+                    if isinstance(exc, SealedError) and not self.keyring.identities:
+                        raise
                     log.error("delivery %s: %s", delivery.hex(), exc)
                     continue
                 if _has_terms(found, query.terms):
@@ -363,6 +371,8 @@ class Store:
     def may_be_retry(self, queue_id: bytes) -> bool:
         """Whether a delivery with this queue id has come through LMTP: the milter's capture of the same mail
         is no earlier attempt. Raises `DamagedError`."""
+        if self.blind:  # neither the replies nor the message could be read back
+            return False
         if queue_id in self._pending.queue_ids:
             return True
         query = Query(terms=((Term.QUEUE_ID, queue_id),))
@@ -548,47 +558,16 @@ def _has_terms(found: StoredDelivery, wanted: tuple[tuple[Term, bytes], ...]) ->
     )
 
 
-def _create(path: Path) -> None:
-    _refuse_network_file_system(path)
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    # What a creation that was cut off leaves, and what a file system of its own has, is in nobody's way.
-    others = {entry.name for entry in path.iterdir()} - {"lost+found", "mailkeep.store.new", "streams"}
-    streams = path / "streams"
-    if others or (streams.exists() and any(streams.iterdir())):
-        raise StoreError(f"{path} is neither a store nor empty; not made into one")
-    streams.mkdir(mode=0o700, exist_ok=True)
-    text = json.dumps(
-        {
-            "format": FORMAT_VERSION,
-            "id": os.urandom(16).hex(),
-            "key": os.urandom(32).hex(),
-            "created_us": now_us(),
-        }
-    )
-    fresh = path / "mailkeep.store.new"
-    fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    try:
-        write_all(fd, text.encode() + b"\n", 0)
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-    fresh.rename(path / "mailkeep.store")
-    sync_directory(path)
-    sync_directory(path.parent)
-
-
-def _refuse_network_file_system(path: Path) -> None:
-    # LMDB's locks and a memory map are not to be trusted over a network.
-    target = str(path.absolute())
-    best, kind = "", ""
-    try:
-        mounts = Path("/proc/self/mountinfo").read_text().splitlines()
-    except OSError:
+def _refuse_wrong_identity(path: Path, about: About, keyring: Keyring) -> None:
+    """A wrong key is told at once, before anything is done."""
+    own = {fingerprint(identity.recipient) for identity in keyring.identities}
+    if not own or not about.recipients or own & {fingerprint(text) for text in about.recipients}:
         return
-    for line in mounts:
-        fields = line.split()
-        point = fields[4]
-        if len(point) >= len(best) and (target + "/").startswith(point.rstrip("/") + "/"):
-            best, kind = point, fields[fields.index("-") + 1]
-    if kind in _NETWORK_FILE_SYSTEMS:
-        raise StoreError(f"{path} is on a network file system ({kind}); the store needs a local disk")
+    for directory in sorted((path / "streams").iterdir()):
+        for number in all_packs(directory):
+            with contextlib.suppress(ValueError, OSError):
+                pack = pack_path(directory, number)
+                payload = keys_record(pack, key_of_pack(pack, about.id)) if is_sealed(pack) else None
+                if payload and own & sealed_for(payload):
+                    return
+    raise SealedError(f"no identity given opens anything in {path}, which is sealed for {about.told()}")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import dataclasses
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,11 +13,21 @@ from msgspec.structs import replace
 from store import rows
 from store.files import adopt, sync_directory
 from store.ids import DeliveryId
-from store.places import Location, Record, StreamState
+from store.places import Location, Place, Record, StreamState, Unread
 from store.records import Hold
 from store.rows import FILTERED, Table
 from store.runs import RunWriter
-from store.snapshot import Catalogue, Counters, RunInfo, Snapshot, Waste, condemned_key, run_key
+from store.snapshot import (
+    SEALED,
+    Catalogue,
+    Counters,
+    RunInfo,
+    Snapshot,
+    Waste,
+    condemned_key,
+    hold_key,
+    run_key,
+)
 
 if TYPE_CHECKING:
     from store.index import Index
@@ -121,6 +132,18 @@ class Update(Snapshot):
             self._set(replace(catalogue, packs={**catalogue.packs, number: pack}, next_pack=number + 1))
         return number
 
+    def placer(self) -> Callable[[Location], bytes]:
+        """Makes the places that rows hold."""
+        packs: dict[tuple[int, int], bytes] = {}
+
+        def place(where: Location) -> bytes:
+            pack = packs.get(where[:2])
+            if pack is None:
+                pack = packs[where[:2]] = self.pack_number(where[:2]).to_bytes(3, "big")
+            return pack + where.offset.to_bytes(4, "big") + where.inner.to_bytes(3, "big")
+
+        return place
+
     def drop_packs(self, packs: Iterable[tuple[int, int]], rows_in_them: int) -> None:
         """What lies in these packs (stream number, pack) counts no longer: it now lies elsewhere."""
         gone = set(packs)
@@ -159,11 +182,32 @@ class Update(Snapshot):
 
     def put_state(self, stream: str, state: StreamState) -> None:
         """How far this stream has now been applied."""
-        row = [
-            state.pack, state.offset, state.next_record, state.commits, state.facts, state.chain,
-            state.last_commit_us,
-        ]  # fmt: skip
+        row = dataclasses.astuple(state)
         self.put_meta(b"stream:" + stream.encode(), msgspec.msgpack.encode(row))
+
+    def note_sealed(self, stream: str, since: StreamState, end: Place) -> None:
+        """What was committed from `since` up to `end` is sealed, and its facts are not in the index."""
+        known = self.unread(stream)
+        if known and known[-1].end == since.place:
+            known[-1] = Unread(known[-1].start, end)
+        else:
+            known.append(Unread(since, end))
+        self._put_unread(stream, known)
+
+    def read_sealed(self, stream: str, since: StreamState, upto: StreamState, end: Place) -> bool:
+        """Of a stretch that was noted, what lies from `since` up to `upto` is being put in after all. False
+        when it is not noted any more."""
+        known = self.unread(stream)
+        if Unread(since, end) not in known:
+            return False
+        rest = [Unread(upto, end)] if upto.place < end else []
+        at = known.index(Unread(since, end))
+        self._put_unread(stream, [*known[:at], *rest, *known[at + 1 :]])
+        return True
+
+    def _put_unread(self, stream: str, stretches: list[Unread]) -> None:
+        rows = [[dataclasses.astuple(s.start), s.end] for s in stretches]
+        self.put_meta(b"unread:" + stream.encode(), msgspec.msgpack.encode(rows))
 
     def put_bad(self, records: Iterable[Record]) -> None:
         """These records are damaged, and no others."""
@@ -181,14 +225,17 @@ class Update(Snapshot):
 
     def put_hold(self, hold: Hold) -> None:
         """How a hold stands; the latest word wins. A release names no filter: that of the hold is kept."""
-        key = b"hold:" + hold.name.encode()
+        key = hold_key(hold.name)
         known = self.meta(key)
-        before = None if known is None else msgspec.msgpack.decode(known, type=Hold)
+        before = None if known is None else self._hold(known)
         if before is not None and before.time_us > hold.time_us:
             return
         if hold.released and before is not None:
             hold = replace(hold, matches=before.matches)
-        self.put_meta(key, msgspec.msgpack.encode(hold))
+        value = msgspec.msgpack.encode(hold)
+        if self._index.keyring.seals:
+            value = SEALED + self._index.keyring.wrap(value)
+        self.put_meta(key, value)
 
     def condemn(self, names: Iterable[bytes], token: bytes, stream: str) -> None:
         """These chunks and contents are no longer offered for deduplication, until `token` is pardoned."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from store import records, rows
-from store.errors import IndexFailedError
+from store.errors import IndexFailedError, SealedError
 from store.files import settle
 from store.ids import DeliveryId
 from store.index import Index
@@ -35,6 +35,7 @@ from store.records import (
 )
 from store.rows import Table, Term
 from store.scan import initial_state, read_pack_header, scan_groups, scan_segment
+from store.sealing import NO_KEYS, Keyring
 from store.segments import Files, Part, Segment, last_of, pack_path, packs_of, stream_files
 from store.snapshot import Counters, Snapshot
 from store.update import Update
@@ -61,10 +62,11 @@ class CaughtUp:
 class View:
     """One index over all the streams of a store."""
 
-    def __init__(self, index: Index, streams: Path, store_id: bytes) -> None:
+    def __init__(self, index: Index, streams: Path, store_id: bytes, keyring: Keyring = NO_KEYS) -> None:
         self.index = index
         self._streams = streams
         self._store_id = store_id
+        self._keyring = keyring
 
     def names(self) -> list[str]:
         """The streams there are."""
@@ -97,6 +99,8 @@ class View:
             try:
                 rebuilt |= self._start_over_if_behind(stream)
                 caught = self._scan(stream, advance)
+                if caught is not None and self._keyring.identities:
+                    self._read_sealed(stream)
             except FileNotFoundError:  # compaction has replaced a pack between two looks
                 continue
             if caught is not None:
@@ -131,12 +135,17 @@ class View:
         for part in files.parts:
             if isinstance(part, Segment) and known and part.end.place <= known.place:
                 if not present.issuperset(part.packs):
-                    caught.damage += self.adopt(stream, part)
+                    try:
+                        caught.damage += self.adopt(stream, part)
+                    except SealedError as exc:  # the packs before it are there until somebody else does it
+                        log.warning("%s", exc)
             elif last_of(part) >= caught.state.pack:
                 settle_all(directory, [part])  # what was never flushed must not be believed
         batch: list[Group] = []
         waiting = 0
-        for found in scan_groups(directory, self._store_id, stream, caught.state, durable, files=files):
+        for found in scan_groups(
+            directory, self._store_id, stream, caught.state, durable, files=files, keyring=self._keyring
+        ):
             match found:
                 case Group():
                     batch.append(found)
@@ -164,6 +173,42 @@ class View:
         self.note_damage(caught.damage, all_of_it=False)
         return caught
 
+    def _read_sealed(self, stream: str) -> None:
+        """Put into the index what is sealed and could not be read when it was found, now that an identity is
+        here. What this one does not open either stays noted."""
+        directory = self._streams / stream
+        with self.index.read() as snapshot:
+            stretches = snapshot.unread(stream)
+        for stretch in stretches:
+            since, groups, waiting = stretch.start, list[Group](), 0
+            for found in scan_groups(directory, self._store_id, stream, since, keyring=self._keyring):
+                if isinstance(found, Damage | TornTail):
+                    continue  # `_scan` has told of it
+                here = (
+                    scan_segment(directory, self._store_id, stream, found, self._keyring)
+                    if isinstance(found, Segment)
+                    else [found]
+                )
+                for group in here:
+                    if isinstance(group, Group):
+                        if group.sealed:
+                            return
+                        groups.append(group)
+                        waiting += len(group.entries)
+                state = found.end if isinstance(found, Segment) else found.state
+                done = state.place >= stretch.end
+                if waiting >= _ENTRIES_PER_UPDATE or done:
+                    with self.index.update() as update:
+                        if not update.read_sealed(stream, since, state, stretch.end):
+                            return  # somebody else was quicker
+                        counters = update.counters()
+                        for group in groups:
+                            apply_facts(update, group, counters)
+                        update.put_counters(counters)
+                    since, groups, waiting = state, [], 0
+                if done:
+                    break
+
     def _apply_found(self, directory: Path, groups: list[Group], caught: CaughtUp, advance: Advance) -> bool:
         """Apply groups found by scanning. False when the index is not where they go on."""
         if not groups:
@@ -171,7 +216,7 @@ class View:
         settle_all(directory, {group.state.pack for group in groups})  # a writer may be about to flush them
         self._merge_if_many()
         with self.index.update() as update:
-            if not all(apply_group(update, group) for group in groups):
+            if not all(apply_group(update, group, self._store_id) for group in groups):
                 return False
         last = groups[-1].state
         advance(last.offset - (caught.state.offset if caught.state.pack == last.pack else 0))
@@ -196,12 +241,16 @@ class View:
             counters = update.counters()
             for number in segment.packs:
                 update.pack_number((stream_number(stream), number))
-            for found in scan_segment(directory, self._store_id, stream, segment):
+            sealed = False
+            for found in scan_segment(directory, self._store_id, stream, segment, self._keyring):
                 if isinstance(found, Damage):
                     log.error("damage: %s", found)
                     damage.append(found)
                 else:
+                    sealed = sealed or found.sealed
                     apply_entries(update, found, counters)
+            if sealed:
+                update.note_sealed(stream, known, segment.end.place)
             update.put_counters(counters)
             update.put_state(stream, segment.end)
         for number in segment.packs:
@@ -213,7 +262,7 @@ class View:
         """What is wrong with a segment's packs, read from the disk."""
         directory = self._streams / stream
         settle_all(directory, [segment])
-        found = scan_segment(directory, self._store_id, stream, segment)
+        found = scan_segment(directory, self._store_id, stream, segment, self._keyring)
         return [damage for damage in found if isinstance(damage, Damage)]
 
     def adopt(
@@ -238,8 +287,10 @@ class View:
             count = 0
             for number in segment.packs:
                 update.pack_number((owner, number))
-            for found in scan_segment(directory, self._store_id, stream, segment):
+            for found in scan_segment(directory, self._store_id, stream, segment, self._keyring):
                 if isinstance(found, Group):
+                    if found.sealed:
+                        raise SealedError(f"{directory / segment.name}: where its facts lie now is sealed")
                     count += add_places(update, found)
             update.settle()
             # Only what this one replaces: others that no manifest names may have lost theirs.
@@ -250,7 +301,7 @@ class View:
     def apply(self, groups: Iterable[Group]) -> None:
         """Apply groups that have just been committed, in order."""
         with self.index.update() as update:
-            missed = {group.stream for group in groups if not apply_group(update, group)}
+            missed = {group.stream for group in groups if not apply_group(update, group, self._store_id)}
         for stream in missed:  # somebody emptied the index meanwhile: take it from the stream
             self.catch_up(stream)
 
@@ -348,7 +399,7 @@ def _lost(snapshot: Snapshot, files: Files, stream: str) -> bool:
     )
 
 
-def apply_group(update: Update, group: Group) -> bool:
+def apply_group(update: Update, group: Group, store_id: bytes) -> bool:
     """Put one group into the index, unless it is there. False when the one before it is not there yet."""
     known = update.state(group.stream)
     place = known.place if known else (0, 0)
@@ -357,6 +408,8 @@ def apply_group(update: Update, group: Group) -> bool:
     if place != group.before:
         return False
     counters = update.counters()
+    if group.sealed:
+        update.note_sealed(group.stream, known or initial_state(store_id, group.stream), group.state.place)
     apply_entries(update, group, counters)
     update.put_counters(counters)
     update.put_state(group.stream, group.state)
@@ -364,10 +417,17 @@ def apply_group(update: Update, group: Group) -> bool:
 
 
 def apply_entries(update: Update, group: Group, counters: Counters) -> None:
-    """All that a group says: where things lie, and what happened."""
+    """All that a group says: where things lie, and what happened. Of a sealed one only where chunks lie."""
     counters.chunks += len(group.chunks)
     counters.chunk_bytes += sum(where.size for _, where in group.chunks)
-    add_places(update, group)
+    add_chunks(update, group)
+    if not group.sealed:
+        apply_facts(update, group, counters)
+
+
+def apply_facts(update: Update, group: Group, counters: Counters) -> None:
+    """What a group's entries say, and where they lie."""
+    add_entries(update, group)
     for entry, _ in group.entries:
         match entry:
             case Content():
@@ -413,20 +473,32 @@ def _note_waste(update: Update, delivery: DeliveryId, *, erased: bool) -> None:
 
 def add_places(update: Update, group: Group) -> int:
     """Where a group's chunks, recipes and facts lie; how many rows that makes."""
-    places: dict[tuple[int, int], bytes] = {}
+    add_chunks(update, group)
+    add_entries(update, group)
+    return len(group.chunks) + len(group.entries)
 
-    def place(where: Location) -> bytes:
-        pack = places.get(where[:2])
-        if pack is None:
-            pack = places[where[:2]] = update.pack_number(where[:2]).to_bytes(3, "big")
-        return pack + where.offset.to_bytes(4, "big") + where.inner.to_bytes(3, "big")
 
-    if any(where.offset > rows.MAX_OFFSET for _, where in (*group.chunks[-1:], *group.entries[-1:])):
+def _too_far(group: Group, last: Sequence[tuple[object, Location]]) -> bool:
+    if any(where.offset > rows.MAX_OFFSET for _, where in last):
         # No version writes such packs any more; mail in them is found again by nobody, but the rest must be.
         log.error("stream %s, pack %d: beyond 4 GiB nothing can be indexed", group.stream, group.state.pack)
-        return 0
-    for chunk, where in group.chunks:
-        update.add(Table.CHUNK, rows.chunk_row(chunk, place(where), where.size))
+        return True
+    return False
+
+
+def add_chunks(update: Update, group: Group) -> None:
+    """Where a group's chunks lie."""
+    if not _too_far(group, group.chunks[-1:]):
+        place = update.placer()
+        for chunk, where in group.chunks:
+            update.add(Table.CHUNK, rows.chunk_row(chunk, place(where), where.size))
+
+
+def add_entries(update: Update, group: Group) -> None:
+    """Where a group's recipes and facts lie."""
+    if _too_far(group, group.entries[-1:]):
+        return
+    place = update.placer()
     for entry, where in group.entries:
         match entry:
             case Content():
@@ -439,7 +511,6 @@ def add_places(update: Update, group: Group) -> int:
             case Expiry():
                 for delivery in entry.deliveries:
                     update.add(Table.DELIVERY, rows.delivery_row(delivery, EntryType.EXPIRY, place(where)))
-    return len(group.chunks) + len(group.entries)
 
 
 def terms(delivery: Delivery) -> set[tuple[Term, bytes]]:

@@ -165,7 +165,7 @@ def test_it_is_compacted(golden: Golden) -> None:
         golden.verify(store)
         parts = stream_files(golden.path / "streams" / STREAM).parts
         assert isinstance(parts[0], Segment)
-        assert {read_pack_header(pack).version for pack in golden.packs} == {FORMAT_VERSION}
+        assert {read_pack_header(pack).version for pack in golden.packs} == {OPEN_VERSION}
         kinds = {
             record.type
             for pack in golden.packs
