@@ -30,6 +30,7 @@ COMMANDS = {
     "rebuild": "sidecar.commands.rebuild",
     "stats": "sidecar.commands.stats",
     "jobs": "sidecar.commands.jobs",
+    "keygen": "sidecar.commands.keygen",
     "version": "sidecar.commands.version",
 }
 """name -> the module whose function `command` it is; the order is that of `mailkeep --help`.

@@ -29,6 +29,7 @@ from sidecar.keys import (
     PATH,
     PATH_OR_NONE,
     PATTERN,
+    RECIPIENTS,
     SCHEDULE,
     SIZE,
     TEXT,
@@ -174,6 +175,22 @@ class CaptureConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EncryptionConfig:
+    """For whom captured mail is sealed."""
+
+    recipients: tuple[str, ...] = key(
+        [],
+        RECIPIENTS,
+        "age public keys of all who can read what is captured; empty for as before, at first nothing sealed.",
+    )
+    identity: Path | None = key(
+        "",
+        PATH_OR_NONE,
+        "age identity file, for jobs and commands here that read; empty where nothing is to be read.",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SchedulerConfig:
     """Background jobs: when they run, and how far they stand back."""
 
@@ -257,6 +274,7 @@ _Section = (
     | MilterConfig
     | MetricsConfig
     | CaptureConfig
+    | EncryptionConfig
     | SchedulerConfig
     | RetentionConfig
     | LogConfig
@@ -267,6 +285,7 @@ _SECTIONS: dict[str, type[_Section]] = {
     "milter": MilterConfig,
     "metrics": MetricsConfig,
     "capture": CaptureConfig,
+    "encryption": EncryptionConfig,
     "scheduler": SchedulerConfig,
     "log": LogConfig,
 }
@@ -283,6 +302,7 @@ class Config:
     milter: MilterConfig | None = None
     metrics: MetricsConfig | None = None
     capture: CaptureConfig = CaptureConfig()
+    encryption: EncryptionConfig = EncryptionConfig()
     scheduler: SchedulerConfig = SchedulerConfig()
     retention: tuple[RetentionConfig, ...] = ()
     log: LogConfig = LogConfig()

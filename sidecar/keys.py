@@ -25,7 +25,7 @@ class Kind:
     name: str
     example: str
     read: Callable[[Any], Any]
-    show: Callable[[Any], str | int] = str
+    show: Callable[[Any], str | int | list[str]] = str
     toml_type: type = str
     suffix: str = ""
 
@@ -108,6 +108,15 @@ def choice_or_any(*choices: str) -> Kind:
     )
 
 
+def _read_recipients(texts: list[Any]) -> tuple[str, ...]:
+    for text in texts:
+        if not isinstance(text, str) or not re.fullmatch("age1[0-9a-z]{58}", text.strip()):
+            raise ValueError(
+                f"{text!r} is no age public key: it is written age1…, as `mailkeep keygen` prints it"
+            )
+    return tuple(dict.fromkeys(text.strip() for text in texts))
+
+
 TEXT = Kind("text", '"postfix"', str)
 NAME = Kind("a name", '"mx1"', _read_stream)
 PATH = Kind("a path", '"/var/lib/mailkeep"', _read_path)
@@ -129,10 +138,13 @@ KEEP = Kind(
     lambda keep_us: "forever" if keep_us is None else exact_duration(keep_us / 1_000_000),
     suffix="_us",
 )
+RECIPIENTS = Kind("a list of age public keys", '["age1…"]', _read_recipients, list, list)
 MODE = Kind("an octal file mode", '"0660"', _read_mode, lambda mode: f"{mode:04o}")
 
 
-def key(default: str | int, kind: Kind, help_text: str, *, reload: bool = False, name: str = "") -> Any:
+def key(
+    default: str | int | list[str], kind: Kind, help_text: str, *, reload: bool = False, name: str = ""
+) -> Any:
     """The dataclass field of a key whose default is written as in the file; `name` is the key's in the file
     where Python has no such name."""
     metadata = {"kind": kind, "text": default, "help": help_text, "reload": reload, "name": name}

@@ -65,6 +65,8 @@ def compact_job(store: Store, config: Current) -> Run:
     """Rewrites closed packs; ends the open one first if there is something in it that is worth it."""
 
     def run(context: JobContext) -> str:
+        if store.blind:
+            return "the store is sealed: `mailkeep compact --identity FILE` where the identity is"
         settings = config().store
         enough = store.writer.open_pack_bytes >= min(_ROLL_BYTES, settings.pack_size_bytes)
         with store.index.read() as snapshot:

@@ -25,6 +25,7 @@ from sidecar.capture import CaptureEvents, Capturer
 from sidecar.config import Config, ConfigError, LmtpConfig, reloadable_changes
 from sidecar.front import FrontLimits, FrontServer
 from sidecar.http import HttpEndpoint
+from sidecar.identity import load_identities
 from sidecar.metrics import Metrics
 from sidecar.milter_front import MilterFront, import_pymilter
 from sidecar.milter_session import MilterLimits
@@ -73,7 +74,12 @@ class Service:
         self._loop = asyncio.get_running_loop()
         if self._config.milter is not None:
             import_pymilter()
-        store = await asyncio.to_thread(Store.open, self._config.store.path, create=True, wait=False)
+        encryption = self._config.encryption
+        store = await asyncio.to_thread(
+            Store.open, self._config.store.path, create=True, wait=False,
+            recipients=encryption.recipients or None,
+            identities=load_identities(encryption.identity) if encryption.identity else (),
+        )  # fmt: skip
         try:
             with store:
                 await self._run(store)

@@ -75,6 +75,7 @@ def command(
     json: options.JsonOption = False,
     config: options.ConfigOption = None,
     store: options.StoreOption = None,
+    identity: options.IdentityOption = None,
 ) -> None:
     """Verify the store: checksums, the chain of its history, and that all that is named is there, both ways.
 
@@ -90,7 +91,7 @@ def command(
     """
     began = time.monotonic()
     findings = 0
-    with options.open_store(config, store) as opened, Progress() as progress:
+    with options.open_store(config, store, identity) as opened, Progress() as progress:
 
         def show(checked: Checked) -> None:
             progress.show(_how_far(checked, began))

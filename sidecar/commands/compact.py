@@ -33,6 +33,7 @@ def command(
     json: options.JsonOption = False,
     config: options.ConfigOption = None,
     store: options.StoreOption = None,
+    identity: options.IdentityOption = None,
 ) -> None:
     """Rewrite closed packs: smaller, and without what nobody needs any more.
 
@@ -51,7 +52,7 @@ def command(
 
     settings = options.store_settings(config, store)
     stand_back(_NICE, "idle")  # it has time, and the mail has not
-    with options.open_store(config, store) as opened, Progress() as progress:
+    with options.open_store(config, store, identity) as opened, Progress() as progress:
 
         def show(done: int, total: int, what: str) -> None:
             progress.show(f"{format_size(done)} of {format_size(total)}: {what}")

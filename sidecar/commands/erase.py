@@ -43,6 +43,7 @@ def command(
     json: options.JsonOption = False,
     config: options.ConfigOption = None,
     store: options.StoreOption = None,
+    identity: options.IdentityOption = None,
 ) -> None:
     """Erase messages for good, as for a data-protection request, and print a receipt.
 
@@ -67,7 +68,7 @@ def command(
         raise typer.BadParameter("say what to erase: ids, or filters such as --to and --since")
     if not (dry_run or yes or sys.stdin.isatty()):
         raise typer.BadParameter("nobody can be asked here: say --yes if you are sure, or --dry-run")
-    with options.open_store(config, store) as opened:
+    with options.open_store(config, store, identity) as opened:
         catch_up(opened)
         plan = plan_erasure(opened, selection, everywhere=everywhere)
         if not plan.taken:

@@ -27,6 +27,7 @@ def command(
     json: options.JsonOption = False,
     config: options.ConfigOption = None,
     store: options.StoreOption = None,
+    identity: options.IdentityOption = None,
 ) -> None:
     """Drop mail that has had its time by the rules of [[retention]]; without any, all is kept for ever.
 
@@ -39,7 +40,7 @@ def command(
     10 and above: the store, as the message says.
     """
     rules = _rules(config)
-    with options.open_store(config, store) as opened:
+    with options.open_store(config, store, identity) as opened:
         if not rules:
             print("mailkeep: there is no rule in [[retention]]: all is kept for ever", file=sys.stderr)
             return

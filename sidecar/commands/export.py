@@ -40,6 +40,7 @@ def command(
     limit: options.LimitOption = 0,
     config: options.ConfigOption = None,
     store: options.StoreOption = None,
+    identity: options.IdentityOption = None,
 ) -> None:
     """Write messages, all or those selected, as .eml files, an mbox or a Maildir.
 
@@ -79,7 +80,7 @@ def command(
     def show(exported: Exported) -> None:
         progress.show(f"{exported.messages} messages, {format_size(exported.message_bytes)}")
 
-    with options.open_store(config, store) as opened, Progress() as progress:
+    with options.open_store(config, store, identity) as opened, Progress() as progress:
         found = select(opened, selection, newest_first=False, damaged=unread)
         exported = export(opened, found, format_, output, crlf=crlf, failed=failed, progress=show)
     failures = exported.failed + unreadable

@@ -38,6 +38,7 @@ def command(
     json: options.JsonOption = False,
     config: options.ConfigOption = None,
     store: options.StoreOption = None,
+    identity: options.IdentityOption = None,
 ) -> None:
     """Holds: what is under one is neither expired nor erased. Alone it lists the holds in force.
 
@@ -46,9 +47,9 @@ def command(
     Exit codes: 0 done; 1 the name is taken, or is none; 2 wrong usage or configuration;
     17 no such hold or message; other codes above 10: the store, as the message says.
     """
-    context.obj = (config, store)
+    context.obj = (config, store, identity)
     if context.invoked_subcommand is None:
-        _list(config, store, released_too=False, json=json)
+        _list(config, store, identity, released_too=False, json=json)
 
 
 def add(
@@ -68,6 +69,7 @@ def add(
     leg: options.LegOption = None,
     config: options.ConfigOption = None,
     store: options.StoreOption = None,
+    identity: options.IdentityOption = None,
 ) -> None:
     """Hold what the filters match, now and in future, until it is released.
 
@@ -84,7 +86,7 @@ def add(
     )  # fmt: skip
     if selection == Selection():
         raise typer.BadParameter("say what to hold: filters such as --to and --since; all mail: --to '*'")
-    with _open(context, config, store) as opened:
+    with _open(context, config, store, identity) as opened:
         matches = exact_filter(opened, selection)
         opened.start_writing_beside("operator")
         hold = place_hold(opened, name, matches, owner=owner or getpass.getuser(), reason=reason)
@@ -102,6 +104,7 @@ def list_(
     json: options.JsonOption = False,
     config: options.ConfigOption = None,
     store: options.StoreOption = None,
+    identity: options.IdentityOption = None,
 ) -> None:
     """List the holds in force: what they hold, who placed them, when and why.
 
@@ -110,8 +113,11 @@ def list_(
     Exit codes: 0 listed, maybe none; 2 wrong usage or configuration;
     10 and above: the store cannot be read, as the message says.
     """
-    earlier_config, earlier_store = context.obj
-    _list(config or earlier_config, store or earlier_store, released_too=released_too, json=json)
+    earlier_config, earlier_store, earlier_identity = context.obj
+    _list(
+        config or earlier_config, store or earlier_store, identity or earlier_identity,
+        released_too=released_too, json=json,
+    )  # fmt: skip
 
 
 def release(
@@ -122,6 +128,7 @@ def release(
     owner: options.OwnerOption = None,
     config: options.ConfigOption = None,
     store: options.StoreOption = None,
+    identity: options.IdentityOption = None,
 ) -> None:
     """End a hold: what it held goes by the rules again.
 
@@ -130,7 +137,7 @@ def release(
     Exit codes: 0 released; 2 wrong usage or configuration; 17 no such hold is in force;
     other codes above 10: the store, as the message says.
     """
-    with _open(context, config, store) as opened:
+    with _open(context, config, store, identity) as opened:
         opened.start_writing_beside("operator")
         released = release_hold(opened, name, owner=owner or getpass.getuser(), reason=reason)
     print(f"hold {released.name} is released")
@@ -139,14 +146,16 @@ def release(
 SUBCOMMANDS = {"add": add, "list": list_, "release": release}
 
 
-def _open(context: typer.Context, config: Path | None, store: Path | None) -> Store:
+def _open(context: typer.Context, config: Path | None, store: Path | None, identity: Path | None) -> Store:
     """Options may stand before or after the sub-command."""
-    earlier_config, earlier_store = context.obj
-    return options.open_store(config or earlier_config, store or earlier_store)
+    earlier_config, earlier_store, earlier_identity = context.obj
+    return options.open_store(config or earlier_config, store or earlier_store, identity or earlier_identity)
 
 
-def _list(config: Path | None, store: Path | None, *, released_too: bool, json: bool) -> None:
-    with options.open_store(config, store) as opened:
+def _list(
+    config: Path | None, store: Path | None, identity: Path | None, *, released_too: bool, json: bool
+) -> None:
+    with options.open_store(config, store, identity) as opened:
         catch_up(opened)
         with opened.index.read() as snapshot:
             holds = [hold for hold in snapshot.holds().values() if released_too or not hold.released]

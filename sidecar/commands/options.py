@@ -55,6 +55,15 @@ StoreOption = Annotated[
     Path | None,
     typer.Option("--store", metavar="PATH", help="The store's directory; needs no configuration."),
 ]
+IdentityOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--identity",
+        metavar="FILE",
+        envvar="MAILKEEP_IDENTITY",
+        help="age identity that opens a sealed store. Default: [encryption] identity.",
+    ),
+]
 IdsArgument = Annotated[
     list[str] | None,
     typer.Argument(metavar="ID", help="Deliveries by id, or by unique beginnings.", show_default=False),
@@ -122,9 +131,25 @@ LimitOption = Annotated[
 ]
 
 
-def open_store(config: Path | None, store: Path | None) -> Store:
-    """The store at `store`, else the configured one. Raises `ConfigError`, `StoreError`."""
-    return Store.open(store or configured_path(config))
+def open_store(
+    config: Path | None, store: Path | None, identity: Path | None = None, *, wait: bool = True
+) -> Store:
+    """The store at `store`, else the configured one, with the identity at `identity`, else the configured
+    one. Raises `ConfigError`, `IdentityError`, `StoreError`."""
+    from sidecar.identity import load_identities
+
+    if identity is None and store is None:
+        configured_path(config)  # says what is missing, if anything
+        identity = _configured_identity(config)
+    return Store.open(
+        store or configured_path(config), wait=wait, identities=load_identities(identity) if identity else ()
+    )
+
+
+def _configured_identity(config: Path | None) -> Path | None:
+    from sidecar.config import load_default
+
+    return load_default(config).encryption.identity
 
 
 def configured_path(config: Path | None) -> Path:

@@ -8,13 +8,11 @@ from typing import Annotated
 import typer
 
 from sidecar.commands import options
-from sidecar.commands.options import configured_path
 from sidecar.present import print_json
 from sidecar.progress import Progress
 from sidecar.readable import escaped
 from sidecar.units import format_size
 from store.rebuild import RebuildOptions, rebuild
-from store.store import Store
 
 
 def command(
@@ -22,6 +20,7 @@ def command(
     json: Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")] = False,
     config: options.ConfigOption = None,
     store: options.StoreOption = None,
+    identity: options.IdentityOption = None,
 ) -> None:
     """Build the index anew from the logs alone, and put it in place of the old one in one step.
 
@@ -35,7 +34,7 @@ def command(
     """
     began = time.monotonic()
     # Not waiting for an index that is far behind: it is about to be replaced.
-    with Store.open(store or configured_path(config), wait=False) as opened, Progress() as progress:
+    with options.open_store(config, store, identity, wait=False) as opened, Progress() as progress:
 
         def show(done: int, total: int, what: str) -> None:
             rate = format_size(round(done / max(time.monotonic() - began, 0.001)))

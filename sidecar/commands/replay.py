@@ -57,6 +57,7 @@ def command(
     json: options.JsonOption = False,
     config: options.ConfigOption = None,
     store: options.StoreOption = None,
+    identity: options.IdentityOption = None,
 ) -> None:
     """Put messages back: deliver them again through LMTP, byte for byte.
 
@@ -86,7 +87,7 @@ def command(
     recipient = None if rcpt is None else _address(rcpt, "--rcpt")
     envelope_sender = None if mail_from == "original" else _address(mail_from, "--mail-from")
     address = _downstream(downstream, config, asked=not dry_run)
-    with options.open_store(config, store) as opened:
+    with options.open_store(config, store, identity) as opened:
         if dry_run:
             _print_interval(since, until, as_of)
         found = select(opened, selection, newest_first=False)

@@ -17,6 +17,7 @@ def command(
     json: options.JsonOption = False,
     config: options.ConfigOption = None,
     store: options.StoreOption = None,
+    identity: options.IdentityOption = None,
 ) -> None:
     """Show how much mail the store holds and what it takes on disk.
 
@@ -28,7 +29,7 @@ def command(
     Exit codes: 0 shown; 2 wrong usage or configuration;
     10 and above: the store cannot be read, as the message says.
     """
-    with options.open_store(config, store) as opened:
+    with options.open_store(config, store, identity) as opened:
         if as_of is not None:
             _print_as_of(opened, as_of, json=json)
             return

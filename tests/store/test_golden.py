@@ -21,7 +21,7 @@ from store.check import Checked, check
 from store.compact import CompactOptions, Compactor, close_open_packs
 from store.errors import FormatError
 from store.ids import DeliveryId
-from store.layout import FIRST_COMPACTED, FORMAT_VERSION, PACK_HEADER_BYTES, decode_pack_header
+from store.layout import FIRST_COMPACTED, FORMAT_VERSION, OPEN_VERSION, PACK_HEADER_BYTES, decode_pack_header
 from store.rebuild import rebuild
 from store.records import Outcome, Recipient
 from store.rows import Term
