@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from sidecar.spool import Spool, Spooled
-from store.errors import StoreError, StoreFullError
+from store.errors import DamagedError, SealedError, StoreError, StoreFullError
 from store.ids import ContentId, DeliveryId, new_delivery_id, now_us
 from store.ingest import Ingest, Receipt
 from store.records import Delivery, Envelope, Leg, Outcome, Outcomes, Uncaptured
@@ -28,7 +28,6 @@ log = logging.getLogger(__name__)
 
 BACKLOG_BYTES = 1 << 20
 """a front stops reading while more than this of one message waits for the disk"""
-_PIECE_BYTES = 256 << 10
 _DRAIN_TIMEOUT_S = 60.0
 RETRY_WINDOW_US = 30 * 86_400_000_000
 """how far back a queue id is looked for; Postfix gives up after 5 days by default"""
@@ -188,19 +187,21 @@ class Capturer:
             ingest = self.store.begin()
             waiter = _Waiter()
             try:
-                with message.open("rb") as file:
-                    while piece := file.read(_PIECE_BYTES):
-                        ingest.feed(piece)
-                        if ingest.backlog > BACKLOG_BYTES:
-                            taken = _Waiter()
-                            ingest.hand_over(taken.done)
-                            taken.wait(_DRAIN_TIMEOUT_S)
+                for piece in self.spool.read(message) if self.spool else ():
+                    ingest.feed(piece)
+                    if ingest.backlog > BACKLOG_BYTES:
+                        taken = _Waiter()
+                        ingest.hand_over(taken.done)
+                        taken.wait(_DRAIN_TIMEOUT_S)
                 ingest.commit(
                     delivery.leg, delivery.envelope,
                     queue_id=delivery.queue_id, attributes=delivery.attributes,
                     notes=(*delivery.notes, "from-spool"), time_us=delivery.time_us, done=waiter.done,
                 )  # fmt: skip
                 waiter.wait(_DRAIN_TIMEOUT_S)
+            except (DamagedError, SealedError) as exc:
+                log.error("it stays in the spool: %s", exc)
+                continue
             except StoreError as exc:
                 log.warning("the spool waits: %s", exc)
                 break

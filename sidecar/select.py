@@ -19,7 +19,7 @@ from blake3 import blake3
 
 from sidecar.status import status_of
 from sidecar.units import parse_time
-from store.errors import DamagedError, NotFoundError, StoreError
+from store.errors import DamagedError, NotFoundError, SealedError, StoreError
 from store.filters import Filter, as_bytes, bare, exact_address
 from store.ids import DeliveryId, delivery_time_us, now_us
 from store.looks import order, short_looks
@@ -163,7 +163,9 @@ class _Chosen:
         for delivery in ids:
             try:
                 stored = self._store.delivery(delivery, self._as_of_us)
-            except DamagedError as exc:
+            except (DamagedError, SealedError) as exc:
+                if isinstance(exc, SealedError) and not self._store.keyring.identities:
+                    raise  # it is so for all of them
                 damaged(delivery, exc)
                 continue
             except NotFoundError:  # removed, or as of then not there yet

@@ -12,6 +12,7 @@ import asyncio
 import gc
 import logging
 import os
+import resource
 import signal
 import time
 from collections.abc import Callable
@@ -80,6 +81,8 @@ class Service:
             recipients=encryption.recipients or None,
             identities=load_identities(encryption.identity) if encryption.identity else (),
         )  # fmt: skip
+        if store.keyring.seals:
+            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core dump would hold mail and keys
         try:
             with store:
                 await self._run(store)
@@ -103,7 +106,7 @@ class Service:
         self._capturer = Capturer(
             store,
             accept=config.capture.on_failure == "accept",
-            spool=Spool(config.spool_path),
+            spool=Spool(config.spool_path, store.keyring),
             events=CaptureEvents(
                 captured=lambda leg, receipt: metrics.message_captured(
                     leg, receipt.size, receipt.new_bytes, receipt.duplicate_bytes

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from store import layout, records, segments
@@ -30,8 +31,9 @@ from store.places import Damage, Group, Location, StreamState, stream_number
 from store.plan import Unit, in_force, plan
 from store.records import Content, Delivery, Outcomes, Replay, Stub
 from store.regroup import FILES, class_of, file_type, thread_key
-from store.scan import scan_groups, scan_segment
-from store.segments import Files, Part, Segment, first_of, pack_path, stream_files
+from store.scan import is_sealed, key_of_pack, keys_record, scan_groups, scan_segment
+from store.sealing import sealed_for
+from store.segments import Files, Part, Segment, first_of, pack_path, packs_of, stream_files
 from store.store import Store
 from store.view import find_end
 
@@ -63,6 +65,8 @@ class CompactOptions:
     threads: int = 1
     everything: bool = False
     """also what is not due, as after a change of level, and what too little would be gained from"""
+    reseal: bool = False
+    """also what is not sealed for the present recipients, as after a rotation of keys"""
     step: Callable[[int], None] = lambda _size: None
     stop: Callable[[], bool] = lambda: False
     progress: Callable[[int, int, str], None] = lambda _done, _total, _text: None
@@ -150,9 +154,23 @@ class Compactor:
                 units += plan(
                     directory, waste, holds, state.place if state else (0, 0),
                     unit_bytes=self._options.unit_bytes, everything=self._options.everything,
+                    stale=partial(self._is_stale, directory),
                 )  # fmt: skip
         # What nobody needs is let go of from the newest to the oldest: recipes go before what they refer to.
         return sorted(units, key=lambda unit: (not unit.wasted, -first_of(unit.parts[0])))
+
+    def _is_stale(self, directory: Path, part: Part) -> bool:
+        """Whether a part is to be resealed."""
+        if not self._options.reseal:
+            return False
+        wanted = {recipient.fingerprint for recipient in self._store.keyring.recipients}
+        for number in packs_of(part):
+            path = pack_path(directory, number)
+            with contextlib.suppress(ValueError, FileNotFoundError):  # damaged packs are not rewritten
+                keys = keys_record(path, key_of_pack(path, self._store.id)) if is_sealed(path) else None
+                if (sealed_for(keys) if keys else frozenset()) != wanted:
+                    return True
+        return False
 
     def run(self) -> CompactReport:
         """Compact what is due. Raises `SealedError` when what is written could not be read here, another

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,11 +54,13 @@ def plan(
     *,
     unit_bytes: int,
     everything: bool,
+    stale: Callable[[Part], bool] = lambda _part: False,
 ) -> list[Unit]:
     """The units of a stream that are due. The newest pack is never among them: it may be open; nor is what
     lies behind the place up to which the stream is `indexed`.
 
-    What was removed but is held is tried again once other holds are in force (`in_force`)."""
+    What was removed but is held is tried again once other holds are in force (`in_force`). Parts that are
+    `stale` are due whatever is in them."""
     parts = list(stream_files(directory).parts)
     if parts and not isinstance(parts[-1], Segment):
         parts.pop()
@@ -78,6 +80,8 @@ def plan(
             why = f"{removed} deliveries were removed"
         elif everything:
             why = "asked for"
+        elif any(stale(part) for part in stretch):
+            why = "not sealed for the present recipients"
         elif fresh and sum(sizes[part] for part in fresh) >= _WORTH_BYTES:
             why = f"{len(fresh)} new packs"
         elif len(stretch) > 1 and not fresh:

@@ -121,6 +121,11 @@ def command(
         looked_at = f"{checked.streams} streams, {checked.commits} commits, {checked.deliveries} deliveries"
         read = f", {format_size(checked.message_bytes)} of messages read" if read_data else ""
         print(f"{looked_at}{read}: {f'{findings} findings' if findings else 'nothing wrong'}")
+        if checked.sealed:
+            print(
+                f"{checked.sealed} commits are sealed: their structure, checksums and history were verified; "
+                "what they hold is with --identity"
+            )
     if findings:
         raise typer.Exit(1)
 
@@ -133,6 +138,7 @@ def _summary(checked: Checked, findings: int, read_data: Sample | None, seconds:
         "commits": checked.commits,
         "deliveries": checked.deliveries,
         "contents": checked.contents,
+        "sealed_commits": checked.sealed,
         "read_data": str(read_data) if read_data else None,
         "messages_read": checked.messages_read,
         "message_bytes": checked.message_bytes,

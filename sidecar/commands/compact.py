@@ -23,6 +23,10 @@ def command(
     everything: Annotated[
         bool, typer.Option("--all", help="Also what is not due: everything in closed packs.")
     ] = False,
+    reseal: Annotated[
+        bool,
+        typer.Option("--reseal", help="Also what is not sealed for the present recipients; see keygen."),
+    ] = False,
     threads: Annotated[
         int | None, typer.Option("--threads", metavar="N", min=1, max=64, help="Default: [store] threads.")
     ] = None,
@@ -61,7 +65,8 @@ def command(
             opened,
             CompactOptions(
                 level=level or settings.compaction_level, threads=threads or settings.threads,
-                pack_bytes=settings.pack_size_bytes, everything=everything, progress=show,
+                pack_bytes=settings.pack_size_bytes, everything=everything, reseal=reseal,
+                progress=show,
             ),
         )  # fmt: skip
         if dry_run:

@@ -140,6 +140,21 @@ def test_compaction_seals_for_the_present_recipients(path: Path) -> None:
         Store.open(path, identities=IDENTITIES)
 
 
+def test_reseal_rewrites_what_others_can_read_and_nothing_else(path: Path) -> None:
+    old = fill(path, 10)
+    fill(path, 1, start=10, recipients=(OTHER_PUBLIC,))
+    both = [*IDENTITIES, *OTHER_IDENTITIES]
+    with Store.open(path, identities=both) as store:
+        assert Compactor(store).plan() == []
+        close_open_packs(store)
+        assert [unit.why for unit in Compactor(store, CompactOptions(reseal=True)).plan()] == [
+            "not sealed for the present recipients"
+        ]
+        Compactor(store, CompactOptions(reseal=True)).run()
+        assert Compactor(store, CompactOptions(reseal=True)).plan() == []
+    read_back(path, old, OTHER_IDENTITIES)
+
+
 def test_an_index_that_is_gone_comes_back_when_an_identity_is_there(path: Path) -> None:
     deliveries = fill(path, 12)
     shutil.rmtree(path / "index")
