@@ -1,6 +1,7 @@
-"""`python -m tests.bench [mail | store | size | ingest | read | compaction | scale]...`: what is asked for.
+"""`python -m tests.bench [NAME]...`: mail, size, ingest, sealed, read, compaction, scale, or `store`.
 
-Without a name `mail` and `store`, as `make bench` runs them. `store` is size, ingest, read and compaction.
+Without a name `mail` and `store`, as `make bench` runs them. `store` is size, ingest, sealed, read
+and compaction.
 Each bench is a module of that name with a `main`. With MAILKEEP_BENCH_OUT every result is also appended to
 that file, a line of JSON each, as soon as it is known.
 """
@@ -10,8 +11,8 @@ from __future__ import annotations
 import importlib
 import sys
 
-BENCHES = ("mail", "size", "ingest", "read", "compaction", "scale")
-GROUPS = {"store": ("size", "ingest", "read", "compaction")}
+BENCHES = ("mail", "size", "ingest", "sealed", "read", "compaction", "scale")
+GROUPS = {"store": ("size", "ingest", "sealed", "read", "compaction")}
 
 
 def main(names: list[str]) -> int:

@@ -31,7 +31,8 @@ def mail(words: list[str]) -> bytes:
     subject, sender, body, name, inside = words
     file = base64.encodebytes(inside.encode() * 3).replace(b"\n", b"\r\n").decode()
     return (
-        f"Date: Mon, 6 Jan 2025 10:00:00 +0000\r\nFrom: {sender} <{sender}@client.example>\r\nTo: anna@demo.example\r\nSubject: {subject}\r\n"
+        "Date: Mon, 6 Jan 2025 10:00:00 +0000\r\n"
+        f"From: {sender} <{sender}@client.example>\r\nTo: anna@demo.example\r\nSubject: {subject}\r\n"
         f"Message-ID: <{sender}.1@client.example>\r\nMIME-Version: 1.0\r\n"
         f"Content-Type: multipart/mixed; boundary=cut\r\n\r\n--cut\r\n\r\n{body}\r\n"
         f"--cut\r\nContent-Type: application/x-{name}; name={name}.bin\r\n"
