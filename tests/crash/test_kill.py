@@ -13,12 +13,14 @@ import asyncio
 import base64
 import os
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from store.check import Checked, check
 from store.ids import content_id
+from store.sealing import Identity, new_identity, parse_identities
 from store.store import Query, Store
 from tests.support.lmtp_sink import LmtpSink
 from tests.support.serving import Client, Serving
@@ -71,13 +73,17 @@ class Load:
 
 @pytest.mark.crash
 @pytest.mark.timeout(60 + 6 * KILLS)
-async def test_killed_under_load(tmp_path: Path) -> None:
+@pytest.mark.parametrize("sealed", [False, True], ids=["open", "sealed"])
+async def test_killed_under_load(tmp_path: Path, sealed: bool) -> None:
     seed = int(os.environ.get("MAILKEEP_SEED", str(random.randrange(1 << 30))))
     print(f"seed {seed}, {KILLS} kills")
     load = Load(seed)
     sink = LmtpSink()
     await sink.start()
-    serving = Serving(tmp_path, str(sink.address))
+    secret, public = new_identity()
+    identities = parse_identities(secret.encode(), "identity", lambda: None) if sealed else []
+    extra = f'[encryption]\nrecipients = ["{public}"]\n' if sealed else ""
+    serving = Serving(tmp_path, str(sink.address), extra)
     verified: set[bytes] = set()
     slowest = 0.0
     for _ in range(KILLS):
@@ -86,18 +92,20 @@ async def test_killed_under_load(tmp_path: Path) -> None:
         await asyncio.sleep(load.random.uniform(0.02, 0.7))
         await asyncio.to_thread(serving.kill)
         await asyncio.wait_for(asyncio.gather(*clients), 30)
-        await asyncio.to_thread(verify, serving.store, load, sink, verified)
+        await asyncio.to_thread(verify, serving.store, load, sink, verified, identities)
     await asyncio.to_thread(serving.start)
     assert await asyncio.to_thread(serving.stop) == 0
-    with Store.open(serving.store) as store:
+    with Store.open(serving.store, identities=identities) as store:
         assert list(check(store, Checked(), read_data=True)) == []
     await sink.stop()
     print(f"{len(load.acknowledged)} acknowledged of {len(load.sent)} sent, slowest start {slowest:.2f} s")
     assert len(load.acknowledged) > KILLS, "the load was no load"
 
 
-def verify(path: Path, load: Load, sink: LmtpSink, verified: set[bytes]) -> None:
-    with Store.open(path) as store:
+def verify(
+    path: Path, load: Load, sink: LmtpSink, verified: set[bytes], identities: Sequence[Identity]
+) -> None:
+    with Store.open(path, identities=identities) as store:
         assert not store.damage
         assert list(check(store, Checked())) == []
         stored = {found.delivery.content for found in store.deliveries(Query())}

@@ -33,10 +33,18 @@ from store.records import (
     ReplayRun,
     Uncaptured,
 )
+from store.sealing import Identity, parse_identities
 from store.store import Store
 from store.writer import Submission
 
 FIRST_US = 1_790_000_000_000_000
+SECRET = "AGE-SECRET-KEY-1X7KKPEPK9MFH88TD8HPY7JSFYMYGEYL34P88AMM4LPCCJEUHFDWSZSJRL0"
+"""opens the sealed golden stores, and nothing else in the world"""
+
+
+def identities() -> list[Identity]:
+    """Whoever reads the sealed golden stores."""
+    return parse_identities(SECRET.encode(), "SECRET", lambda: None)
 
 
 def messages() -> list[bytes]:
@@ -105,9 +113,10 @@ def main(version: str, output: str) -> None:
     """A store of a few packs, without its index, and what it holds."""
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "store"
+        recipients = [identity.recipient for identity in identities()] if version == "v3" else []
         expected = []
         for _ in range(2):  # two lives of the service, and a pack each
-            with Store.open(path, create=True) as store:
+            with Store.open(path, create=True, recipients=recipients) as store:
                 store.start_writing("golden", reserve_bytes=0, pack_bytes=64 << 10)
                 expected += [put(store, len(expected), message) for message in messages()]
                 first = bytes.fromhex(str(expected[0]["id"]))
@@ -126,9 +135,8 @@ def main(version: str, output: str) -> None:
                     ),
                 ):  # fmt: skip
                     store.writer.submit(Submission(entries=[entry]))
-        with Store.open(
-            path
-        ) as store:  # a segment, a stub, a tombstone, an expiry, a hold, and mail behind it
+        # A segment, a stub, a tombstone, an expiry, a hold, and mail behind it.
+        with Store.open(path, identities=identities()) as store:
             store.start_writing("golden", reserve_bytes=0, pack_bytes=64 << 10)
             first, second = (store.delivery(DeliveryId(bytes.fromhex(str(e["id"])))) for e in expected[-2:])
             facts: list[Entry] = [

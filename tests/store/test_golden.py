@@ -28,7 +28,7 @@ from store.rows import Term
 from store.scan import read_pack_header, scan_records
 from store.segments import Segment, stream_files
 from store.store import Query, Store, StoredDelivery
-from tests.golden.make import messages
+from tests.golden.make import SECRET, identities, messages
 from tests.store.conftest import put_message
 from tests.support.mailstore import mailkeep
 
@@ -43,6 +43,14 @@ class Golden:
 
     path: Path
     deliveries: list[dict[str, Any]]
+
+    def open(self) -> Store:
+        """As whoever may read it."""
+        return Store.open(self.path, identities=identities())
+
+    @property
+    def sealed(self) -> bool:
+        return "recipients" in json.loads((self.path / "mailkeep.store").read_text())
 
     @property
     def packs(self) -> list[Path]:
@@ -81,7 +89,9 @@ class Golden:
 
 
 @pytest.fixture(params=GOLDEN, ids=lambda path: path.name.partition(".")[0])
-def golden(request: pytest.FixtureRequest, tmp_path: Path) -> Golden:
+def golden(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Golden:
+    (tmp_path / "identity").write_text(SECRET)
+    monkeypatch.setenv("MAILKEEP_IDENTITY", str(tmp_path / "identity"))
     with tarfile.open(request.param) as archive:
         archive.extractall(tmp_path, filter="data")
     told = json.loads((tmp_path / "expected.json").read_text())
@@ -102,14 +112,14 @@ def test_its_packs_are_of_its_version(golden: Golden, request: pytest.FixtureReq
 
 
 def test_everything_is_there(golden: Golden) -> None:
-    with Store.open(golden.path) as store:
+    with golden.open() as store:
         golden.verify(store)
         wanted = {blake3(message).hexdigest() for message in messages()}
         assert {told["blake3"] for told in golden.deliveries} == wanted
 
 
 def test_the_other_facts_are_there(golden: Golden) -> None:
-    with Store.open(golden.path) as store:
+    with golden.open() as store:
         counted = store.stats().counters
         assert (counted.uncaptured, counted.replays) == (2, 2)
         first = store.delivery(DeliveryId(bytes.fromhex(golden.deliveries[0]["id"])))
@@ -118,7 +128,7 @@ def test_the_other_facts_are_there(golden: Golden) -> None:
 
 
 def test_look_ups(golden: Golden) -> None:
-    with Store.open(golden.path) as store:
+    with golden.open() as store:
         for term, value in ((Term.RECIPIENT, b"c@example.org"), (Term.SENDER, b"a@example.org")):
             assert len(list(store.deliveries(Query(terms=((term, value),))))) == len(golden.deliveries)
         for told in golden.deliveries:
@@ -139,7 +149,7 @@ def test_the_commands_read_it(golden: Golden) -> None:
 def test_it_is_written_on(golden: Golden) -> None:
     """Known messages again, which share what the earlier version stored, and new ones."""
     before = {pack: pack.read_bytes() for pack in golden.packs}
-    with Store.open(golden.path) as store:
+    with golden.open() as store:
         store.start_writing(STREAM, reserve_bytes=0)
         again = [put_message(store, message) for message in messages()]
         put_message(store, b"Subject: new\r\n\r\nnever seen before\r\n")
@@ -149,7 +159,7 @@ def test_it_is_written_on(golden: Golden) -> None:
         assert pack.read_bytes().startswith(data), "what is there is never written over"
     grown = sum(pack.stat().st_size for pack in golden.packs) - sum(map(len, before.values()))
     assert grown < 60_000, "what both versions cut alike is stored once"
-    with Store.open(golden.path) as store:
+    with golden.open() as store:
         golden.verify(store, more=len(again) + 1)
         found = {stored.delivery.id: stored.delivery for stored in store.deliveries(Query())}
         for delivery, message in zip(again, messages(), strict=True):
@@ -157,7 +167,7 @@ def test_it_is_written_on(golden: Golden) -> None:
 
 
 def test_it_is_compacted(golden: Golden) -> None:
-    with Store.open(golden.path) as store:
+    with golden.open() as store:
         close_open_packs(store)
         report = Compactor(store, ALL).run()
         assert (report.units, report.skipped) == (1, [])
@@ -165,7 +175,8 @@ def test_it_is_compacted(golden: Golden) -> None:
         golden.verify(store)
         parts = stream_files(golden.path / "streams" / STREAM).parts
         assert isinstance(parts[0], Segment)
-        assert {read_pack_header(pack).version for pack in golden.packs} == {OPEN_VERSION}
+        expected = FORMAT_VERSION if golden.sealed else OPEN_VERSION
+        assert {read_pack_header(pack).version for pack in golden.packs} == {expected}
         kinds = {
             record.type
             for pack in golden.packs
@@ -174,7 +185,7 @@ def test_it_is_compacted(golden: Golden) -> None:
         assert layout.RecordType.CHUNKS_1 not in kinds
     for _ in range(2):  # and again from what it has become, without an index
         shutil.rmtree(golden.path / "index")
-        with Store.open(golden.path) as store:
+        with golden.open() as store:
             golden.verify(store)
             Compactor(store, ALL).run()
             golden.verify(store)
@@ -184,7 +195,7 @@ def test_written_on_and_compacted(golden: Golden) -> None:
     """Packs of both versions in one segment, and the next one after it."""
     count = 0
     for turn in range(3):
-        with Store.open(golden.path) as store:
+        with golden.open() as store:
             store.start_writing(STREAM, reserve_bytes=0)
             for number, message in enumerate(messages()):
                 put_message(store, message + b"%d %d" % (turn, number))
@@ -195,14 +206,14 @@ def test_written_on_and_compacted(golden: Golden) -> None:
                 store.settle_index()
                 assert Compactor(store, ALL).run().skipped == []
             golden.verify(store, more=count)
-    with Store.open(golden.path) as store:
+    with golden.open() as store:
         golden.verify(store, more=count)
 
 
 def test_its_index_is_built_anew(golden: Golden) -> None:
-    Store.open(golden.path).close()
+    golden.open().close()
     shutil.rmtree(golden.path / "index")
-    with Store.open(golden.path) as store:
+    with golden.open() as store:
         golden.verify(store)
         report = rebuild(store)
         assert (report.deliveries, report.damage) == (len(golden.deliveries), [])
@@ -212,7 +223,7 @@ def test_its_index_is_built_anew(golden: Golden) -> None:
 
 def test_reading_changes_no_pack(golden: Golden) -> None:
     before = {path: path.read_bytes() for path in golden.packs}
-    with Store.open(golden.path) as store:
+    with golden.open() as store:
         golden.verify(store)
     assert {path: path.read_bytes() for path in golden.packs} == before
 
@@ -233,7 +244,7 @@ def of_version(pack: Path, version: int) -> None:
 def test_a_pack_from_a_later_version_is_refused(golden: Golden, which: str, indexed: bool) -> None:
     """In words, and without a byte being changed: it is no damage."""
     if indexed:
-        Store.open(golden.path).close()
+        golden.open().close()
     written = [pack for pack in golden.packs if int(pack.stem) < FIRST_COMPACTED]
     pack = golden.packs[0] if which == "first" else written[-1]  # what is indexed is not read again at once
     if indexed and which == "first":
@@ -242,7 +253,7 @@ def test_a_pack_from_a_later_version_is_refused(golden: Golden, which: str, inde
     before = {path: path.read_bytes() for path in golden.packs}
     with (
         pytest.raises(FormatError, match=f"format version {FORMAT_VERSION + 1}"),
-        Store.open(golden.path) as store,
+        golden.open() as store,
     ):
         store.start_writing(STREAM, reserve_bytes=0)
     ran = mailkeep("check", "--store", golden.path)
@@ -252,7 +263,7 @@ def test_a_pack_from_a_later_version_is_refused(golden: Golden, which: str, inde
 
 
 def test_compaction_refuses_a_pack_from_a_later_version(golden: Golden) -> None:
-    with Store.open(golden.path) as store:
+    with golden.open() as store:
         close_open_packs(store)
     of_version(golden.packs[0], FORMAT_VERSION + 1)
     before = {path: path.read_bytes() for path in golden.packs}
@@ -266,4 +277,4 @@ def test_a_store_from_a_later_version_is_refused(golden: Golden) -> None:
     told = json.loads(identity.read_text())
     identity.write_text(json.dumps({**told, "format": FORMAT_VERSION + 1}))
     with pytest.raises(FormatError):
-        Store.open(golden.path)
+        golden.open()
