@@ -16,6 +16,7 @@ from typing import Any
 from sidecar.scheduler.schedule import Schedule
 from sidecar.scheduler.window import Window
 from sidecar.units import DURATION_EXAMPLES, Address, exact_duration, exact_size, parse_duration, parse_size
+from store.sealing import shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +113,7 @@ def _read_recipients(texts: list[Any]) -> tuple[str, ...]:
     for text in texts:
         if not isinstance(text, str) or not re.fullmatch("age1[0-9a-z]{58}", text.strip()):
             raise ValueError(
-                f"{text!r} is no age public key: it is written age1…, as `mailkeep keygen` prints it"
+                f"{shown(str(text))} is no age public key: write age1…, as `mailkeep keygen` prints it"
             )
     return tuple(dict.fromkeys(text.strip() for text in texts))
 

@@ -102,6 +102,7 @@ def select(
     time that is none, `NotFoundError` (`RemovedError` for what was removed) and `AmbiguousIdError` for `ids`,
     and `StoreError` when the store fails.
     """
+    store.require_identity()
     chosen = _Chosen(store, selection)
     if newest_first:
         yield from islice(chosen.load(chosen.ids(newest_first=True), damaged), selection.limit or None)

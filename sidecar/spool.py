@@ -82,6 +82,7 @@ class Spooled:
             sync_directory(self._directory)
         except OSError as exc:
             log.error("a message could not be spooled at %s: %s", self._directory, exc)
+            self._spool.forget(name.with_suffix(".eml"))
             return False
         finally:
             self.discard()
@@ -106,6 +107,7 @@ class Spool:
         self.directory = directory
         self.keyring = keyring
         self._seals: dict[Path, PackSeal] = {}
+        self._told: set[Path] = set()
 
     def begin(self) -> Spooled:
         """A new message."""
@@ -126,7 +128,9 @@ class Spool:
             try:
                 delivery = records.decode(b"".join(self.read(envelope)))
             except (OSError, ValueError, StoreError) as exc:
-                log.error("%s cannot be read and stays: %s", envelope, exc)
+                if envelope not in self._told:  # it is looked at again and again
+                    self._told.add(envelope)
+                    log.error("%s cannot be read and stays: %s", envelope, exc)
                 continue
             if isinstance(delivery, Delivery):
                 yield delivery, envelope.with_suffix(".eml")
@@ -141,10 +145,14 @@ class Spool:
                 seal = self._seals.get(path) or self.keyring.open_seal(keys, lambda: keys)
                 yield from read_frames(file, seal, str(path))
 
-    def remove(self, message: Path) -> None:
-        """Forget a message that the store now has."""
+    def forget(self, message: Path) -> None:
+        """What opens its files is needed no more."""
         self._seals.pop(message, None)
         self._seals.pop(message.with_suffix(".envelope"), None)
+
+    def remove(self, message: Path) -> None:
+        """Forget a message that the store now has."""
+        self.forget(message)
         message.with_suffix(".envelope").unlink(missing_ok=True)
         message.unlink(missing_ok=True)
 

@@ -105,6 +105,10 @@ class Garbage:
             caught = self._store.view.catch_up(name)
             if caught.damage or not stream_files(self._store.path / "streams" / name).whole:
                 return f"stream {name} is damaged, and what it needs cannot be told: run `mailkeep check`"
+        try:
+            self._store.require_whole()
+        except SealedError as exc:
+            return str(exc)
         with self._store.index.read() as snapshot:
             if snapshot.bad():
                 return "the store is damaged, and what is needed cannot be told: run `mailkeep check`"

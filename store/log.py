@@ -25,6 +25,7 @@ from store.segments import pack_path, written_packs
 DEFAULT_PACK_BYTES = 256 << 20
 COMPACT_LOCK = "compact.lock"
 _ENTRIES_BYTES = 1 << 20
+_SALT_BYTES = 16
 _KEYS_EVERY_BYTES = 16 << 20
 _TO_SEAL = frozenset({RecordType.CHUNKS, RecordType.ENTRIES})
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -75,7 +76,7 @@ class StreamLog:
         self._keyring = keyring
         self._seal: PackSeal | None = None
         self._keys = b""
-        self._keys_at = 0
+        self._keys_due = 0
         self._headers: list[bytes] = []
         self._last_pack = last_pack
         self._entries_bytes = entries_bytes
@@ -119,7 +120,7 @@ class StreamLog:
         self._seal = pack_seal(path, key, self._keyring)
         if payload is None or self._seal is None:
             return False
-        self._keys, self._keys_at = payload, 0
+        self._keys, self._keys_due = payload, 0
         return sealed_for(payload) == {recipient.fingerprint for recipient in self._keyring.recipients}
 
     def _start_pack(self) -> None:
@@ -150,6 +151,7 @@ class StreamLog:
         self._spent = False
         if self._keyring.seals:
             self._seal, self._keys = self._keyring.new_seal()
+            self._keys_due = 0
         self.state = replace(self.state, pack=number, offset=self._at)
 
     def append_chunks(self, chunks: list[NewChunk]) -> list[tuple[ChunkId, Location]]:
@@ -166,6 +168,11 @@ class StreamLog:
         """One CHUNKS record from a payload that is made already (`layout.encode_chunks`)."""
         self._append(RecordType.CHUNKS, payload)
         self._flush()
+
+    def encode(self, entry: records.Entry) -> bytes:
+        """A new entry as it is to stand in this stream. Where it is sealed facts hold something that nobody
+        can guess, since their leaves stand in the clear."""
+        return records.encode(entry, os.urandom(_SALT_BYTES) if self._keyring.seals else b"")
 
     def append_entries(self, entries: list[bytes]) -> list[Location]:
         """ENTRIES records, as many as keep each of bounded size; where each entry lies."""
@@ -246,7 +253,7 @@ class StreamLog:
             except OSError as exc:
                 self._die(exc)
         self._flushed = self._at
-        self._keys_at = min(self._keys_at, self._at - _KEYS_EVERY_BYTES)  # it may have gone with the rest
+        self._keys_due = min(self._keys_due, self._at)  # it may have gone with the rest
 
     def close(self) -> None:
         """Undo what is not committed, and let another writer have the stream."""
@@ -261,9 +268,10 @@ class StreamLog:
         if self.failed:
             raise StoreFailedError(f"stream {self.name} has failed and takes no more")
         if self._seal and kind in _TO_SEAL:
-            # First in the pack, and now and then again: were it lost, so would be all that it opens.
-            if self._at == layout.PACK_HEADER_BYTES or self._at - self._keys_at >= _KEYS_EVERY_BYTES:
-                self._keys_at = self._at
+            # Before the first two groups of a pack, and now and then again: all that it opens hangs on it.
+            if self._at == self.state.offset and self._at >= self._keys_due:
+                first = self._at == layout.PACK_HEADER_BYTES
+                self._keys_due = self._at + (1 if first else _KEYS_EVERY_BYTES)
                 self._append(RecordType.KEYS, self._keys)
             kind, payload = layout.seal_block(kind, self._next_record, payload, self._seal, leaves)
         try:

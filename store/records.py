@@ -208,12 +208,18 @@ _encoder = msgspec.msgpack.Encoder()
 _decoders: dict[int, msgspec.msgpack.Decoder[Entry]] = {
     int(t): msgspec.msgpack.Decoder(cls) for cls, t in _TYPE_OF.items()
 }
+_UNSALTED = frozenset({EntryType.STUB, EntryType.CONTENT})
 _PREFIX = {cls: bytes([t]) for cls, t in _TYPE_OF.items()}
 
 
-def encode(entry: Entry) -> bytes:
-    """An entry as it stands in the log: its type byte, then msgpack."""
-    return _PREFIX[type(entry)] + _encoder.encode(entry)
+def encode(entry: Entry, salt: bytes = b"") -> bytes:
+    """An entry as it stands in the log: its type byte, then msgpack. With `salt` (16 bytes) a fact has one
+    field more than it is known to have, which readers ignore."""
+    data = _PREFIX[type(entry)] + _encoder.encode(entry)
+    if not salt or data[0] in _UNSALTED:
+        return data
+    # All facts are msgpack arrays of less than 15 fields, whose head is one byte.
+    return b"".join((data[:1], bytes([data[1] + 1]), data[2:], _encoder.encode(salt)))
 
 
 def decode(data: bytes) -> Entry:

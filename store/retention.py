@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby, islice
 
-from store.errors import DamagedError, HeldError, NotFoundError, StoreError
+from store.errors import DamagedError, HeldError, NotFoundError, SealedError, StoreError
 from store.filters import Filter, address_test, exact_address, held_by
 from store.ids import DeliveryId, now_us
 from store.looks import order, short_looks
@@ -169,13 +169,14 @@ class Expired:
 def due(store: Store, rules: Sequence[Rule], at_us: int, step: Step = _go_on) -> Iterator[Due]:
     """What has had its time at `at_us`, oldest first; what is held among it. Damaged entries are logged and
     passed over. Mail that is younger than any rule's time is not even looked at."""
+    store.require_whole()
     holds = holds_in_force(store)
     for number, id_ in enumerate(_old(store, rules, at_us)):
         if number % _STEP == 0:
             step()
         try:
             delivery = store.delivery(id_).delivery
-        except DamagedError as exc:
+        except (DamagedError, SealedError) as exc:
             log.error("delivery %s: %s", id_.hex(), exc)
             continue
         except NotFoundError:
@@ -275,6 +276,7 @@ def erase(
     """Drop deliveries for good. Raises `HeldError` (then nothing is dropped), `NotFoundError`,
     `DamagedError` for one whose record cannot be read, and `StoreError`."""
     catch_up(store)
+    store.require_whole()
     time_us = now_us()
     found = [store.delivery(id_).delivery for id_ in dict.fromkeys(ids)]
     refuse_held(store, found)
@@ -360,6 +362,7 @@ def release_hold(store: Store, name: str, *, owner: str, reason: str) -> Hold:
 
 def _hold(store: Store, name: str) -> Hold | None:
     catch_up(store)
+    store.require_whole()
     with store.index.read() as snapshot:
         return snapshot.holds().get(name)
 

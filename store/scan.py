@@ -20,7 +20,7 @@ from store import layout, records
 from store.errors import FormatError
 from store.layout import PackHeader, RecordType
 from store.places import Damage, Group, Location, Place, StreamState, TornTail, stream_number
-from store.sealing import NO_KEYS, Keyring, PackSeal
+from store.sealing import NO_KEYS, Keyring, PackSeal, sealed_for
 from store.segments import Files, Part, Segment, first_of, last_of, pack_path, stream_files
 
 _NOT_FOLLOWING = "does not follow on what is before it: something is missing"
@@ -79,6 +79,43 @@ def keys_record(path: Path, key: bytes) -> bytes | None:
 def pack_seal(path: Path, key: bytes, keyring: Keyring) -> PackSeal | None:
     """What opens the sealed records of a pack; None when no identity does. Raises `OSError`."""
     return keyring.open_seal(key, partial(keys_record, path, key))
+
+
+class Suiting:
+    """Which packs all present recipients can read: only what lies there may a new message refer to.
+
+    Asked in the mail path; a pack is looked at once. Not thread-safe.
+    """
+
+    def __init__(self, streams: Path, store_id: bytes, keyring: Keyring) -> None:
+        self._streams = streams
+        self._store_id = store_id
+        self._wanted = {recipient.fingerprint for recipient in keyring.recipients}
+        self._names: dict[int, str] = {}
+        self._known: dict[tuple[int, int], bool] = {}
+
+    def __call__(self, where: Location) -> bool:
+        """Whether what lies there can be read by all of them; False where that cannot be told."""
+        if not self._wanted:
+            return True
+        pack = where[:2]
+        if pack not in self._known:
+            try:
+                self._known[pack] = self._suits(where)
+            except (OSError, ValueError, KeyError):  # gone or damaged: not to be relied on
+                return False
+        return self._known[pack]
+
+    def _suits(self, where: Location) -> bool:
+        if where.stream not in self._names:
+            self._names = {stream_number(path.name): path.name for path in self._streams.iterdir()}
+        path = pack_path(self._streams / self._names[where.stream], where.pack)
+        if not is_sealed(path):
+            return True
+        payload = keys_record(path, key_of_pack(path, self._store_id))
+        if payload is None:
+            raise ValueError("no record of its key")
+        return self._wanted <= sealed_for(payload)
 
 
 def _magic_from(fd: int, at: int) -> Iterator[int]:

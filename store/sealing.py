@@ -73,12 +73,17 @@ class Recipient:
         try:
             return cls(text.strip(), pyrage.x25519.Recipient.from_str(text.strip()))
         except pyrage.RecipientError as exc:
-            raise IdentityError(f"{text!r} is no age recipient (age1…): {exc}") from exc
+            raise IdentityError(f"{shown(text)} is no age recipient (age1…): {exc}") from None
 
     @property
     def fingerprint(self) -> bytes:
         """`FINGERPRINT_BYTES` that name the recipient in a pack."""
         return fingerprint(self.text)
+
+
+def shown(text: str) -> str:
+    """A key that is none as an error may repeat it: never a secret."""
+    return "a secret key" if "SECRET" in text.upper() else repr(text[:80])
 
 
 def fingerprint(recipient: str) -> bytes:
@@ -147,9 +152,24 @@ class Keyring:
         self._seals: OrderedDict[bytes, PackSeal | None] = OrderedDict()
 
     @property
+    def blind(self) -> bool:
+        """Whether no identity opens what is sealed for the present recipients."""
+        own = {identity.recipient for identity in self.identities}
+        return self.seals and not own & {recipient.text for recipient in self.recipients}
+
+    def told(self) -> str:
+        """For whom it seals, in words."""
+        return ", ".join(recipient.text for recipient in self.recipients) or "nobody"
+
+    @property
     def seals(self) -> bool:
         """Whether what is written is sealed."""
         return bool(self.recipients)
+
+    @property
+    def fingerprints(self) -> bytes:
+        """Those of all recipients, sorted, end to end."""
+        return b"".join(sorted(recipient.fingerprint for recipient in self.recipients))
 
     def new_seal(self) -> tuple[PackSeal, bytes]:
         """A seal for a new pack, and the payload of the record that keeps its key."""
@@ -164,7 +184,10 @@ class Keyring:
             if name in self._seals:
                 self._seals.move_to_end(name)
                 return self._seals[name]
-        seal = self._unwrapped(find()) if self.identities else None
+        payload = find() if self.identities else None
+        if payload is None and self.identities:
+            return None  # it may yet come to be there
+        seal = self._unwrapped(payload)
         with self._lock:
             self._seals[name] = seal
             if len(self._seals) > _MOST_SEALS:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -337,11 +338,21 @@ class Snapshot:
 
     def _hold(self, value: bytes) -> Hold:
         if value.startswith(SEALED):
-            opened = self._index.keyring.unwrap(value[len(SEALED) :])
+            opened = self._index.keyring.unwrap(msgspec.msgpack.decode(value[len(SEALED) :])[3])
             if opened is None:
-                raise SealedError("the holds are sealed, and no identity at hand opens them")
+                raise SealedError("a hold is sealed, and no identity at hand opens it")
             value = opened
         return msgspec.msgpack.decode(value, type=Hold)
+
+    def stale_holds(self) -> list[Hold]:
+        """Holds that are not sealed for the present recipients, and that can be opened."""
+        found = []
+        wanted = self._index.keyring.fingerprints
+        for _, value in self.meta_range(b"hold:"):
+            if not value.startswith(SEALED) or msgspec.msgpack.decode(value[len(SEALED) :])[2] != wanted:
+                with contextlib.suppress(SealedError):
+                    found.append(self._hold(value))
+        return found
 
     def run(self, selection: bytes) -> str | None:
         """The unfinished replay run for this selection, if there is one."""

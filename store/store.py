@@ -52,7 +52,7 @@ from store.records import (
     Replay,
 )
 from store.rows import Term
-from store.scan import is_sealed, key_of_pack, keys_record
+from store.scan import Suiting, is_sealed, key_of_pack, keys_record
 from store.sealing import NO_KEYS, Identity, Keyring, fingerprint, recipients_of, sealed_for
 from store.segments import all_packs, pack_path
 from store.snapshot import REMOVED, Counters, Snapshot
@@ -170,8 +170,31 @@ class Store:
 
     @property
     def blind(self) -> bool:
-        """Whether it is sealed and there is no identity: what is captured cannot be read back here."""
-        return self.keyring.seals and not self.keyring.identities
+        """Whether what is written here is sealed for others: no identity at hand opens it."""
+        return self.keyring.blind
+
+    def require_identity(self) -> None:
+        """Raises `SealedError` where nothing of what is sealed can be read."""
+        if self.keyring.seals and not self.keyring.identities:
+            raise SealedError(f"{self.path} is sealed for {self.keyring.told()}, and no identity is given")
+
+    @property
+    def hidden(self) -> list[str]:
+        """The streams of which some facts are sealed for others and not in the index."""
+        with self.index.read() as snapshot:
+            return [name for name in self.view.names() if snapshot.unread(name)]
+
+    def require_whole(self) -> None:
+        """Raises `SealedError` unless all facts are in the index: whoever decides what may go must know every
+        hold and every delivery."""
+        if self.blind:
+            raise SealedError(
+                f"{self.path} is sealed for {self.keyring.told()}, and no identity given opens it"
+            )
+        if self.hidden:
+            raise SealedError(
+                f"part of {', '.join(self.hidden)} is sealed for others: what it holds is not known"
+            )
 
     def _open_view(self, *, wait: bool) -> None:
         index = self.path / "index"
@@ -189,9 +212,20 @@ class Store:
             if not self._behind:
                 for stream in self.view.names():
                     self._note(self.view.catch_up(stream))
+            self._reseal_holds()
         except BaseException:
             self.index.close()
             raise
+
+    def _reseal_holds(self) -> None:
+        """After a rotation of keys holds must be open to the new ones, too."""
+        if self.keyring.seals and self.keyring.identities:
+            with self.index.read() as snapshot:
+                stale = snapshot.stale_holds()
+            if stale:
+                with self.index.update() as update:
+                    for hold in stale:
+                        update.put_hold(hold)
 
     def _put_index_aside(self, why: DamagedError) -> bool:
         """Make way for a new index. False while anybody writes, who would go on in the old one."""
@@ -252,6 +286,7 @@ class Store:
         self._writer = Writer(
             appender, self.index, directory,
             publish=self._indexer.put, reserve_bytes=reserve_bytes, on_group=on_group,
+            suits=Suiting(self._streams, self.id, self.keyring),
         )  # fmt: skip
         self._pending = self._indexer.pending = self._writer.pending
         return self._writer
@@ -308,7 +343,9 @@ class Store:
         return self._writer
 
     def deliveries(self, query: Query) -> Iterator[StoredDelivery]:
-        """What was captured, in order of time. Damaged entries are logged and passed over."""
+        """What was captured, in order of time. Damaged entries are logged and passed over, and so is what is
+        sealed for others. Raises `SealedError` where nothing can be read."""
+        self.require_identity()
         with self.index.read() as snapshot:
             for delivery in candidates(snapshot, query):
                 try:
@@ -561,7 +598,8 @@ def _has_terms(found: StoredDelivery, wanted: tuple[tuple[Term, bytes], ...]) ->
 def _refuse_wrong_identity(path: Path, about: About, keyring: Keyring) -> None:
     """A wrong key is told at once, before anything is done."""
     own = {fingerprint(identity.recipient) for identity in keyring.identities}
-    if not own or not about.recipients or own & {fingerprint(text) for text in about.recipients}:
+    named = {*about.recipients, *(recipient.text for recipient in keyring.recipients)}
+    if not own or not about.recipients or own & {fingerprint(text) for text in named}:
         return
     for directory in sorted((path / "streams").iterdir()):
         for number in all_packs(directory):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -11,6 +12,7 @@ import msgspec
 from msgspec.structs import replace
 
 from store import rows
+from store.errors import SealedError
 from store.files import adopt, sync_directory
 from store.ids import DeliveryId
 from store.places import Location, Place, Record, StreamState, Unread
@@ -194,16 +196,17 @@ class Update(Snapshot):
             known.append(Unread(since, end))
         self._put_unread(stream, known)
 
-    def read_sealed(self, stream: str, since: StreamState, upto: StreamState, end: Place) -> bool:
-        """Of a stretch that was noted, what lies from `since` up to `upto` is being put in after all. False
-        when it is not noted any more."""
+    def take_unread(self, stream: str, since: Place, upto: StreamState) -> bool:
+        """What was committed from `since` up to `upto` is being put in after all. False when it is not noted,
+        or not any more."""
         known = self.unread(stream)
-        if Unread(since, end) not in known:
-            return False
-        rest = [Unread(upto, end)] if upto.place < end else []
-        at = known.index(Unread(since, end))
-        self._put_unread(stream, [*known[:at], *rest, *known[at + 1 :]])
-        return True
+        for at, stretch in enumerate(known):
+            if stretch.start.place <= since and upto.place <= stretch.end:
+                before = [Unread(stretch.start, since)] if stretch.start.place < since else []
+                after = [Unread(upto, stretch.end)] if upto.place < stretch.end else []
+                self._put_unread(stream, [*known[:at], *before, *after, *known[at + 1 :]])
+                return True
+        return False
 
     def _put_unread(self, stream: str, stretches: list[Unread]) -> None:
         rows = [[dataclasses.astuple(s.start), s.end] for s in stretches]
@@ -227,14 +230,22 @@ class Update(Snapshot):
         """How a hold stands; the latest word wins. A release names no filter: that of the hold is kept."""
         key = hold_key(hold.name)
         known = self.meta(key)
-        before = None if known is None else self._hold(known)
-        if before is not None and before.time_us > hold.time_us:
-            return
-        if hold.released and before is not None:
-            hold = replace(hold, matches=before.matches)
+        if known is not None:
+            time_us = (
+                msgspec.msgpack.decode(known[len(SEALED) :])[0]
+                if known.startswith(SEALED)
+                else msgspec.msgpack.decode(known, type=Hold).time_us
+            )
+            if time_us > hold.time_us:
+                return
+            if hold.released:
+                with contextlib.suppress(SealedError):  # then what was held is in the log alone
+                    hold = replace(hold, matches=self._hold(known).matches)
         value = msgspec.msgpack.encode(hold)
-        if self._index.keyring.seals:
-            value = SEALED + self._index.keyring.wrap(value)
+        keyring = self._index.keyring
+        if keyring.seals:
+            told = [hold.time_us, hold.released, keyring.fingerprints, keyring.wrap(value)]
+            value = SEALED + msgspec.msgpack.encode(told)
         self.put_meta(key, value)
 
     def condemn(self, names: Iterable[bytes], token: bytes, stream: str) -> None:

@@ -100,7 +100,7 @@ class View:
                 rebuilt |= self._start_over_if_behind(stream)
                 caught = self._scan(stream, advance)
                 if caught is not None and self._keyring.identities:
-                    self._read_sealed(stream)
+                    self._read_sealed(stream, caught)
             except FileNotFoundError:  # compaction has replaced a pack between two looks
                 continue
             if caught is not None:
@@ -173,41 +173,29 @@ class View:
         self.note_damage(caught.damage, all_of_it=False)
         return caught
 
-    def _read_sealed(self, stream: str) -> None:
+    def _read_sealed(self, stream: str, caught: CaughtUp) -> None:
         """Put into the index what is sealed and could not be read when it was found, now that an identity is
         here. What this one does not open either stays noted."""
-        directory = self._streams / stream
         with self.index.read() as snapshot:
             stretches = snapshot.unread(stream)
         for stretch in stretches:
-            since, groups, waiting = stretch.start, list[Group](), 0
-            for found in scan_groups(directory, self._store_id, stream, since, keyring=self._keyring):
+            gathered = _Gathered(self, stream, stretch.start)
+            for found in scan_groups(
+                self._streams / stream, self._store_id, stream, stretch.start, stretch.end,
+                keyring=self._keyring,
+            ):  # fmt: skip
                 if isinstance(found, Damage | TornTail):
-                    continue  # `_scan` has told of it
-                here = (
-                    scan_segment(directory, self._store_id, stream, found, self._keyring)
-                    if isinstance(found, Segment)
-                    else [found]
-                )
-                for group in here:
-                    if isinstance(group, Group):
-                        if group.sealed:
-                            return
-                        groups.append(group)
-                        waiting += len(group.entries)
-                state = found.end if isinstance(found, Segment) else found.state
-                done = state.place >= stretch.end
-                if waiting >= _ENTRIES_PER_UPDATE or done:
-                    with self.index.update() as update:
-                        if not update.read_sealed(stream, since, state, stretch.end):
-                            return  # somebody else was quicker
-                        counters = update.counters()
-                        for group in groups:
-                            apply_facts(update, group, counters)
-                        update.put_counters(counters)
-                    since, groups, waiting = state, [], 0
-                if done:
+                    caught.damage += [found] if isinstance(found, Damage) else []
+                    continue
+                if isinstance(found, Segment):
+                    inner = scan_segment(self._streams / stream, self._store_id, stream, found, self._keyring)
+                    groups, state = [group for group in inner if isinstance(group, Group)], found.end
+                else:
+                    groups, state = [found], found.state
+                if state.place > stretch.end:
                     break
+                gathered.take(groups, state)
+            gathered.put()
 
     def _apply_found(self, directory: Path, groups: list[Group], caught: CaughtUp, advance: Advance) -> bool:
         """Apply groups found by scanning. False when the index is not where they go on."""
@@ -322,6 +310,40 @@ class View:
             update.clear()
 
 
+class _Gathered:
+    """Sealed groups that can be read now, on their way into the index."""
+
+    def __init__(self, view: View, stream: str, start: StreamState) -> None:
+        self._view = view
+        self._stream = stream
+        self._since = self._upto = start
+        self._groups: list[Group] = []
+        self._waiting = 0
+
+    def take(self, groups: list[Group], state: StreamState) -> None:
+        """The next groups, up to `state`; what does not open stays as it is noted."""
+        if any(group.sealed for group in groups):
+            self.put()
+            self._since = self._upto = state
+            return
+        self._groups += groups
+        self._upto = state
+        self._waiting += sum(len(group.entries) for group in groups)
+        if self._waiting >= _ENTRIES_PER_UPDATE:
+            self.put()
+
+    def put(self) -> None:
+        """Put in what there is, unless somebody else was quicker."""
+        if self._groups:
+            with self._view.index.update() as update:
+                if update.take_unread(self._stream, self._since.place, self._upto):
+                    counters = update.counters()
+                    for group in self._groups:
+                        apply_facts(update, group, counters)
+                    update.put_counters(counters)
+        self._since, self._groups, self._waiting = self._upto, [], 0
+
+
 def find_end(directory: Path, store_id: bytes, parts: Sequence[Part] | None = None) -> CaughtUp:
     """Where a stream ends, found from the last packs alone: enough to go on writing it. Of `parts`, if they
     are given, the end of the last group."""
@@ -404,6 +426,11 @@ def apply_group(update: Update, group: Group, store_id: bytes) -> bool:
     known = update.state(group.stream)
     place = known.place if known else (0, 0)
     if place >= group.state.place:
+        # Somebody who cannot read it may have been quicker.
+        if not group.sealed and update.take_unread(group.stream, group.before, group.state):
+            counters = update.counters()
+            apply_facts(update, group, counters)
+            update.put_counters(counters)
         return True
     if place != group.before:
         return False

@@ -19,7 +19,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from store import records
 from store.errors import StoreError, StoreFailedError, StoreFullError
 from store.ids import ChunkId, ContentId
 from store.index import Index
@@ -133,7 +132,9 @@ class Writer:
         publish: Callable[[Group], None],
         reserve_bytes: int,
         on_group: Callable[[GroupFacts], None] | None = None,
+        suits: Callable[[Location], bool] = lambda _where: True,
     ) -> None:
+        """`suits` says whether a new message may refer to what lies somewhere."""
         self.pending = Pending()
         self.epoch = 0
         self.failure: StoreFailedError | None = None
@@ -143,6 +144,7 @@ class Writer:
         self._publish = publish
         self._reserve_bytes = reserve_bytes
         self._on_group = on_group
+        self._suits = suits
         self._queue: queue.SimpleQueue[Submission | None] = queue.SimpleQueue()
         self._stopping = False
         self._closed = False
@@ -273,7 +275,7 @@ class Writer:
                     if isinstance(entry, Content) and self._has_content(entry.id, contents, snapshot):
                         continue
                     written.append(entry)
-                    encoded.append(records.encode(entry))
+                    encoded.append(self._stream.encode(entry))
             if encoded:
                 self._write_block()
                 where = self._stream.append_entries(encoded)
@@ -363,7 +365,7 @@ class Writer:
         except Exception as exc:  # noqa: BLE001 - whatever ails the index, as in _look
             log.error("the index cannot be asked: %s", exc)
             return False
-        return where is not None and where.record not in self._bad
+        return where is not None and where.record not in self._bad and self._suits(where)
 
     def _write_block(self) -> None:
         if self._block:

@@ -91,7 +91,10 @@ def command(
     """
     began = time.monotonic()
     findings = 0
-    with options.open_store(config, store, identity) as opened, Progress() as progress:
+    with (
+        options.open_store(config, store, identity, needs=options.Need.NOTHING) as opened,
+        Progress() as progress,
+    ):
 
         def show(checked: Checked) -> None:
             progress.show(_how_far(checked, began))

@@ -56,7 +56,10 @@ def command(
 
     settings = options.store_settings(config, store)
     stand_back(_NICE, "idle")  # it has time, and the mail has not
-    with options.open_store(config, store, identity) as opened, Progress() as progress:
+    with (
+        options.open_store(config, store, identity, needs=options.Need.WHOLE) as opened,
+        Progress() as progress,
+    ):
 
         def show(done: int, total: int, what: str) -> None:
             progress.show(f"{format_size(done)} of {format_size(total)}: {what}")

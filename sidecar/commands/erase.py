@@ -68,7 +68,7 @@ def command(
         raise typer.BadParameter("say what to erase: ids, or filters such as --to and --since")
     if not (dry_run or yes or sys.stdin.isatty()):
         raise typer.BadParameter("nobody can be asked here: say --yes if you are sure, or --dry-run")
-    with options.open_store(config, store, identity) as opened:
+    with options.open_store(config, store, identity, needs=options.Need.WHOLE) as opened:
         catch_up(opened)
         plan = plan_erasure(opened, selection, everywhere=everywhere)
         if not plan.taken:

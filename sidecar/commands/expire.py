@@ -40,7 +40,7 @@ def command(
     10 and above: the store, as the message says.
     """
     rules = _rules(config)
-    with options.open_store(config, store, identity) as opened:
+    with options.open_store(config, store, identity, needs=options.Need.WHOLE) as opened:
         if not rules:
             print("mailkeep: there is no rule in [[retention]]: all is kept for ever", file=sys.stderr)
             return

@@ -149,7 +149,10 @@ SUBCOMMANDS = {"add": add, "list": list_, "release": release}
 def _open(context: typer.Context, config: Path | None, store: Path | None, identity: Path | None) -> Store:
     """Options may stand before or after the sub-command."""
     earlier_config, earlier_store, earlier_identity = context.obj
-    return options.open_store(config or earlier_config, store or earlier_store, identity or earlier_identity)
+    return options.open_store(
+        config or earlier_config, store or earlier_store, identity or earlier_identity,
+        needs=options.Need.WHOLE,
+    )  # fmt: skip
 
 
 def _list(

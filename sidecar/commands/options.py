@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,6 +16,17 @@ from store.store import Store
 
 if TYPE_CHECKING:
     from sidecar.config import StoreConfig
+
+
+class Need(enum.Enum):
+    """What a command must be able to do with a sealed store."""
+
+    NOTHING = enum.auto()
+    """it is content with what can be seen from without"""
+    TO_READ = enum.auto()
+    """some identity must be there"""
+    WHOLE = enum.auto()
+    """nothing may be hidden: it decides what may go"""
 
 
 class LegName(enum.StrEnum):
@@ -132,18 +144,38 @@ LimitOption = Annotated[
 
 
 def open_store(
-    config: Path | None, store: Path | None, identity: Path | None = None, *, wait: bool = True
+    config: Path | None,
+    store: Path | None,
+    identity: Path | None = None,
+    *,
+    wait: bool = True,
+    needs: Need = Need.TO_READ,
 ) -> Store:
     """The store at `store`, else the configured one, with the identity at `identity`, else the configured
-    one. Raises `ConfigError`, `IdentityError`, `StoreError`."""
+    one; where it is sealed, `needs` says what must be possible, before anything is done. Says so on standard
+    error when part of it is sealed for others. Raises `ConfigError`, `IdentityError`, `StoreError`."""
     from sidecar.identity import load_identities
 
     if identity is None and store is None:
         configured_path(config)  # says what is missing, if anything
         identity = _configured_identity(config)
-    return Store.open(
+    opened = Store.open(
         store or configured_path(config), wait=wait, identities=load_identities(identity) if identity else ()
     )
+    try:
+        if needs is Need.TO_READ:
+            opened.require_identity()
+        if needs is Need.WHOLE:
+            opened.require_whole()
+        if opened.keyring.identities and opened.hidden:
+            print(
+                f"mailkeep: part of {', '.join(opened.hidden)} is sealed for other keys and not seen here",
+                file=sys.stderr,
+            )
+    except BaseException:
+        opened.close()
+        raise
+    return opened
 
 
 def _configured_identity(config: Path | None) -> Path | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -12,7 +13,9 @@ from sidecar.present import print_json
 from sidecar.progress import Progress
 from sidecar.readable import escaped
 from sidecar.units import format_size
+from store.errors import SealedError
 from store.rebuild import RebuildOptions, rebuild
+from store.store import Store
 
 
 def command(
@@ -34,7 +37,7 @@ def command(
     """
     began = time.monotonic()
     # Not waiting for an index that is far behind: it is about to be replaced.
-    with options.open_store(config, store, identity, wait=False) as opened, Progress() as progress:
+    with _open(config, store, identity) as opened, Progress() as progress:
 
         def show(done: int, total: int, what: str) -> None:
             rate = format_size(round(done / max(time.monotonic() - began, 0.001)))
@@ -61,3 +64,14 @@ def command(
         )
     if report.damage:
         raise typer.Exit(1)
+
+
+def _open(config: Path | None, store: Path | None, identity: Path | None) -> Store:
+    opened = options.open_store(config, store, identity, wait=False, needs=options.Need.NOTHING)
+    if opened.blind:
+        opened.close()
+        raise SealedError(
+            f"{opened.path} is sealed for {opened.keyring.told()}: without an identity for it the new index "
+            "would know of no mail"
+        )
+    return opened

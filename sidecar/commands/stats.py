@@ -29,7 +29,7 @@ def command(
     Exit codes: 0 shown; 2 wrong usage or configuration;
     10 and above: the store cannot be read, as the message says.
     """
-    with options.open_store(config, store, identity) as opened:
+    with options.open_store(config, store, identity, needs=options.Need.NOTHING) as opened:
         if as_of is not None:
             _print_as_of(opened, as_of, json=json)
             return
