@@ -13,6 +13,7 @@ from store.ids import now_us
 from store.layout import FORMAT_VERSION, OPEN_VERSION
 
 NAME = "mailkeep.store"
+_FRESH = NAME + ".new"
 _NETWORK_FILE_SYSTEMS = frozenset(
     {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "fuse.sshfs", "ceph", "afs", "glusterfs"}
 )
@@ -61,7 +62,7 @@ class About:
         }
         if self.recipients:
             told["recipients"] = list(self.recipients)
-        fresh = path / (NAME + ".new")
+        fresh = path / f"{_FRESH}{os.getpid()}"  # several processes may begin at once
         try:
             fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
             try:
@@ -84,7 +85,8 @@ def _create(path: Path) -> None:
     _refuse_network_file_system(path)
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
     # What a creation that was cut off leaves, and what a file system of its own has, is in nobody's way.
-    others = {entry.name for entry in path.iterdir()} - {"lost+found", NAME + ".new", "streams"}
+    others = {entry.name for entry in path.iterdir() if not entry.name.startswith(_FRESH)}
+    others -= {"lost+found", "streams"}
     streams = path / "streams"
     if others or (streams.exists() and any(streams.iterdir())):
         raise StoreError(f"{path} is neither a store nor empty; not made into one")
