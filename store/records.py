@@ -255,6 +255,8 @@ def leaf(data: bytes) -> bytes:
     if data[0] == EntryType.STUB:
         stub = decode(data)
         assert isinstance(stub, Stub)  # noqa: S101 - its type byte says so; mypy does not see it
+        if len(stub.leaf) != blake3.digest_size:  # else two leaves could be made from the bytes of two others
+            raise ValueError(f"a stub's leaf has {len(stub.leaf)} bytes")
         return stub.leaf
     return blake3(b"\0" + data).digest()
 
