@@ -143,10 +143,9 @@ class _Reading:
         self._again = 0
         self._lost = False
         self._faults: list[Finding] = []
+        self._readable = store.state(name).facts
         with store.index.read() as snapshot:
             indexed = StreamTree(store, snapshot, name)
-            state = snapshot.state(name)
-            self._readable = state.facts if state else 0
             known = indexed.size if indexed.whole else 0
             self._indexed = (known, merkle.root(known, indexed.hashes) if known else b"")
 

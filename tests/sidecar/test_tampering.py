@@ -1,0 +1,341 @@
+"""Tampering by somebody with write access and all knowledge of the format, against a head kept elsewhere.
+
+    mail ──► store ──► mailkeep head ──► kept          attacker ──► store ──► mailkeep check --since-head
+
+Each attack leaves a store that is sound by all its checksums: `check` alone believes it, which is tested,
+too, or the attack would prove nothing. What would break these: anything in the history that no leaf covers.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from store import records
+from store.compact import CompactOptions, Compactor, close_open_packs
+from store.ids import now_us
+from store.notes import SignKey
+from store.records import Content, Delivery, Entry, EntryType, Erasure, Stub
+from store.retention import erase
+from store.segments import pack_path
+from store.store import Query, Store
+from tests.support.attacker import Attacker, Written
+from tests.support.mailstore import MESSAGE, Ran, mailkeep, written
+
+COUNT = 40
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """A store of a few packs, with a head kept beside it, and some mail after that."""
+    path = tmp_path / "store"
+    with written(path) as fill:
+        for n in range(COUNT):
+            fill.put(MESSAGE + b"%d" % n, subject=b"number %d" % n, replies=(b"250 ok",))
+            if n % 15 == 14:
+                fill.store.writer.roll()
+    assert mailkeep("head", "--store", path, "--output", tmp_path / "head.txt").code == 0
+    shutil.copytree(path, tmp_path / "before")
+    with written(path) as fill:
+        for n in range(5):
+            fill.put(MESSAGE + b"later %d" % n)
+    return path
+
+
+def since(path: Path, *more: str | Path) -> Ran:
+    return mailkeep("check", "--store", path, "--since-head", path.parent / "head.txt", *more)
+
+
+def history(ran: Ran) -> list[str]:
+    """What was found of the history."""
+    assert ran.code == 1, ran.out + ran.err
+    return [line for line in ran.lines if line.startswith("history: ")]
+
+
+def entries(groups: list[Written]) -> list[Entry]:
+    return [entry for group in groups for entry in group.entries]
+
+
+def number_of(groups: list[Written], number: int) -> tuple[Written, int, Delivery]:
+    """The n-th delivery: its group, its place there, itself."""
+    for group in groups:
+        for at, entry in enumerate(group.entries):
+            if isinstance(entry, Delivery):
+                if number == 0:
+                    return group, at, entry
+                number -= 1
+    raise AssertionError
+
+
+def removed(groups: list[Written]) -> None:
+    """A message with all that was recorded of it."""
+    _, _, gone = number_of(groups, 17)
+    for group in groups:
+        group.entries = [
+            entry
+            for entry in group.entries
+            if not (
+                isinstance(entry, Content | Delivery)
+                and gone.content in {entry.id, getattr(entry, "content", b"")}
+            )
+            and getattr(entry, "delivery", b"") != gone.id
+        ]
+
+
+def altered(groups: list[Written]) -> None:
+    group, at, delivery = number_of(groups, 17)
+    group.entries[at] = msgspec.structs.replace(delivery, subject=b"another")
+
+
+def moved_in_time(groups: list[Written]) -> None:
+    group, at, delivery = number_of(groups, 3)
+    group.entries[at] = msgspec.structs.replace(delivery, time_us=delivery.time_us + 1)
+
+
+def reordered(groups: list[Written]) -> None:
+    one, other = number_of(groups, 5)[0], number_of(groups, 30)[0]
+    one.entries, other.entries = other.entries, one.entries
+
+
+def swapped_packs(groups: list[Written]) -> None:
+    """The first two packs change places."""
+    ends = [n for n, group in enumerate(groups) if group.ends]
+    one, two = groups[: ends[0] + 1], groups[ends[0] + 1 : ends[1] + 1]
+    groups[: ends[1] + 1] = two + one
+
+
+def inserted(groups: list[Written]) -> None:
+    group, at, delivery = number_of(groups, 10)
+    other = msgspec.structs.replace(delivery, id=b"\x07" * 8 + delivery.id[8:])
+    group.entries.insert(at + 1, other)
+
+
+def truncated(groups: list[Written]) -> None:
+    del groups[-12:]
+
+
+def emptied(groups: list[Written]) -> None:
+    del groups[1:]
+
+
+def rebuilt_to_the_same_length(groups: list[Written]) -> None:
+    """Another history of as many facts: one message less, another one more."""
+    _, _, last = number_of(groups, COUNT - 1)
+    removed(groups)
+    extra = [msgspec.structs.replace(last, id=bytes([n] * 8) + last.id[8:]) for n in range(2)]
+    groups[-1].entries += extra
+
+
+def without_its_replies(groups: list[Written]) -> None:
+    _, _, delivery = number_of(groups, 17)
+    for group in groups:
+        group.entries = [e for e in group.entries if getattr(e, "delivery", b"") != delivery.id]
+
+
+REWRITES = [
+    removed,
+    altered,
+    moved_in_time,
+    reordered,
+    swapped_packs,
+    inserted,
+    truncated,
+    emptied,
+    rebuilt_to_the_same_length,
+    without_its_replies,
+]
+
+
+def test_what_nobody_touched_is_as_it_was(path: Path) -> None:
+    ran = since(path)
+    assert (ran.code, ran.err) == (0, "")
+    assert ran.lines[0].startswith("read 85 facts against the head of ")
+    assert "nothing wrong" in ran.lines[-1]
+    shutil.rmtree(path / "index")
+    assert since(path, "--read-data").code == 0
+    Attacker(path).rewrite(lambda groups: None)
+    assert since(path).code == 0, "the attacker can write what was there, too"
+
+
+@pytest.mark.parametrize("change", REWRITES, ids=lambda change: change.__name__)
+@pytest.mark.parametrize("as_segment", [False, True])
+def test_a_history_rewritten(path: Path, change: Callable[[list[Written]], None], as_segment: bool) -> None:
+    Attacker(path).rewrite(change, as_segment=as_segment)
+    assert mailkeep("check", "--store", path, "--read-data").code == 0, "it is sound, or it shows nothing"
+    found = history(since(path))
+    assert len(found) == 1
+    assert "altered, removed or reordered" in found[0] or "cut or rolled back" in found[0]
+    consistent = mailkeep("head", "--store", path, "--consistent-with", path.parent / "head.txt")
+    assert consistent.code == 1
+    assert "are not what they were" in consistent.out or "cut or rolled back" in consistent.out
+
+
+@pytest.mark.parametrize("change", REWRITES, ids=lambda change: change.__name__)
+def test_a_history_rewritten_beside_its_index(path: Path, change: Callable[[list[Written]], None]) -> None:
+    """The index is left, and remembers."""
+    shutil.copytree(path / "index", path.parent / "index")
+    Attacker(path).rewrite(change)
+    shutil.rmtree(path / "index", ignore_errors=True)
+    shutil.copytree(path.parent / "index", path / "index")
+    assert history(since(path))
+
+
+def test_rolled_back_to_a_copy(path: Path) -> None:
+    """What came after the head goes unseen, until a head knows it."""
+    later = path.parent / "later.txt"
+    mailkeep("head", "--store", path, "--output", later)
+    shutil.rmtree(path)
+    shutil.copytree(path.parent / "before", path)
+    assert since(path).code == 0
+    ran = mailkeep("check", "--store", path, "--since-head", later)
+    assert "has 80 facts, and the head vouches for 85: cut or rolled back" in history(ran)[0]
+
+
+@pytest.mark.parametrize("at", [-100, -200, -400, -600, -800])
+def test_a_last_group_spoilt_as_a_crash_might(path: Path, at: int) -> None:
+    """Where the index is gone nothing tells a reader that it had been whole."""
+    shutil.rmtree(path)
+    shutil.copytree(path.parent / "before", path)
+    newest = max(path.glob("streams/host/*.pack"))
+    data = bytearray(newest.read_bytes())
+    data[at] ^= 1
+    newest.write_bytes(data)
+    Attacker(path).forget()
+    assert history(since(path))
+
+
+def test_packs_that_change_names(path: Path) -> None:
+    one, two = (pack_path(path / "streams/host", n) for n in (1, 2))
+    one.rename(path / "aside")
+    two.rename(one)
+    (path / "aside").rename(two)
+    Attacker(path).forget()
+    assert history(since(path))
+
+
+def test_a_stream_gone_or_made_anew(path: Path) -> None:
+    shutil.rmtree(path / "streams/host")
+    Attacker(path).forget()
+    assert history(since(path)) == ["history: host: stream is missing: the head vouches for 80 facts of it"]
+    with written(path) as fill:
+        for n in range(100):
+            fill.put(b"another life %d" % n)
+    assert "altered, removed or reordered" in history(since(path))[0]
+
+
+def test_another_store(path: Path) -> None:
+    about = path / "mailkeep.store"
+    shutil.rmtree(path)
+    with written(path) as fill:
+        fill.put()
+    assert about.exists()
+    assert "the head is of another store" in history(since(path))[0]
+
+
+# -- erasure, the one exception
+
+
+def stubbed(
+    attacker: Attacker, number: int, delivery: bytes = b"", kind: int = EntryType.DELIVERY
+) -> Delivery:
+    """A delivery is replaced by a stub with its own leaf, which fits the tree and the chain."""
+    groups = attacker.read()
+    group, at, gone = number_of(groups, number)
+    group.entries[at] = Stub(leaf=records.leaf(records.encode(gone)), delivery=delivery or gone.id, type=1)
+    for other in groups:
+        other.entries = [
+            Stub(leaf=records.leaf(records.encode(e)), delivery=delivery or gone.id, type=records.type_of(e))
+            if getattr(e, "delivery", b"") == gone.id and not isinstance(e, Stub | Erasure)
+            else e
+            for e in other.entries
+        ]
+        other.entries = [e for e in other.entries if not (isinstance(e, Content) and e.id == gone.content)]
+    attacker.write(groups)
+    return gone
+
+
+def test_a_stub_that_nothing_justifies(path: Path) -> None:
+    gone = stubbed(Attacker(path), 17)
+    found = history(since(path))
+    assert any(gone.id.hex()[:16] in line and "neither an erasure nor an expiry" in line for line in found)
+
+
+def test_an_erasure_is_seen_by_whom_and_when(path: Path) -> None:
+    with Store.open(path) as store:
+        first, *_, last = store.deliveries(Query(newest_first=False))
+        store.start_writing("operator")
+        erase(store, [first.delivery.id, last.delivery.id], owner="dpo", reason="request 88")
+        store.settle_index()
+    assert since(path).code == 0
+    with Store.open(path) as store:
+        close_open_packs(store)
+        report = Compactor(store, CompactOptions(everything=True)).run()
+        assert report.dropped_messages == 2
+    ran = since(path, "--read-data")
+    assert ran.code == 0, ran.out
+    assert "  since then erased: 2 deliveries, " in ran.out
+    assert " by dpo: request 88" in ran.out
+    told = since(path, "--json").objects[-1]["since_head"]
+    assert told["facts_gone"] == 3
+    assert [(one["what"], one["owner"], one["deliveries"]) for one in told["removed"]] == [
+        ("erased", "dpo", 2)
+    ]
+    assert mailkeep("head", "--store", path, "--consistent-with", path.parent / "head.txt").code == 0
+
+
+def test_an_erasure_by_the_attacker_shows(path: Path) -> None:
+    """He may erase as anybody may who can write; but not in silence."""
+    attacker = Attacker(path)
+    gone = stubbed(attacker, 17)
+    forged = Erasure(delivery=gone.id, time_us=now_us(), owner="nobody", reason="none", content=b"x" * 16)
+    groups = attacker.read()
+    groups[-1].entries.append(forged)
+    attacker.write(groups)
+    ran = since(path)
+    assert ran.code == 0, ran.out
+    assert "  since then erased: 1 deliveries, " in ran.out
+    assert " by nobody: none" in ran.out
+
+
+def test_a_message_gone_in_the_name_of_another_that_was_erased(path: Path) -> None:
+    with Store.open(path) as store:
+        first, *_ = store.deliveries(Query(newest_first=False))
+        store.start_writing("operator")
+        erase(store, [first.delivery.id], owner="dpo", reason="request 88")
+        store.settle_index()
+        close_open_packs(store)
+        Compactor(store, CompactOptions(everything=True)).run()
+    assert since(path).code == 0
+    stubbed(Attacker(path), 17, first.delivery.id)
+    assert any("more deliveries than one are gone" in line for line in history(since(path)))
+
+
+# -- the head itself
+
+
+def test_a_head_that_somebody_altered(path: Path, tmp_path: Path) -> None:
+    signing, public = tmp_path / "head.key", tmp_path / "head.key.pub"
+    assert mailkeep("head", "keygen", signing, "--name", "mx1").code == 0
+    assert (signing.stat().st_mode & 0o777, public.stat().st_mode & 0o777) == (0o600, 0o644)
+    head = tmp_path / "head.txt"
+    assert mailkeep("head", "--store", path, "--output", head, "--sign", signing).code == 0
+    assert since(path, "--key", public).code == 0
+    assert mailkeep("head", "--verify", head, "--key", public.read_text().strip()).code == 0
+    Attacker(path).rewrite(altered)
+    forged = mailkeep("head", "--store", path).out
+    _, empty, signatures = head.read_text().rpartition("\n\n")
+    head.write_text(forged + "\n" + signatures if empty else forged)
+    ran = since(path, "--key", public)
+    assert (ran.code, ran.out) == (1, "")
+    assert "the signature of mx1 is not over this text" in ran.err
+    head.write_text(SignKey.generate("mx1").sign(forged))
+    ran = since(path, "--key", public)
+    assert ran.code == 1
+    assert "is not signed by mx1" in ran.err
+    assert since(path).code == 0, (
+        "without a key the forged head is believed: keep the key, or the head, elsewhere"
+    )
