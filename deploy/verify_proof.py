@@ -16,13 +16,11 @@ from __future__ import annotations
 import argparse
 import base64
 import datetime as dt
-import hashlib
 import json
 import struct
 import sys
 import urllib.parse
 from pathlib import Path
-from typing import Any
 
 from blake3 import blake3
 
@@ -133,6 +131,8 @@ def included(leaf: bytes, number: int, size: int, path: list[bytes], root: bytes
 
 def signed(note: str, key: str) -> str:
     """Who has signed a note (C2SP signed-note, Ed25519)."""
+    import hashlib  # its start is a tenth of this script's time
+
     from cryptography.exceptions import InvalidSignature
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
@@ -168,7 +168,7 @@ _NUMBERS = dict(zip(range(0xCC, 0xD4), ("B", ">H", ">I", ">Q", "b", ">h", ">i", 
 _WORDS = {0xC0: None, 0xC2: False, 0xC3: True}
 
 
-def unpack(data: bytes, at: int) -> tuple[Any, int]:
+def unpack(data: bytes, at: int) -> tuple[object, int]:
     """The msgpack value that begins at `at`, and where it ends: the types that facts are made of."""
     kind, at = data[at], at + 1
     if kind in _WORDS:
