@@ -3,14 +3,14 @@
 Reads every fact of every stream (no message bytes, and not the index) and comes to the root and chain over
 as many facts as the head had. Then nothing of them was altered, removed, put elsewhere, or added in between.
 The one exception is what was erased or has expired: its leaf stands in the history by a stub, and each stub
-must be about a delivery that an erasure or expiry on record names; what was removed since the head is told,
-by whom. Of sealed facts only the leaves are known without an identity: then nothing is told of removals.
+must be named by an erasure or expiry on record; what was removed since the head is told, by whom. Of sealed
+facts only the leaves are known without an identity: then nothing is told of removals.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,7 +19,8 @@ from store.evidence import StreamTree
 from store.facts import Fact, FactGroup, fact_groups, following
 from store.findings import Finding
 from store.heads import Head, StreamHead
-from store.records import EntryType, Erasure, Expiry, Stub
+from store.ids import DELIVERY_ID_BYTES
+from store.records import LEAF_NAME_BYTES, EntryType, Erasure, Expiry, Stub
 from store.scan import initial_state
 from store.segments import Part, Segment, last_of, pack_path, packs_of, stream_files
 from store.store import Store
@@ -64,8 +65,7 @@ class HistoryCheck:
         self._store = store
         self._head = head
         self._step = step
-        self._stubs = _Ids()
-        self._removed = _Ids()
+        self._stubs, self._named, self._unnamed, self._unfinished = (_Heaps() for _ in range(4))
         self._since: dict[tuple[str, str, str], Removed] = {}
 
     def run(self) -> Iterator[Finding]:
@@ -92,16 +92,22 @@ class HistoryCheck:
         match records.decode(data):
             case Stub() as stub:
                 self.report.stubs += 1
-                self._stubs.add(stub.delivery, once=stub.type == EntryType.DELIVERY)
+                self._stubs.add(stub.leaf[:LEAF_NAME_BYTES] + _eight(stub.delivery) + bytes([stub.type]))
             case Erasure() as fact:
-                self._removed.add(fact.delivery)
+                self._removed(fact.facts, (fact.delivery,), (fact.delivery,) * fact.unfinished)
                 if later:
                     self._note(Removed("erased", fact.owner, fact.reason), 1, fact.time_us)
             case Expiry() as fact:
-                for delivery in fact.deliveries:
-                    self._removed.add(delivery)
+                self._removed(fact.facts, fact.deliveries, fact.unfinished)
                 if later:
                     self._note(Removed("expired", fact.owner, fact.rule), len(fact.deliveries), fact.time_us)
+
+    def _removed(self, facts: bytes, deliveries: Sequence[bytes], unfinished: Sequence[bytes]) -> None:
+        for at in range(0, len(facts), LEAF_NAME_BYTES):
+            self._named.add(facts[at : at + LEAF_NAME_BYTES])
+        for delivery in unfinished if facts else deliveries:
+            # A removal by a version that named no facts justifies whatever is gone in its name.
+            (self._unfinished if facts else self._unnamed).add(_eight(delivery))
 
     def _note(self, kind: Removed, deliveries: int, time_us: int) -> None:
         known = self._since.setdefault((kind.what, kind.owner, kind.reason), kind)
@@ -110,15 +116,29 @@ class HistoryCheck:
         known.deliveries += deliveries
 
     def _unjustified(self) -> Iterator[Finding]:
-        lacking, doubled = self._stubs.against(self._removed)
-        for found, what in (
-            (lacking, "what was recorded of it is gone, and neither an erasure nor an expiry says why"),
-            (doubled, "more deliveries than one are gone in the name of this one, which was removed"),
-        ):
-            for name in found[:_NAMED]:
-                yield Finding("history", name.hex(), what)
-            if len(found) > _NAMED:
-                yield Finding("history", str(self._store.path), f"the same for {len(found) - _NAMED} more")
+        """Stubs of facts that no removal names."""
+        rest = _Heaps()
+        for number in range(256):
+            named = set(self._named.rows(number, LEAF_NAME_BYTES))
+            for row in self._stubs.rows(number, LEAF_NAME_BYTES + 9):
+                if row[:LEAF_NAME_BYTES] not in named:
+                    rest.add(row[LEAF_NAME_BYTES:])
+        found: set[bytes] = set()
+        for number in range(256):
+            unnamed, unfinished = (set(h.rows(number, 8)) for h in (self._unnamed, self._unfinished))
+            for row, count in Counter(rest.rows(number, 9)).items():
+                delivery, kind = row[:8], row[8]
+                alone = count == 1  # a delivery is recorded once, and so are its replies
+                if not (
+                    (delivery in unnamed and (alone or kind != EntryType.DELIVERY))
+                    or (delivery in unfinished and alone and kind == EntryType.OUTCOMES)
+                ):
+                    found.add(delivery)
+        for delivery in sorted(found)[:_NAMED]:
+            what = "a fact is gone in the name of this delivery, and no erasure or expiry names it"
+            yield Finding("history", delivery.hex(), what)
+        if len(found) > _NAMED:
+            yield Finding("history", str(self._store.path), f"the same for {len(found) - _NAMED} more")
 
 
 class _Reading:
@@ -228,32 +248,25 @@ class _Reading:
         return self._directory / part.name if isinstance(part, Segment) else pack_path(self._directory, part)
 
 
-class _Ids:
-    """Delivery ids, 8 bytes of each (random ones), in as many heaps as a byte has values: sorting all of
-    them at once would take forty times the memory."""
+class _Heaps:
+    """Rows of one width that begin with random bytes, in as many heaps as a byte has values: a set of all of
+    them would take ten times the memory."""
 
     def __init__(self) -> None:
         self._heaps = [bytearray() for _ in range(256)]
-        self._once = [bytearray() for _ in range(256)]
 
-    def add(self, delivery: bytes, *, once: bool = False) -> None:
-        """One more; `once`: it may come but once in this way."""
-        if len(delivery) != 16:
-            raise ValueError("a delivery id of the wrong length")
-        self._heaps[delivery[0]] += delivery[:8]
-        if once:
-            self._once[delivery[0]] += delivery[:8]
+    def add(self, row: bytes) -> None:
+        """One row more."""
+        self._heaps[row[0]] += row
 
-    def against(self, others: _Ids) -> tuple[list[bytes], list[bytes]]:
-        """Those that are not among the others, and those that came more than once."""
-        lacking: list[bytes] = []
-        doubled: list[bytes] = []
-        for mine, once, theirs in zip(self._heaps, self._once, others._heaps, strict=True):
-            lacking += sorted(set(_eights(mine)) - set(_eights(theirs)))
-            doubled += sorted(name for name, count in Counter(_eights(once)).items() if count > 1)
-        return lacking, doubled
+    def rows(self, number: int, width: int) -> Iterator[bytes]:
+        """The rows of one heap."""
+        heap = bytes(self._heaps[number])
+        return (heap[at : at + width] for at in range(0, len(heap), width))
 
 
-def _eights(heap: bytearray) -> Iterator[bytes]:
-    whole = bytes(heap)
-    return (whole[at : at + 8] for at in range(0, len(whole), 8))
+def _eight(delivery: bytes) -> bytes:
+    """The random bytes of a delivery id. Raises `ValueError`."""
+    if len(delivery) != DELIVERY_ID_BYTES:
+        raise ValueError("a delivery id of the wrong length")
+    return delivery[:8]
