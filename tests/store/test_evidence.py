@@ -6,6 +6,7 @@ scan, a segment or a rebuild; a block whose place is lost when packs are replace
 
 from __future__ import annotations
 
+import contextlib
 import random
 import shutil
 import threading
@@ -26,6 +27,8 @@ from store.notes import SignKey
 from store.proofs import parse, parse_continuation
 from store.rebuild import rebuild
 from store.records import Envelope, Leg, Uncaptured
+from store.retention import erase
+from store.sealing import new_identity, parse_identities
 from store.segments import pack_path, packs_of, stream_files
 from store.store import Query, RemovedError, Store
 from store.writer import Submission
@@ -266,3 +269,127 @@ def test_a_damaged_commit_is_a_gap(mailbox: Mailbox) -> None:
                     continue
                 assert not head.gaps
     assert kinds == {(True, False), (False, True), (False, False)}
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_whatever_happens_in_whatever_order(tmp_path: Path, seed: int) -> None:
+    """Mail in two streams, erasures, compaction, rebuilds, restarts and lost indexes: every head that was
+    taken on the way is continued, and proves what it proved."""
+    rng = random.Random(seed)
+    path = tmp_path / "store"
+    kept: list[str] = []
+    alive: set[DeliveryId] = set()
+    stream = "one"
+    for _ in range(12):
+        with Store.open(path, create=True) as store:
+            store.start_writing(stream, pack_bytes=32 << 10)
+            put = Filler(store).put
+            for _ in range(rng.randrange(1, 120)):
+                replies = (b"250 ok",) * rng.randrange(2)
+                alive.add(put(rng.randbytes(rng.randrange(1, 300)), replies=replies).id)
+            store.settle_index()
+            for _ in range(rng.randrange(3)):
+                gone = rng.choice(sorted(alive))
+                alive.discard(gone)
+                erase(store, [gone], owner="dpo", reason="asked")
+            kept.append(agrees(store).text())
+            match rng.randrange(4):
+                case 0:
+                    close_open_packs(store)
+                    store.writer.roll()
+                    store.settle_index()
+                    Compactor(store, ALL).run()
+                case 1:
+                    rebuild(store)
+                case 2:
+                    stream = rng.choice(["one", "two"])
+            for note in rng.sample(kept, min(3, len(kept))):
+                made = continuation(store, note)
+                assert parse_continuation(made.text()).faults() == []
+                assert list(HistoryCheck(store, heads.parse(note)).run()) == []
+                for delivery in rng.sample(sorted(alive), min(4, len(alive))):
+                    with contextlib.suppress(NotUnderHeadError):
+                        assert parse(prove(store, delivery, under=note).text()).verify()[0].id == delivery
+        if rng.randrange(4) == 0:
+            shutil.rmtree(path / "index")
+    with Store.open(path) as store:
+        agrees(store)
+        assert list(check(store, Checked(), read_data=True)) == []
+        assert all(prove(store, delivery).verify() for delivery in rng.sample(sorted(alive), 10))
+
+
+def test_while_mail_comes_and_packs_are_replaced(mailbox: Mailbox) -> None:
+    for n in range(300):
+        mailbox.put(b"Subject: %d\r\n\r\n" % n + random.Random(n).randbytes(500))
+    mailbox.store.settle_index()
+    note = head_of(mailbox.store).text()
+    ids = list(mailbox.mails)
+    ended = threading.Event()
+    faults: list[BaseException] = []
+
+    def look() -> None:
+        rng = random.Random(1)
+        while not ended.is_set():
+            try:
+                assert prove(mailbox.store, rng.choice(ids), under=note).verify()
+                assert prove(mailbox.store, rng.choice(ids)).verify()
+                assert continuation(mailbox.store, note).faults() == []
+                assert list(HistoryCheck(mailbox.store, heads.parse(note)).run()) == []
+            except BaseException as exc:  # noqa: BLE001 - told below
+                faults.append(exc)
+                return
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    try:
+        for n in range(4):
+            for m in range(30):
+                mailbox.put(b"Subject: later %d %d\r\n\r\n" % (n, m) + random.Random(m).randbytes(300))
+            mailbox.compact()
+    finally:
+        ended.set()
+        looking.join()
+    assert faults == []
+    agrees(mailbox.store)
+
+
+def test_a_sealed_store(tmp_path: Path) -> None:
+    """The history is vouched for and compared without any identity; a proof opens what it shows."""
+    secret, public = new_identity()
+    key = parse_identities(secret.encode(), "test", lambda: None)
+    path = tmp_path / "store"
+    with Store.open(path, create=True, recipients=(public,), identities=key) as store:
+        store.start_writing("host", pack_bytes=64 << 10)
+        put = Filler(store).put
+        ids = [put(b"%d" % n * 50, replies=(b"250 ok",)).id for n in range(300)]
+        store.settle_index()
+        opened = agrees(store)
+        assert prove(store, ids[7]).verify()[0].id == ids[7]
+    for keep_index in (True, False):
+        if not keep_index:
+            shutil.rmtree(path / "index")
+        with Store.open(path) as store:
+            assert store.blind
+            assert head_of(store).streams == opened.streams
+            blind = HistoryCheck(store, opened)
+            assert list(blind.run()) == []
+            assert (blind.report.facts, blind.report.sealed) == (600, 600)
+            assert continuation(store, opened.text()).faults() == []
+            assert list(check(store, Checked())) == []
+    with Store.open(path, identities=key) as store:
+        assert agrees(store).streams == opened.streams
+        assert prove(store, ids[299], under=opened.text()).verify()[0].id == ids[299]
+        store.start_writing("operator")
+        erase(store, [ids[3]], owner="dpo", reason="asked")
+        store.settle_index()
+        close_open_packs(store)
+        assert Compactor(store, ALL).run().dropped_messages == 1
+        later = agrees(store)
+        check_ = HistoryCheck(store, opened)
+        assert list(check_.run()) == []
+        assert check_.report.stubs == 2
+        assert list(check(store, Checked(), read_data=True)) == []
+    shutil.rmtree(path / "index")
+    with Store.open(path) as store:
+        assert head_of(store).streams == later.streams
+        assert list(HistoryCheck(store, opened).run()) == []
