@@ -171,12 +171,16 @@ class _Reading:
 
     def run(self) -> Iterator[Finding]:
         done = tries = 0
+        seen: Sequence[Part] = ()
         while parts := [p for p in stream_files(self._directory).parts if last_of(p) > done]:
             part, before = parts[0], self._tree.size
+            if seen and part not in seen:
+                self._again = before  # compaction has put it in place of what was there, read or not
+            seen = parts
             try:
                 self._part(part, following(self._directory, parts, last_of(part)))
             except FileNotFoundError as exc:
-                self._again = self._tree.size  # compaction has replaced it: what comes instead has these, too
+                self._again = self._tree.size
                 tries += 1
                 if tries < _TRIES or self._tree.size > before:
                     continue

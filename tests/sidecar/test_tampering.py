@@ -24,7 +24,7 @@ from store.retention import Rule, erase, expire, record
 from store.segments import pack_path
 from store.store import Query, Store
 from tests.support.attacker import Attacker, Written
-from tests.support.mailstore import MESSAGE, Ran, mailkeep, written
+from tests.support.mailstore import MESSAGE, NOON_US, SECOND_US, Ran, mailkeep, written
 
 COUNT = 40
 
@@ -42,7 +42,7 @@ def path(tmp_path: Path) -> Path:
     shutil.copytree(path, tmp_path / "before")
     with written(path) as fill:
         for n in range(5):
-            fill.put(MESSAGE + b"later %d" % n)
+            fill.put(MESSAGE + b"later %d" % n, time_us=NOON_US + (COUNT + n) * SECOND_US)
     return path
 
 
