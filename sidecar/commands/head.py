@@ -81,7 +81,7 @@ def command(
         _verify(verify, key, json=json)
         return
     signing = options.signing_key(config, store, sign)
-    with options.open_store(config, store) as opened:
+    with options.open_store(config, store, needs=options.Need.NOTHING) as opened:
         if consistent_with is not None:
             old, _ = heads.read_head(consistent_with, key)
             made = continuation(opened, old, sign=signing.sign if signing else str)

@@ -19,8 +19,9 @@ import pytest
 
 from store.records import Delivery
 from store.retention import erase
+from store.sealing import new_identity
 from store.store import Store
-from tests.support.mailstore import MESSAGE, Ran, mailkeep, written
+from tests.support.mailstore import MESSAGE, Filler, Ran, mailkeep, written
 
 SCRIPT = Path(__file__).parents[2] / "deploy" / "verify_proof.py"
 
@@ -191,3 +192,27 @@ def test_the_script_is_quick(path: Path, put: list[Delivery], tmp_path: Path) ->
         took.append(time.perf_counter() - began)
     assert min(took) < 2.0, "a second or two on a loaded machine; the bench has the figures"
     assert os.access(SCRIPT, os.X_OK)
+
+
+def test_a_sealed_store(path: Path, tmp_path: Path) -> None:
+    """Heads and the comparison with them need no identity; a proof shows what is sealed, and does."""
+    secret, public = new_identity()
+    identity = tmp_path / "identity"
+    identity.write_text(secret)
+    with Store.open(path, create=True, recipients=(public,)) as store:
+        store.start_writing("host")
+        delivery = Filler(store).put(MESSAGE)
+    head, proof = tmp_path / "head.txt", tmp_path / "proof.json"
+    assert mailkeep("head", "--store", path, "--output", head).code == 0
+    assert mailkeep("head", "--store", path, "--consistent-with", head).code == 0
+    ran = mailkeep("check", "--store", path, "--since-head", head)
+    assert ran.code == 0
+    assert "1 of them are sealed: what was removed is told with --identity" in ran.out
+    assert mailkeep("prove", delivery.id.hex(), "--store", path).code not in {0, 1, 2}
+    known = ("--store", path, "--identity", identity)
+    assert mailkeep("check", *known, "--since-head", head, "--read-data").code == 0
+    assert mailkeep("prove", delivery.id.hex(), *known, "--head", head, "--output", proof).code == 0
+    message = tmp_path / "message.eml"
+    message.write_bytes(MESSAGE)
+    ran = script(proof, "--message", message, "--head", head)
+    assert (ran.code, ran.err) == (0, "")
