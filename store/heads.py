@@ -81,7 +81,7 @@ class Head:
 def parse(text: str) -> Head:
     """A head from its lines (without signatures). Lines that begin with another word are left to later
     versions. Raises `HeadError`."""
-    first, *lines = text.splitlines()[:10_000] or [""]
+    first, *lines = text.splitlines() or [""]
     if first != _FIRST:
         raise HeadError(f"that is no head: it does not begin with {_FIRST!r}")
     store_id, time_us = b"", None
