@@ -15,9 +15,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from store import records
+from store import layout, records
 from store.compact import CompactOptions, Compactor, close_open_packs
 from store.ids import DeliveryId, now_us
+from store.layout import NewChunk
 from store.notes import SignKey
 from store.records import Content, Delivery, Entry, EntryType, Erasure, Outcome, Outcomes, Stub
 from store.retention import Rule, erase, expire, record
@@ -234,6 +235,34 @@ def test_another_store(path: Path) -> None:
         fill.put()
     assert about.exists()
     assert "the head is of another store" in history(since(path))[0]
+
+
+# -- the messages, which each delivery's content id vouches for
+
+
+def other_bytes(groups: list[Written]) -> None:
+    """A message says something else; what is recorded of it does not."""
+    group, _, _ = number_of(groups, 17)
+    (block,) = group.blocks
+    ((chunk, _, size, kind),) = layout.chunk_table(layout.RecordType.CHUNKS, block)
+    group.blocks = [layout.encode_chunks([NewChunk(chunk, b"x" * size, kind)], 3)]
+
+
+def no_bytes(groups: list[Written]) -> None:
+    """A message is gone; what is recorded of it is not."""
+    group, _, gone = number_of(groups, 17)
+    group.blocks = []
+    group.entries = [e for e in group.entries if not (isinstance(e, Content) and e.id == gone.content)]
+
+
+@pytest.mark.parametrize(("change", "kind"), [(other_bytes, "content: "), (no_bytes, "missing: ")])
+def test_message_bytes(path: Path, change: Callable[[list[Written]], None], kind: str) -> None:
+    Attacker(path).rewrite(change)
+    ran = since(path, "--read-data")
+    assert ran.code == 1
+    found = [line for line in ran.lines if not line.startswith(" ")]
+    assert any(line.startswith(kind) for line in found), ran.out
+    assert not any(line.startswith("history: ") for line in found)
 
 
 # -- erasure, the one exception
