@@ -123,7 +123,7 @@ def numbered(path: Path, store_id: bytes, keyring: Keyring, where: Location) -> 
                         found = data
                     after += bool(found) and records.is_fact(data)
             elif piece.type in layout.ENTRY_RECORDS:
-                after += len(_leaves_in(piece))
+                after += _count_in(piece)
     except ValueError as exc:
         raise DamagedError(f"{path}: {exc}") from exc
     raise DamagedError(f"{path} at byte {where.offset}: the record, or the commit after it, is damaged")
@@ -133,7 +133,8 @@ def leaves_from(
     directory: Path, store_id: bytes, parts: Sequence[Part], where: Location, count: int
 ) -> list[bytes]:
     """The leaves of `count` facts, or of fewer where there are no more, from a record on (without the first
-    `where.inner` of it). `parts` are those of the stream, in order. Raises `OSError`, `ValueError`."""
+    `where.inner` of it), to be compared with what is known of them: whether the last was ever committed is
+    not looked at. `parts` are those of the stream, in order. Raises `OSError`, `ValueError`."""
     leaves: list[bytes] = []
     skipped, at = where.inner, where.offset
     packs = [number for part in parts for number in packs_of(part)]
@@ -146,11 +147,11 @@ def leaves_from(
                 break
             if piece.type in layout.ENTRY_RECORDS:
                 waiting += _leaves_in(piece)
+                if len(leaves) + len(waiting) - skipped >= count:
+                    return (leaves + waiting[skipped:])[:count]
             elif piece.type == RecordType.COMMIT:
                 leaves += waiting[skipped:]
                 waiting, skipped = [], 0
-                if len(leaves) >= count:
-                    return leaves[:count]
         at = PACK_HEADER_BYTES
     return leaves
 
@@ -173,6 +174,13 @@ def _leaves_in(piece: _Piece) -> list[bytes]:
         return [records.leaf(data) for _, data in _entries_in(piece, None) if records.is_fact(data)]
     except struct.error as exc:
         raise ValueError(f"record at byte {piece.offset} cannot be read: {exc}") from exc
+
+
+def _count_in(piece: _Piece) -> int:
+    """How many facts an ENTRIES record has: after compaction thousands come before the next commit."""
+    if piece.type in layout.SEALED_RECORDS:
+        return len(_leaves_in(piece))
+    return sum(records.is_fact(data) for _, data in _entries_in(piece, None))
 
 
 def _entries_in(piece: _Piece, seal: PackSeal | None) -> list[tuple[int, bytes]]:
