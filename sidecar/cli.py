@@ -27,6 +27,8 @@ COMMANDS = {
     "erase": "sidecar.commands.erase",
     "compact": "sidecar.commands.compact",
     "check": "sidecar.commands.check",
+    "head": "sidecar.commands.head",
+    "prove": "sidecar.commands.prove",
     "rebuild": "sidecar.commands.rebuild",
     "stats": "sidecar.commands.stats",
     "jobs": "sidecar.commands.jobs",

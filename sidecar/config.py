@@ -32,7 +32,9 @@ from sidecar.keys import (
     RECIPIENTS,
     SCHEDULE,
     SIZE,
+    SWITCH,
     TEXT,
+    URL,
     WINDOW,
     Kind,
     choice,
@@ -268,6 +270,19 @@ class LogConfig:
     )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WitnessConfig:
+    """Where heads go, which vouch for all that was recorded: to places that this host cannot write back."""
+
+    every: Schedule = key("", SCHEDULE, "When the head is made and sent.", reload=True)
+    key_file: Path | None = key(
+        "", PATH_OR_NONE, "File with the key to sign heads; empty for unsigned.", reload=True, name="key"
+    )
+    file: Path | None = key("", PATH_OR_NONE, "File that holds the newest head; empty for none.", reload=True)
+    syslog: bool = key(default=False, kind=SWITCH, help_text="Send each head to syslog, too.", reload=True)
+    url: str = key("", URL, "http or https address that each head is posted to; empty for none.", reload=True)
+
+
 _Section = (
     StoreConfig
     | LmtpConfig
@@ -277,6 +292,7 @@ _Section = (
     | EncryptionConfig
     | SchedulerConfig
     | RetentionConfig
+    | WitnessConfig
     | LogConfig
 )
 _SECTIONS: dict[str, type[_Section]] = {
@@ -287,6 +303,7 @@ _SECTIONS: dict[str, type[_Section]] = {
     "capture": CaptureConfig,
     "encryption": EncryptionConfig,
     "scheduler": SchedulerConfig,
+    "witness": WitnessConfig,
     "log": LogConfig,
 }
 _LISTS: dict[str, type[_Section]] = {"retention": RetentionConfig}
@@ -304,6 +321,7 @@ class Config:
     capture: CaptureConfig = CaptureConfig()
     encryption: EncryptionConfig = EncryptionConfig()
     scheduler: SchedulerConfig = SchedulerConfig()
+    witness: WitnessConfig = WitnessConfig()
     retention: tuple[RetentionConfig, ...] = ()
     log: LogConfig = LogConfig()
 

@@ -79,6 +79,12 @@ def _read_keep(text: str) -> int | None:
         raise ValueError(f"{text!r} is not how long to keep mail: write 90d, 7y or forever") from exc
 
 
+def _read_url(text: str) -> str:
+    if text and not re.fullmatch(r"https?://[^\s/]+\S*", text):
+        raise ValueError(f"{text!r} is not an address: write https://witness.example.org/heads")
+    return text
+
+
 def count(low: int, high: int) -> Kind:
     """A whole number within bounds."""
 
@@ -140,6 +146,8 @@ KEEP = Kind(
     suffix="_us",
 )
 RECIPIENTS = Kind("a list of age public keys", '["age1…"]', _read_recipients, list, list)
+SWITCH = Kind("true or false", "true", bool, bool, bool)
+URL = Kind("an address", '"https://witness.example.org/heads"', _read_url)
 MODE = Kind("an octal file mode", '"0660"', _read_mode, lambda mode: f"{mode:04o}")
 
 

@@ -14,6 +14,7 @@ from sidecar.config import Config
 from sidecar.scheduler.context import JobContext
 from sidecar.scheduler.kinds import JobKind, Run
 from sidecar.units import format_size
+from sidecar.witness import witness
 from store.check import Checked, Checker, CheckOptions
 from store.compact import CompactOptions, Compactor, close_open_packs
 from store.retention import expire
@@ -23,7 +24,7 @@ from store.store import Store
 log = logging.getLogger(__name__)
 
 _ROLL_BYTES = 16 << 20
-_PRIORITIES = {"expire": 10, "compact": 20, "check": 30}
+_PRIORITIES = {"witness": 5, "expire": 10, "compact": 20, "check": 30}
 _FINDINGS_TOLD = 20
 
 Current = Callable[[], Config]
@@ -117,6 +118,17 @@ def check_job(store: Store, config: Current) -> Run:  # noqa: ARG001 - as the ot
     return run
 
 
+def witness_job(store: Store, config: Current) -> Run:
+    """Sends the head to where it is kept."""
+
+    def run(context: JobContext) -> str:
+        context.yield_()
+        store.settle_index()
+        return witness(store, config().witness)
+
+    return run
+
+
 class FoundDamageError(Exception):
     """The check found something wrong."""
 
@@ -127,5 +139,6 @@ def job_kinds(store: Store, config: Current) -> dict[str, JobKind]:
         "compact": (compact_job(store, config), frozenset({"all"})),
         "expire": (expire_job(store, config), frozenset[str]()),
         "check": (check_job(store, config), frozenset({"read_data"})),
+        "witness": (witness_job(store, config), frozenset[str]()),
     }
     return {name: JobKind(job, _PRIORITIES[name], arguments) for name, (job, arguments) in jobs.items()}

@@ -29,7 +29,7 @@ REASONS = ("full", "failed", "timeout", "internal")
 CLASSES = ("2xx", "4xx", "5xx")
 _CLASS_OF = {2: "2xx", 4: "4xx", 5: "5xx"}
 SOURCES = ("downstream", "mailkeep", "earlier")
-JOBS = ("compact", "expire", "check")
+JOBS = ("compact", "expire", "check", "witness")
 """the kinds of background jobs"""
 RESULTS = ("ok", "failed", "interrupted")
 _LABEL_VALUES: dict[str, tuple[str, ...]] = {

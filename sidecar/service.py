@@ -337,7 +337,12 @@ def _job_settings(config: Config) -> Settings:
         io_rate_bytes=scheduler.io_rate_bytes,
         window=scheduler.window,
         busy_latency_s=scheduler.busy_latency_s,
-        schedules={"compact": scheduler.compact, "expire": scheduler.expire, "check": scheduler.check},
+        schedules={
+            "compact": scheduler.compact,
+            "expire": scheduler.expire,
+            "check": scheduler.check,
+            "witness": config.witness.every,
+        },
     )
 
 

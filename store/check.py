@@ -343,7 +343,7 @@ class Checker:
 
 def _differ(of_log: dict[int, Sum], of_index: dict[int, Sum], result: PartResult) -> bool:
     """Whether log and index do not say the same of a pack. Of one that is sealed and not opened only what
-    stands in the clear is known: which chunks it has."""
+    stands in the clear is known: which chunks it has, and how many facts."""
     if result.sealed:
-        return of_log.get(Table.CHUNK) != of_index.get(Table.CHUNK)
+        return any(of_log.get(table) != of_index.get(table) for table in (Table.CHUNK, Table.BLOCK))
     return of_log != of_index

@@ -1,10 +1,10 @@
 """Compare the index with what checking the streams has summed up, both ways, in passes over its sorted rows.
 
-The rows of CHUNK, CONTENT and DELIVERY are added up for each pack and must come to the sums of the log: then
-every chunk, recipe and fact is in the index at its place, and no row names a place where it is not. Rows of
-ID and TERM name no pack. Each must be of a moment in which a delivery was captured, and those of deliveries
-whose record is there must add up to what their records say; what is left of removed ones is passed over.
-In memory are the sums, a block of each run, and the times of some million deliveries. The runs are held
+The rows of CHUNK, CONTENT, DELIVERY and BLOCK are added up for each pack and must come to the sums of the
+log: then every chunk, recipe and fact is in the index at its place, and no row names a place where it is not.
+Rows of ID and TERM name no pack. Each must be of a moment in which a delivery was captured, and those of
+deliveries whose record is there must add up to what their records say; what is left of removed ones is passed
+over. In memory are the sums, a block of each run, and the times of some million deliveries. The runs are held
 open, no transaction is: nobody waits for it.
 """
 
@@ -30,7 +30,12 @@ TIMES_AT_ONCE = 4_000_000
 _NAMED = 20
 """findings of one pack that are told one by one"""
 _OF_DELIVERIES = frozenset({Term.RECIPIENT, Term.SENDER, Term.QUEUE_ID, Term.MESSAGE_ID, Term.CONTENT})
-_WHAT = {Table.CHUNK: "chunk", Table.CONTENT: "recipe", Table.DELIVERY: "delivery"}
+_WHAT = {
+    Table.CHUNK: "chunk",
+    Table.CONTENT: "recipe",
+    Table.DELIVERY: "delivery",
+    Table.BLOCK: "block of facts",
+}
 
 Pack = tuple[int, int]
 """stream number, pack"""
@@ -110,7 +115,7 @@ def difference(
 def _name(table: Table, row: bytes) -> tuple[str, int]:
     """The name in a row without its pack's number, and the offset of the record."""
     at = PLACE_AT[table]
-    name = rows.id_in(row) if table == Table.DELIVERY else row[: rows.NAME_BYTES]
+    name = rows.id_in(row) if table == Table.DELIVERY else row[:at]
     return name.hex(), int.from_bytes(row[at : at + 4], "big")
 
 

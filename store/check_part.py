@@ -26,6 +26,7 @@ from store.scan import initial_state, read_pack_header, scan_groups, scan_segmen
 from store.segments import Files, Part, Segment, first_of, last_of, pack_path
 from store.snapshot import REMOVED
 from store.store import FOREVER_US, Store
+from store.tree import block_begins
 from store.view import terms
 
 _SEEN = 200_000
@@ -345,6 +346,8 @@ def _tell_rows(group: Group, sink: RowSink) -> None:
     for entry, where in group.entries:
         for table, name in _names(entry):
             sink(where.pack, table, name + _place(where))
+    for number, where in block_begins(group):
+        sink(where.pack, Table.BLOCK, rows.block_row(where.stream, number, _place(where)))
 
 
 def _names(entry: records.Entry) -> Iterator[tuple[Table, bytes]]:

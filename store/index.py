@@ -35,7 +35,7 @@ from store.snapshot import Catalogue, Known, RunInfo, Snapshot
 from store.update import MERGE_RUNS, Update
 
 MAP_BYTES = 1 << 40
-SCHEMA = 4
+SCHEMA = 5
 """of the tables; an index with another one is built anew"""
 FRESH_ROWS = 1024
 """rows in LMDB at which they are written out as a run"""

@@ -72,7 +72,9 @@ class StreamLog:
         self._at = 0
         self._flushed = 0
         self._next_record = state.next_record
-        self._leaves: list[bytes] = []
+        self._leaves: list[tuple[bytes, Location]] = []
+        self.leaves: list[tuple[bytes, Location]] = []
+        """of the group that was committed last: see `Group.leaves`"""
         self._keyring = keyring
         self._seal: PackSeal | None = None
         self._keys = b""
@@ -188,7 +190,7 @@ class StreamLog:
             leaves = [records.leaf(entry) for entry in some if records.is_fact(entry)]
             where = self._append(RecordType.ENTRIES, layout.encode_entries(some, self.level), leaves)
             located += [where._replace(inner=inner) for inner in layout.entry_offsets(some)]
-            self._leaves += leaves
+            self._leaves += [(leaf, where) for leaf in leaves]
         return located
 
     def commit(self) -> StreamState:
@@ -200,7 +202,7 @@ class StreamLog:
         """
         state = self.state
         chain = state.chain
-        for leaf in self._leaves:
+        for leaf, _ in self._leaves:
             chain = layout.chain_next(chain, leaf)
         commit = Commit(
             state.commits + 1, now_us(), state.facts + len(self._leaves), chain,
@@ -214,7 +216,7 @@ class StreamLog:
             # Never fsync again and believe it: Linux marks failed pages clean.
             self._die(exc)
         self.written_bytes += self._at - state.offset
-        self._leaves = []
+        self.leaves, self._leaves = self._leaves, []
         self._headers = []
         self.state = StreamState(
             state.pack, self._at, self._next_record, commit.number, commit.facts, chain, commit.time_us

@@ -47,11 +47,14 @@ class PackReader:
 
     def entry(self, where: Location) -> records.Entry:
         """The entry at a location. Raises `DamagedError`."""
-        raw = self._block(where, layout.ENTRY_RECORDS)
         try:
-            return records.decode(layout.entry_at(raw, where.inner))
+            return records.decode(self.encoded(where))
         except ValueError as exc:
             raise DamagedError(f"{self._path(where)} at byte {where.offset}: {exc}") from exc
+
+    def encoded(self, where: Location) -> bytes:
+        """The same as it stands in the log."""
+        return layout.entry_at(self._block(where, layout.ENTRY_RECORDS), where.inner)
 
     def let_go(self) -> None:
         """Close packs whose files are removed."""

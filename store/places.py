@@ -69,9 +69,10 @@ class Group:
     """What one COMMIT made durable, with where everything lies, and the stream's state after it.
 
     `before` is the (pack, offset) where the group before it ended: what an index must have seen to take it.
-    `segment` is the segment it was read from, if it was. `kinds` (of the chunks, as the splitter names them)
-    and `encoded` (all entries as they stand in the log, unknown ones too) are filled in by scanning alone.
-    `sealed` says that it has entries which no identity at hand opens.
+    `leaves` has, of each fact in order, its leaf and the record that it lies in; none where damage keeps the
+    facts from being counted. `segment` is the segment it was read from, if it was. `kinds` (of the chunks, as
+    the splitter names them) and `encoded` (all entries as they stand in the log, unknown ones too) are filled
+    in by scanning alone. `sealed` says that it has entries which no identity at hand opens.
     """
 
     stream: str
@@ -79,6 +80,7 @@ class Group:
     before: tuple[int, int] = (0, 0)
     chunks: list[tuple[ChunkId, Location]] = field(default_factory=list)
     entries: list[tuple[records.Entry, Location]] = field(default_factory=list)
+    leaves: list[tuple[bytes, Location]] = field(default_factory=list)
     segment: Segment | None = None
     kinds: list[int] = field(default_factory=list)
     encoded: list[bytes] = field(default_factory=list)

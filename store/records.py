@@ -130,24 +130,36 @@ class Hold(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     released: bool = False
 
 
+LEAF_NAME_BYTES = 8
+"""of a leaf, enough to name it: a fact has 8 random bytes, so that nobody makes two that begin alike"""
+
+
 class Erasure(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     """A delivery dropped for good, by whom and why. It stays as a tombstone: whatever would bring the
-    message back looks for `content`, the message's content id keyed with the store's key (16 bytes)."""
+    message back looks for `content`, the message's content id keyed with the store's key (16 bytes).
+
+    `facts` names what goes with it: of each fact about the delivery the first `LEAF_NAME_BYTES` of its leaf,
+    end to end. With `unfinished` the replies were not yet known, and the record of them goes, too. So nothing
+    else can pass for having been erased."""
 
     delivery: DeliveryId
     time_us: int
     owner: str
     reason: str
     content: bytes = b""
+    facts: bytes = b""
+    unfinished: bool = False
 
 
 class Expiry(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
-    """Deliveries dropped by age, under which rule."""
+    """Deliveries dropped by age, under which rule; `facts` and which are `unfinished` as in `Erasure`."""
 
     time_us: int
     rule: str
     owner: str
     deliveries: tuple[DeliveryId, ...]
+    facts: bytes = b""
+    unfinished: tuple[DeliveryId, ...] = ()
 
 
 class Stub(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
@@ -255,6 +267,8 @@ def leaf(data: bytes) -> bytes:
     if data[0] == EntryType.STUB:
         stub = decode(data)
         assert isinstance(stub, Stub)  # noqa: S101 - its type byte says so; mypy does not see it
+        if len(stub.leaf) != blake3.digest_size:  # else two leaves could be made from the bytes of two others
+            raise ValueError(f"a stub's leaf has {len(stub.leaf)} bytes")
         return stub.leaf
     return blake3(b"\0" + data).digest()
 

@@ -7,9 +7,12 @@
 | DELIVERY | time (8), random part of the id (8), type, place: one for each entry about a delivery |
 | ID | delivery id: random part (8), time (8) |
 | TERM | kind, hash (7), time of the delivery (8) |
+| TILE | stream number (4), level (1), number (5), hash (32) of a complete subtree of 256 ** level facts |
+| BLOCK | stream number (4), number (5), place of its first fact: one for each 256 facts |
 
 A place is (pack, offset of the record, offset in the record's raw block) in 3 + 4 + 3 bytes, where packs
-go by the index's own small numbers. All numbers are big-endian. Names are cut to 96 bits here, which keeps
+go by the index's own small numbers; in that of a BLOCK the last part is how many facts of that record come
+before it. All numbers are big-endian. Names are cut to 96 bits here, which keeps
 accidents out (2⁻³¹ at ten billion chunks); what is read is compared with the whole name all the same.
 """
 
@@ -37,9 +40,11 @@ class Table(enum.IntEnum):
     DELIVERY = 3
     ID = 4
     TERM = 5
+    TILE = 6
+    BLOCK = 7
 
 
-PLACE_AT = {Table.CHUNK: 12, Table.CONTENT: 12, Table.DELIVERY: 17}
+PLACE_AT = {Table.CHUNK: 12, Table.CONTENT: 12, Table.DELIVERY: 17, Table.BLOCK: 9}
 """where the place stands in the rows of the tables that have one"""
 
 PREFIX = {table: bytes([table]) for table in Table}
@@ -105,6 +110,16 @@ def term_prefix(kind: Term, value: bytes) -> bytes:
 def term_row(kind: Term, value: bytes, delivery: DeliveryId) -> bytes:
     """A TERM row."""
     return term_prefix(kind, value) + delivery[8:]
+
+
+def tile_prefix(stream: int, level: int, number: int) -> bytes:
+    """What the TILE row of a subtree begins with, and is sorted by."""
+    return stream.to_bytes(4, "big") + level.to_bytes(1, "big") + number.to_bytes(5, "big")
+
+
+def block_row(stream: int, number: int, where: bytes) -> bytes:
+    """A BLOCK row."""
+    return stream.to_bytes(4, "big") + number.to_bytes(5, "big") + where
 
 
 def id_in(row: bytes) -> DeliveryId:

@@ -361,7 +361,6 @@ class _Gathering:
         stream = path.parent.name
         self.group = Group(stream, state)
         self._path, self._key, self._keyring = path, key, keyring
-        self.leaves: list[bytes] = []
         self.headers: list[bytes] = []
         self.bad: list[Damage] = []
         self._number = stream_number(stream)
@@ -387,11 +386,12 @@ class _Gathering:
             seal = pack_seal(self._path, self._key, self._keyring)
             if seal is None:
                 self.group.sealed = True
-                self.leaves += leaves
+                self.group.leaves += [(leaf, where) for leaf in leaves]
                 return
             raw = layout.block_bytes(record.type, record.payload, seal=seal, number=record.number)
             self._take_entries(raw, where)
-            if leaves != self.leaves[len(self.leaves) - len(leaves) :]:
+            known = self.group.leaves
+            if leaves != [leaf for leaf, _ in known[len(known) - len(leaves) :]]:
                 raise ValueError("the leaves beside sealed facts are not theirs")
 
     def _take_entries(self, raw: bytes, where: Location) -> None:
@@ -400,7 +400,7 @@ class _Gathering:
             if records.is_known(data):
                 self.group.entries.append((records.decode(data), where._replace(inner=inner)))
             if records.is_fact(data):
-                self.leaves.append(records.leaf(data))
+                self.group.leaves.append((records.leaf(data), where))
 
     def cut(self, offset: int, leaves: int) -> tuple[Group, list[Damage]]:
         """What came before `offset`, with what is wrong there; the last `leaves` facts came after it."""
@@ -408,13 +408,14 @@ class _Gathering:
         here = [number for number, (_, where) in enumerate(group.chunks) if where.offset < offset]
         group.chunks, group.kinds = [group.chunks[n] for n in here], [group.kinds[n] for n in here]
         group.entries = [(entry, where) for entry, where in group.entries if where.offset < offset]
-        self.leaves = self.leaves[: len(self.leaves) - leaves]
+        del group.leaves[len(group.leaves) - leaves :]
         group.state = replace(group.state, offset=offset, chain=self.chain(group.state.chain))
+        group.leaves = []  # the commit that would number them is lost
         return group, self.bad
 
     def chain(self, chain: bytes) -> bytes:
         """The chain after these facts."""
-        for leaf in self.leaves:
+        for leaf, _ in self.group.leaves:
             chain = layout.chain_next(chain, leaf)
         return chain
 
@@ -464,7 +465,7 @@ def _scan_pack(
             later = _gather_again(path, key, state, commit.start, record.offset, keyring)
             if later is not None and commit.digest == layout.group_digest(later.headers, key):
                 # A COMMIT between the two is damaged, and what it had ended is a group of its own.
-                broken = gathering.cut(commit.start, len(later.leaves))
+                broken = gathering.cut(commit.start, len(later.group.leaves))
                 gathering = later
         start = broken[0].state.offset if broken else state.offset
         whole = (
@@ -477,8 +478,10 @@ def _scan_pack(
             yield broken[0]
             state = broken[0].state
             broken = None
-        if whole and gathering.chain(state.chain) != commit.chain:
-            yield Damage(path, record.offset, "the history before this commit is not what it vouches for")
+        if gathering.chain(state.chain) != commit.chain:
+            gathering.group.leaves = []  # some are lost or others', so that none can be numbered
+            if whole:
+                yield Damage(path, record.offset, "the history before this commit is not what it vouches for")
         state_after = StreamState(
             state.pack, record.end, record.number + 1, commit.number, commit.facts, commit.chain,
             commit.time_us,

@@ -53,6 +53,16 @@ class Waste(msgspec.Struct, array_like=True):
     """the holds that were in force then"""
 
 
+class TreeState(msgspec.Struct, array_like=True):
+    """How far the tree over a stream's facts has grown; the rest of it stands in TILE rows."""
+
+    size: int = 0
+    edge: bytes = b""
+    """the leaves of the last block, which is not complete"""
+    whole: bool = True
+    """False once facts were lost: what came after them cannot be put into it"""
+
+
 class RunInfo(msgspec.Struct, array_like=True, frozen=True):
     """A run that counts; `tier` is its size class."""
 
@@ -307,6 +317,23 @@ class Snapshot:
         value = self.meta(b"unread:" + stream.encode())
         stretches = msgspec.msgpack.decode(value) if value else []
         return [Unread(StreamState(*start), tuple(end)) for start, end in stretches]
+
+    def tree(self, stream: str) -> TreeState:
+        """How far the tree over a stream's facts has grown."""
+        value = self.meta(b"tree:" + stream.encode())
+        return TreeState() if value is None else msgspec.msgpack.decode(value, type=TreeState)
+
+    def tiles(self, stream: int, level: int, first: int, count: int) -> list[bytes]:
+        """The hashes of complete subtrees, of so many as there are from number `first` on."""
+        low, high = (rows.tile_prefix(stream, level, number) for number in (first, first + count))
+        found = dict.fromkeys(self._range(Table.TILE, low, high, newest_first=False))
+        return [row[len(low) :] for row in found]
+
+    def block(self, stream: int, number: int) -> Location | None:
+        """The record in which a block of 256 facts begins; `inner` facts of it come before."""
+        found = self._find(Table.BLOCK, rows.block_row(stream, number, b""))
+        places = (self._location(row, PLACE_AT[Table.BLOCK]) for row in found)
+        return next((where for where in places if where is not None), None)
 
     def durable(self, stream: str) -> tuple[int, int]:
         """(pack, offset) up to which an index that was emptied had seen this stream; (0, 0) if never."""

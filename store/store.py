@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Self, TypeVar
 
-from store import content
+from store import content, records
 from store.about import About
 from store.errors import (
     AmbiguousIdError,
@@ -90,6 +90,15 @@ class RemovedError(NotFoundError):
         day = time.strftime("%Y-%m-%d %H:%M", time.localtime(removal.time_us / 1e6))
         super().__init__(f"delivery {delivery.hex()[:10]} {what} on {day} by {removal.owner}: {why}")
         self.removal = removal
+
+
+@dataclass(frozen=True, slots=True)
+class Traces:
+    """The first bytes of the leaves of all facts about a delivery, end to end, and whether the replies are
+    among these."""
+
+    facts: bytes
+    answered: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -514,6 +523,20 @@ class Store:
                 entry = self._packs.entry(where)
                 return entry if isinstance(entry, Delivery) else None
         return None
+
+    def traces(self, delivery: DeliveryId) -> Traces:
+        """What names the facts about a delivery to whoever drops it. Raises `DamagedError`."""
+        try:
+            return self._traces(delivery)
+        except PackGoneError:  # compaction replaced it between two looks
+            return self._traces(delivery)
+
+    def _traces(self, delivery: DeliveryId) -> Traces:
+        with self.index.read() as snapshot:
+            places = [(kind, where) for kind, where in snapshot.delivery(delivery) if kind not in REMOVED]
+            leaves = [records.leaf(self._packs.encoded(where)) for _, where in places]
+        names = b"".join([leaf[: records.LEAF_NAME_BYTES] for leaf in leaves])
+        return Traces(names, any(kind == EntryType.OUTCOMES for kind, _ in places))
 
     def was_erased(self, content_id: ContentId) -> bool:
         """Whether this message was erased for good: whatever would bring it back must leave it."""

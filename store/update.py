@@ -25,6 +25,7 @@ from store.snapshot import (
     Counters,
     RunInfo,
     Snapshot,
+    TreeState,
     Waste,
     condemned_key,
     hold_key,
@@ -50,6 +51,7 @@ class Update(Snapshot):
         self._added: list[bytes] = []
         self._changed = False
         self._has_gone: bool | None = None
+        self._trees: dict[str, TreeState] = {}
 
     def put_meta(self, key: bytes, value: bytes) -> None:
         """Something that is true now."""
@@ -212,6 +214,13 @@ class Update(Snapshot):
         rows = [[dataclasses.astuple(s.start), s.end] for s in stretches]
         self.put_meta(b"unread:" + stream.encode(), msgspec.msgpack.encode(rows))
 
+    def tree(self, stream: str) -> TreeState:
+        """How far the tree over a stream's facts has grown; what is changed in it is kept at the commit."""
+        found = self._trees.get(stream)
+        if found is None:
+            found = self._trees[stream] = super().tree(stream)
+        return found
+
     def put_bad(self, records: Iterable[Record]) -> None:
         """These records are damaged, and no others."""
         self.put_meta(b"bad", msgspec.msgpack.encode(sorted(records)))
@@ -287,7 +296,7 @@ class Update(Snapshot):
         gone = [(run.number, self._txn.id()) for run in catalogue.runs]
         self._txn.drop(self._index.meta, delete=False)
         self._txn.drop(self._index.fresh, delete=False)
-        self._added = []
+        self._added, self._trees = [], {}
         self._set(
             Catalogue(
                 next_run=catalogue.next_run, next_pack=catalogue.next_pack,
@@ -331,6 +340,8 @@ class Update(Snapshot):
 
     def finish(self) -> None:
         """Write out what is due; the last step before the commit."""
+        for stream, tree in self._trees.items():
+            self.put_meta(b"tree:" + stream.encode(), msgspec.msgpack.encode(tree))
         self.settle()
         if int(self._txn.stat(self._index.fresh)["entries"]) >= self._index.fresh_rows:
             self.fold()

@@ -38,6 +38,7 @@ from store.scan import initial_state, read_pack_header, scan_groups, scan_segmen
 from store.sealing import NO_KEYS, Keyring
 from store.segments import Files, Part, Segment, last_of, pack_path, packs_of, stream_files
 from store.snapshot import Counters, Snapshot
+from store.tree import block_begins, grow
 from store.update import Update
 
 log = logging.getLogger(__name__)
@@ -448,6 +449,8 @@ def apply_entries(update: Update, group: Group, counters: Counters) -> None:
     counters.chunks += len(group.chunks)
     counters.chunk_bytes += sum(where.size for _, where in group.chunks)
     add_chunks(update, group)
+    add_blocks(update, group)
+    grow(update, group)
     if not group.sealed:
         apply_facts(update, group, counters)
 
@@ -499,8 +502,9 @@ def _note_waste(update: Update, delivery: DeliveryId, *, erased: bool) -> None:
 
 
 def add_places(update: Update, group: Group) -> int:
-    """Where a group's chunks, recipes and facts lie; how many rows that makes."""
+    """Where a group's chunks, recipes, facts and blocks of facts lie; about how many rows that makes."""
     add_chunks(update, group)
+    add_blocks(update, group)
     add_entries(update, group)
     return len(group.chunks) + len(group.entries)
 
@@ -519,6 +523,14 @@ def add_chunks(update: Update, group: Group) -> None:
         place = update.placer()
         for chunk, where in group.chunks:
             update.add(Table.CHUNK, rows.chunk_row(chunk, place(where), where.size))
+
+
+def add_blocks(update: Update, group: Group) -> None:
+    """Where each 256 facts begin."""
+    if not _too_far(group, group.leaves[-1:]):
+        place = update.placer()
+        for number, where in block_begins(group):
+            update.add(Table.BLOCK, rows.block_row(where.stream, number, place(where)))
 
 
 def add_entries(update: Update, group: Group) -> None:

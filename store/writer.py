@@ -282,7 +282,7 @@ class Writer:
                 before, place = self._stream.written_bytes, self._stream.committed
                 state = self._stream.commit()
                 entries = list(zip(written, where, strict=True))
-                group = Group(self._stream.name, state, place, self._located, entries)
+                group = Group(self._stream.name, state, place, self._located, entries, self._stream.leaves)
                 self._located, self._fresh = [], set()
                 self.pending.add(group)
                 self._publish(group)

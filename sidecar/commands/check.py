@@ -5,18 +5,23 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand
 
+from sidecar import heads
 from sidecar.commands import options
+from sidecar.commands.head import KeyOption
 from sidecar.present import print_json
 from sidecar.progress import Progress
 from sidecar.readable import escaped
-from sidecar.units import format_size
+from sidecar.units import format_size, format_time, iso_time
 from store.check import Checker, CheckOptions
+from store.check_history import HistoryCheck, Removed
 from store.findings import Checked, Finding
+from store.heads import Head
 from store.sample import Sample
 from store.store import Store
 
@@ -63,6 +68,15 @@ def command(
             help="Put messages together and compare their BLAKE3: all, a random share, or part N of M.",
         ),
     ] = None,
+    since_head: Annotated[
+        Path | None,
+        typer.Option(
+            "--since-head",
+            metavar="FILE",
+            help="An earlier head: nothing that it vouches for may have been altered or removed since.",
+        ),
+    ] = None,
+    key: KeyOption = None,
     threads: Annotated[
         int | None,
         typer.Option(
@@ -79,18 +93,23 @@ def command(
 ) -> None:
     """Verify the store: checksums, the chain of its history, and that all that is named is there, both ways.
 
-    Runs beside `serve`. With --json every finding is an object (kind, where, what, hint), and the last one is
-    the summary (kind "summary"). Kinds: damage, missing, content, index, history.
+    Runs beside `serve`. With --since-head FILE (that `mailkeep head` wrote, and somebody else kept) the
+    history is compared with what it was: also whoever can write to this host, and knows the format, is found
+    out. What was erased or has expired since is told. With --json every finding is an object (kind, where,
+    what, hint), and the last one is the summary (kind "summary"). Kinds: damage, missing, content, index,
+    history.
 
     \b
     Example: mailkeep check
     Example: mailkeep check --read-data
     Example: mailkeep check --read-data=2/5 --threads 4 --resume
+    Example: mailkeep check --since-head /mnt/elsewhere/head.txt --key mx1.key.pub
     Exit codes: 0 nothing wrong; 1 something is wrong; 2 wrong usage or configuration;
     10 and above: the store cannot be read, as the message says.
     """
     began = time.monotonic()
     findings = 0
+    vouched = heads.read_head(since_head, key)[1] if since_head else None
     with (
         options.open_store(config, store, identity, needs=options.Need.NOTHING) as opened,
         Progress() as progress,
@@ -108,7 +127,8 @@ def command(
                 progress=show,
             ),
         )
-        for finding in _findings(opened, checker):
+        history = _history(opened, vouched, progress)
+        for finding in _findings(opened, checker, history):
             findings += 1
             progress.clear()
             hint = _HINTS.get(finding.kind, "")
@@ -119,8 +139,11 @@ def command(
                 print(f"  {hint}")
     checked = checker.checked
     if json:
-        print_json(_summary(checked, findings, read_data, time.monotonic() - began))
+        summary = _summary(checked, findings, read_data, time.monotonic() - began)
+        print_json({**summary, **({"since_head": _since_object(vouched, history)} if history else {})})
     else:
+        if vouched and history:
+            _tell_since(vouched, history)
         looked_at = f"{checked.streams} streams, {checked.commits} commits, {checked.deliveries} deliveries"
         read = f", {format_size(checked.message_bytes)} of messages read" if read_data else ""
         print(f"{looked_at}{read}: {f'{findings} findings' if findings else 'nothing wrong'}")
@@ -150,6 +173,45 @@ def _summary(checked: Checked, findings: int, read_data: Sample | None, seconds:
     }
 
 
+def _history(store: Store, vouched: Head | None, progress: Progress) -> HistoryCheck | None:
+    if vouched is None:
+        return None
+    read = 0
+
+    def step(facts: int) -> None:
+        nonlocal read
+        read += facts
+        progress.show(f"the history; {read} facts")
+
+    return HistoryCheck(store, vouched, step)
+
+
+def _tell_since(head: Head, history: HistoryCheck) -> None:
+    report = history.report
+    print(f"read {report.facts} facts against {heads.told(head)}")
+    if report.sealed:
+        print(f"  {report.sealed} of them are sealed: what was removed is told with --identity")
+    for removed in report.removed:
+        when = f"{format_time(removed.first_us)} to {format_time(removed.last_us)}"
+        by = f"by {removed.owner}: {removed.reason}"
+        print(escaped(f"  since then {removed.what}: {removed.deliveries} deliveries, {when}, {by}"))
+
+
+def _since_object(head: Head | None, history: HistoryCheck) -> dict[str, Any]:
+    def told(removed: Removed) -> dict[str, Any]:
+        times = {"first": iso_time(removed.first_us), "last": iso_time(removed.last_us)}
+        return {**{k: v for k, v in asdict(removed).items() if not k.endswith("_us")}, **times}
+
+    report = history.report
+    return {
+        "time": iso_time(head.time_us) if head else None,
+        "facts": report.facts,
+        "facts_sealed": report.sealed,
+        "facts_gone": report.stubs,
+        "removed": [told(removed) for removed in report.removed],
+    }
+
+
 def _how_far(checked: Checked, began: float) -> str:
     rate = checked.bytes_done / max(time.monotonic() - began, 0.001)
     share = f"{format_size(checked.bytes_done)} of {format_size(checked.bytes_total)} of packs"
@@ -157,9 +219,11 @@ def _how_far(checked: Checked, began: float) -> str:
     return f"{what}{share}, {format_size(round(rate))}/s, {checked.deliveries} deliveries"
 
 
-def _findings(store: Store, checker: Checker) -> Iterator[Finding]:
-    """What the check finds, and what opening the store has shown that the check does not see again."""
+def _findings(store: Store, checker: Checker, history: HistoryCheck | None) -> Iterator[Finding]:
+    """What the checks find, and what opening the store has shown that they do not see again."""
     known = set()
+    if history:
+        yield from history.run()
     for finding in checker.run():
         path, _, offset = finding.where.rpartition(":")
         known.add(f"{path} at byte {offset}: {finding.what}")

@@ -23,10 +23,10 @@ _HEADINGS = ("JOB", "STATE", "SCHEDULE", "NEXT", "LAST", "TOOK", "RESULT")
 _INTERRUPTED = 4
 
 KindArgument = Annotated[
-    str, typer.Argument(metavar="JOB", help="compact, expire, check.", show_default=False)
+    str, typer.Argument(metavar="JOB", help="compact, expire, check, witness.", show_default=False)
 ]
 KindOrAllArgument = Annotated[
-    str, typer.Argument(metavar="JOB", help="compact, expire, check, or all.", show_default=False)
+    str, typer.Argument(metavar="JOB", help="compact, expire, check, witness, or all.", show_default=False)
 ]
 
 

@@ -16,6 +16,7 @@ from store.store import Store
 
 if TYPE_CHECKING:
     from sidecar.config import StoreConfig
+    from store.notes import SignKey
 
 
 class Need(enum.Enum):
@@ -204,3 +205,15 @@ def store_settings(config: Path | None, store: Path | None) -> StoreConfig:
     if store is not None and config is None and not DEFAULT_PATH.exists():
         return StoreConfig()
     return load_default(config).store
+
+
+def signing_key(config: Path | None, store: Path | None, sign: Path | None) -> SignKey | None:
+    """The key to sign heads with: that of --sign, else the configured one, if there is a configuration.
+
+    Raises `ConfigError`, `BadKeyError`, `OSError`."""
+    from sidecar.config import DEFAULT_PATH, load_default
+    from sidecar.heads import sign_key
+
+    if sign is None and (store is None or config is not None) and (config or DEFAULT_PATH.exists()):
+        sign = load_default(config).witness.key_file
+    return sign_key(sign) if sign else None

@@ -143,8 +143,12 @@ def main(version: str, output: str) -> None:
                 Erasure(
                     delivery=first.delivery.id, time_us=now_us(), owner="dpo", reason="asked",
                     content=store.tombstone(first.delivery.content),
+                    facts=store.traces(first.delivery.id).facts,
                 ),
-                Expiry(time_us=now_us(), rule="1d", owner="serve", deliveries=(second.delivery.id,)),
+                Expiry(
+                    time_us=now_us(), rule="1d", owner="serve", deliveries=(second.delivery.id,),
+                    facts=store.traces(second.delivery.id).facts,
+                ),
             ]  # fmt: skip
             settled(store, facts)
             store.writer.roll()

@@ -17,6 +17,7 @@ from sidecar.config import (
     RetentionConfig,
     SchedulerConfig,
     StoreConfig,
+    WitnessConfig,
     all_keys,
     load_default,
     reloadable_changes,
@@ -299,9 +300,12 @@ def test_rules_in_their_order() -> None:
     assert parse("retention = []\n[lmtp]").rules == ()
 
 
+_OF_JOBS = {"scheduler", "retention", "witness"}
+
+
 def test_timeouts_caps_policy_jobs_and_rules_are_reloadable() -> None:
-    jobs = {(section, key) for section, key, *_ in all_keys() if section in {"scheduler", "retention"}}
-    assert len(jobs) == len(fields(SchedulerConfig)) + len(fields(RetentionConfig))
+    jobs = {(section, key) for section, key, *_ in all_keys() if section in _OF_JOBS}
+    assert len(jobs) == sum(len(fields(kind)) for kind in (SchedulerConfig, RetentionConfig, WitnessConfig))
     assert reloadable_keys() == jobs | {
         ("store", "threads"),
         ("store", "compaction_level"),

@@ -18,8 +18,10 @@ from blake3 import blake3
 
 from store import layout
 from store.check import Checked, check
+from store.check_history import HistoryCheck
 from store.compact import CompactOptions, Compactor, close_open_packs
 from store.errors import FormatError
+from store.evidence import head_of, prove
 from store.ids import DeliveryId
 from store.layout import FIRST_COMPACTED, FORMAT_VERSION, OPEN_VERSION, PACK_HEADER_BYTES, decode_pack_header
 from store.rebuild import rebuild
@@ -66,6 +68,11 @@ class Golden:
         counted = store.stats().counters
         assert sum(counted.deliveries.values()) == len(found)
         assert list(check(store, Checked(), read_data=True)) == []
+        head = head_of(store)
+        assert head.gaps == ()
+        assert list(HistoryCheck(store, head).run()) == []
+        proved = prove(store, DeliveryId(bytes.fromhex(self.deliveries[0]["id"]))).verify()[0]
+        assert proved.id.hex() == self.deliveries[0]["id"]
 
     def _same(self, store: Store, stored: StoredDelivery, told: dict[str, Any]) -> None:
         delivery = stored.delivery

@@ -254,7 +254,7 @@ def test_stopped_in_the_middle_and_begun_again(store: Store, monkeypatch: pytest
     def step() -> None:
         nonlocal steps
         steps += 1
-        if steps == 8:
+        if steps == 12:
             raise InterruptedError
 
     with pytest.raises(InterruptedError):

@@ -26,6 +26,8 @@ WIDTHS = {
     Table.DELIVERY: 17 + PLACE_BYTES,
     Table.ID: 16,
     Table.TERM: 16,
+    Table.TILE: 10 + 32,
+    Table.BLOCK: 9 + PLACE_BYTES,
 }
 Tables = dict[int, list[bytes]]
 

@@ -1,0 +1,100 @@
+"""Make the head and hand it to whoever keeps it: a file, syslog, an address; on a clock in `serve`.
+
+Before the file is replaced the head in it is compared: a store that does not go on from it is not the one
+that was there, so the file stays and the job fails, loudly. Each place is tried whatever became of the
+others. Nothing here can disturb capture: all of it happens in a job's thread.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import urllib.request
+from collections.abc import Callable, Iterator
+from functools import partial
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any
+
+from sidecar import heads
+from sidecar.config import WitnessConfig
+from sidecar.scheduler.state import write_whole
+from store.evidence import continuation, head_of
+from store.notes import SignKey
+from store.store import Store
+
+TIMEOUT_S = 30.0
+SYSLOG = "/dev/log"
+_PRIORITY = 10 * 8 + 5
+"""facility authpriv, severity notice"""
+
+
+class WitnessError(Exception):
+    """The head did not get everywhere, or is of another history than the last one; the text says what."""
+
+    hint = "`mailkeep check --since-head` with a head that was kept elsewhere tells whether all is as it was."
+    exit_code = 1
+
+
+def witness(store: Store, config: WitnessConfig, *, syslog: str = SYSLOG) -> str:
+    """Make a head and send it everywhere; in a few words where it went. Raises `WitnessError`, `StoreError`,
+    `OSError`."""
+    signing = heads.sign_key(config.key_file) if config.key_file else None
+    note, faults = _made(store, config.file, signing)
+    went: list[str] = []
+    for place, send in _places(config, note, syslog, keep_file=bool(faults)):
+        try:
+            send()
+            went.append(place)
+        except (OSError, HTTPException, ValueError) as exc:
+            faults.append(f"{place}: {exc}")
+    head = heads.head_in(note)
+    faults += [f"stream {name} has lost facts" for name in head.gaps]
+    if faults:
+        raise WitnessError("; ".join(faults))
+    return f"{head.facts} facts in {len(head.streams)} streams, head sent to {', '.join(went) or 'nobody'}"
+
+
+def _made(store: Store, file: Path | None, signing: SignKey | None) -> tuple[str, list[str]]:
+    """A head, and why it does not go on from the one in the file."""
+    sign = signing.sign if signing else str
+    if file is None or not file.exists():
+        return sign(head_of(store).text()), []
+    made = continuation(store, heads.read_head(file)[0], sign=sign)
+    return made.new, [f"the head in {file} is not of this history: {fault}" for fault in made.faults()]
+
+
+def _places(
+    config: WitnessConfig, note: str, syslog: str, *, keep_file: bool
+) -> Iterator[tuple[str, Callable[[], None]]]:
+    if config.file is not None and not keep_file:
+        yield str(config.file), partial(write_whole, config.file, note.encode(), durable=True)
+    if config.syslog:
+        yield "syslog", partial(_to_syslog, note, syslog)
+    if config.url:
+        yield config.url, partial(_post, config.url, note)
+
+
+def _to_syslog(note: str, address: str) -> None:
+    """A message for each line that is not empty. Raises OSError where nobody listens."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as log:
+        log.settimeout(TIMEOUT_S)
+        log.connect(address)
+        for line in filter(None, note.splitlines()):
+            log.send(f"<{_PRIORITY}>mailkeep[{os.getpid()}]: head: {line}".encode())
+
+
+class _Stay(urllib.request.HTTPRedirectHandler):
+    """A redirected POST would become a GET, and nobody would have the head."""
+
+    def redirect_request(self, *_request: Any) -> None:
+        return None
+
+
+def _post(url: str, note: str) -> None:
+    """Raises `OSError` (its subclass `URLError`), `HTTPException`, `ValueError`."""
+    request = urllib.request.Request(  # noqa: S310 - the configuration takes http and https alone
+        url, note.encode(), {"Content-Type": "text/plain; charset=utf-8", "User-Agent": "mailkeep"}
+    )
+    with urllib.request.build_opener(_Stay).open(request, timeout=TIMEOUT_S) as answer:
+        answer.read(1)
