@@ -11,9 +11,11 @@ import asyncio
 import contextlib
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from sidecar.spool import Spool, Spooled
 from store.errors import StoreError, StoreFullError
@@ -30,6 +32,9 @@ BACKLOG_BYTES = 1 << 20
 """a front stops reading while more than this of one message waits for the disk"""
 _PIECE_BYTES = 256 << 10
 _DRAIN_TIMEOUT_S = 60.0
+_YOUNG_US = 2_000_000
+_REPLY_WAIT_S = 0.5
+"""another worker writes down what it was told a quarter of a second later, at most"""
 RETRY_WINDOW_US = 30 * 86_400_000_000
 """how far back a queue id is looked for; Postfix gives up after 5 days by default"""
 
@@ -61,6 +66,19 @@ class CaptureEvents:
     captured: Callable[[Leg, Receipt], None] = lambda _leg, _receipt: None
     failed: Callable[[Leg, str], None] = lambda _leg, _reason: None
     uncaptured: Callable[[Leg, int], None] = lambda _leg, _size: None
+
+
+class Others(Protocol):
+    """Other processes that take mail for the same store: a retry may come to any of us."""
+
+    def note_id(self, queue_id: bytes) -> None:
+        """We are given mail under this queue id."""
+
+    def has_id(self, queue_id: bytes) -> bool:
+        """Whether one of us has been given mail under this queue id, not long ago."""
+
+    def other_streams(self) -> list[str]:
+        """The streams that the others write."""
 
 
 class _Doorbell:
@@ -101,8 +119,10 @@ class Capturer:
         accept: bool = False,
         spool: Spool | None = None,
         events: CaptureEvents | None = None,
+        others: Others | None = None,
     ) -> None:
         self.store = store
+        self.others = others
         self.accept = accept
         self.spool = spool
         self.events = events or CaptureEvents()
@@ -130,8 +150,13 @@ class Capturer:
 
         While messages cannot be captured nothing is taken for a retry: it could not be read back.
         """
+        if not queue_id or not self._capturing:
+            return False
+        # What another worker has just taken is not in the index yet, nor what it took before it was killed.
+        if self.others is not None and self.others.has_id(queue_id):
+            return True
         try:
-            return bool(queue_id) and self._capturing and self.store.may_be_retry(queue_id)
+            return self.store.may_be_retry(queue_id)
         except StoreError:
             log.exception("cannot tell whether %r is a retry; taken as new", queue_id)
             return False
@@ -144,8 +169,32 @@ class Capturer:
         A 2xx wins over what came later; b"" for a recipient whose reply is not known. `besides` is the
         delivery at hand.
         """
-        look = self._known_replies
+        look = self._known_replies if self.others is None else self._all_known_replies
         return await asyncio.get_running_loop().run_in_executor(None, look, queue_id, content, besides)
+
+    def _all_known_replies(
+        self, queue_id: bytes, content: ContentId, besides: DeliveryId
+    ) -> dict[bytes, bytes]:
+        """The same where other workers may have had the mail before."""
+        self._catch_up_with_others()
+        known = self._known_replies(queue_id, content, besides)
+        if b"" in known.values() and self._has_young(queue_id, besides):
+            time.sleep(_REPLY_WAIT_S)
+            self._catch_up_with_others()
+            known = self._known_replies(queue_id, content, besides)
+        return known
+
+    def _catch_up_with_others(self) -> None:
+        for stream in self.others.other_streams() if self.others else ():
+            try:
+                self.store.state(stream)
+            except (StoreError, OSError) as exc:
+                log.warning("cannot tell what stream %s has of a retry: %s", stream, exc)
+
+    def _has_young(self, queue_id: bytes, besides: DeliveryId) -> bool:
+        """Whether there was another attempt a moment ago, whose replies may not be written down yet."""
+        young = Query(since_us=now_us() - _YOUNG_US, terms=((Term.QUEUE_ID, queue_id),))
+        return any(found.delivery.id != besides for found in self.store.deliveries(young))
 
     def _known_replies(self, queue_id: bytes, content: ContentId, besides: DeliveryId) -> dict[bytes, bytes]:
         unwritten = dict(self._unwritten)  # first: what leaves it meanwhile is in the index after settling
@@ -376,7 +425,10 @@ class Capture:
         return Captured(None, delivery.content, delivery.size)
 
     def _queue_id(self, leg: Leg, told: bytes) -> bytes:
-        return told or (self._ingest.top_received_id() if leg is Leg.LMTP else b"")
+        queue_id = told or (self._ingest.top_received_id() if leg is Leg.LMTP else b"")
+        if self._capturer.others is not None and queue_id and leg is Leg.LMTP:
+            self._capturer.others.note_id(queue_id)
+        return queue_id
 
     def _succeeded(self, leg: Leg, delivery: Delivery) -> Captured:
         if self._spooled:
