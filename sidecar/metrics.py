@@ -1,7 +1,7 @@
 """What the service counts, and the few methods that the mail path calls.
 
-Counting a message is one lock and a handful of additions (about 1 µs) from any thread; names, types, help
-(`sidecar.metric_table`) are put to the numbers when Prometheus asks. Of several workers each counts in its own
+Counting a message is one lock and some additions (about 1 µs), from any thread; names, types, help
+(`sidecar.metric_table`) are put to the numbers when Prometheus asks. Of several workers each counts in its
 row of the board, and whichever is asked adds them up. No state is global.
 """
 

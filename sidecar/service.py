@@ -245,7 +245,8 @@ class Service:
                 notify.watchdog()
             if self._worker:
                 self._worker.beat(self._latency())
-                self._metrics.publish()
+                if not self._leads:
+                    self._metrics.publish()
                 if rolling is None or rolling.done():
                     rolling = self._roll_if_asked(self._worker)
             failure = self._store.writer.failure

@@ -134,9 +134,12 @@ class Indexer:
         log.info("the index is being rebuilt from the streams; mail is captured meanwhile")
         while not self._closing.is_set():
             try:
-                for stream in self._view.names():
-                    self._note(self._view.catch_up(stream))
-                break
+                with self._view.index.catching_up() as may:
+                    for stream in self._view.names() if may else ():
+                        self._note(self._view.catch_up(stream))
+                if may:
+                    break
+                self._closing.wait(_STEP_S)  # another process does it: what it has done is done for us
             except (StoreError, OSError) as exc:
                 log.error("the index cannot be rebuilt yet: %s", exc)
                 self._closing.wait(_RETRY_S)

@@ -2,13 +2,14 @@
 
     8 clients --> 2 workers (one killed, in turns and at random moments) --> sink
 
-A client whose connection breaks comes again at once, as Postfix does not, and with the same message and queue id,
-as Postfix does: nobody who is known to have it gets it twice. `MAILKEEP_KILLS` says how often.
+A client whose connection breaks comes again at once, as Postfix does not, and with the same message and queue
+id, as Postfix does: nobody who is known to have it gets it twice. `MAILKEEP_KILLS` says how often.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import random
 import time
@@ -101,15 +102,16 @@ async def test_one_worker_is_killed_and_the_other_goes_on(tmp_path: Path) -> Non
     unknown = await asyncio.to_thread(workers.metric, "mailkeep_redelivered_unknown_total")
     suppressed = await asyncio.to_thread(workers.metric, "mailkeep_retries_suppressed_total")
     assert await asyncio.to_thread(workers.stop) == 0
-    times = [began, *sorted(clients.answered_at)]
-    pause = max(after - before for before, after in zip(times, times[1:], strict=False))
+    times = itertools.pairwise([began, *sorted(clients.answered_at)])
+    pause = max(after - before for before, after in times)
     copies = Counter((mail.message, who) for mail in sink.delivered for who in mail.recipients)
     twice = sum(count - 1 for count in copies.values())
     await asyncio.to_thread(verify, workers.store, load, sink)
     await sink.stop()
     print(
-        f"{len(load.acknowledged)} acknowledged, {clients.broken} connections lost, longest pause {pause:.2f} s, "
-        f"{suppressed:.0f} retries answered from what is known, {unknown:.0f} delivered again, {twice} copies twice"
+        f"{len(load.acknowledged)} acknowledged, {clients.broken} connections lost, longest pause "
+        f"{pause:.2f} s, {suppressed:.0f} retries answered as known, {unknown:.0f} delivered again, "
+        f"{twice} copies twice"
     )
     assert pause < STALL_S, "the other worker stopped, too"
     assert twice <= unknown, "mail came twice, and nobody counted it"
