@@ -81,8 +81,7 @@ class Service:
             import_pymilter()
         store = await asyncio.to_thread(Store.open, self._config.store.path, create=True, wait=False)
         if self._worker:
-            # Where others look for duplicates: what is in runs they see, what is new in LMDB they do not.
-            store.index.fresh_rows = 1
+            store.among_others()
         try:
             with store:
                 await self._run(store)

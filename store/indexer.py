@@ -17,7 +17,7 @@ from store.view import CaughtUp, View
 from store.writer import Pending
 
 log = logging.getLogger(__name__)
-_STEP_S = 0.2
+STEP_S = 0.2
 _RETRY_S = 2.0
 
 
@@ -25,13 +25,20 @@ class Indexer:
     """The thread that applies committed groups to the index."""
 
     def __init__(
-        self, view: View, *, behind: bool = False, note: Callable[[CaughtUp], None] = lambda _caught: None
+        self,
+        view: View,
+        *,
+        behind: bool = False,
+        note: Callable[[CaughtUp], None] = lambda _caught: None,
+        step_s: float = STEP_S,
     ) -> None:
-        """With `behind` the index is caught up with all streams first; `note` is told what was found."""
+        """With `behind` the index is caught up with all streams first; `note` is told what was found. Groups
+        gather for `step_s` before a step."""
         self.pending = Pending()
         self.catching_up = behind
         self._view = view
         self._note = note
+        self._step_s = step_s
         self._queue: queue.SimpleQueue[Group | None] = queue.SimpleQueue()
         self._put = 0
         self._done = 0
@@ -77,7 +84,7 @@ class Indexer:
         while not stopping:
             item = self._queue.get()
             if item is not None:
-                self._hurry.wait(_STEP_S)
+                self._hurry.wait(self._step_s)
             groups: list[Group] = []
             while True:
                 if item is None:
@@ -139,7 +146,7 @@ class Indexer:
                         self._note(self._view.catch_up(stream))
                 if may:
                     break
-                self._closing.wait(_STEP_S)  # another process does it: what it has done is done for us
+                self._closing.wait(STEP_S)  # another process does it: what it has done is done for us
             except (StoreError, OSError) as exc:
                 log.error("the index cannot be rebuilt yet: %s", exc)
                 self._closing.wait(_RETRY_S)

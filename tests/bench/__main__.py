@@ -1,4 +1,4 @@
-"""`python -m tests.bench [mail | store | size | ingest | read | compaction | scale]...`: what is asked for.
+"""`python -m tests.bench [mail | store | workers | size | ingest | read | compaction | scale]...`.
 
 Without a name `mail` and `store`, as `make bench` runs them. `store` is size, ingest, read and compaction.
 Each bench is a module of that name with a `main`. With MAILKEEP_BENCH_OUT every result is also appended to
@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import sys
 
-BENCHES = ("mail", "size", "ingest", "read", "compaction", "scale")
+BENCHES = ("mail", "size", "ingest", "read", "compaction", "scale", "workers")
 GROUPS = {"store": ("size", "ingest", "read", "compaction")}
 
 

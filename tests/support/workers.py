@@ -38,11 +38,14 @@ class Workers(Serving):
     def pid(self, stream: str) -> int:
         """Of the worker that writes a stream."""
         lock = (self.store / "streams" / stream / "lock").stat().st_ino
-        locks = Path("/proc/locks").read_text()
-        holders = re.findall(rf"FLOCK +ADVISORY +WRITE (\d+) [0-9a-f]+:[0-9a-f]+:{lock} ", locks)
-        mine = set(self.pids()) & {int(pid) for pid in holders}
-        assert len(mine) == 1, (stream, holders, self.pids())
-        return mine.pop()
+        end = time.monotonic() + READY_TIMEOUT_S
+        while time.monotonic() < end:
+            # What is locked and unlocked while it is read may hide another from us: then look again.
+            locks = Path("/proc/locks").read_text()
+            holders = re.findall(rf"FLOCK +ADVISORY +WRITE (\d+) [0-9a-f]+:[0-9a-f]+:{lock} ", locks)
+            if mine := set(self.pids()) & {int(pid) for pid in holders}:
+                return mine.pop()
+        raise AssertionError(f"nobody writes {stream}")
 
     def kill_worker(self, stream: str) -> int:
         """SIGKILL to one worker; which process it was."""
