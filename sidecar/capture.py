@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import logging
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -169,20 +168,24 @@ class Capturer:
         A 2xx wins over what came later; b"" for a recipient whose reply is not known. `besides` is the
         delivery at hand.
         """
-        look = self._known_replies if self.others is None else self._all_known_replies
-        return await asyncio.get_running_loop().run_in_executor(None, look, queue_id, content, besides)
+        in_thread = asyncio.get_running_loop().run_in_executor
+        if self.others is None:
+            return await in_thread(None, self._known_replies, queue_id, content, besides)
+        known, young = await in_thread(None, self._replies_of_all, queue_id, content, besides)
+        if young and b"" in known.values():
+            await asyncio.sleep(_REPLY_WAIT_S)
+            known, _ = await in_thread(None, self._replies_of_all, queue_id, content, besides)
+        return known
 
-    def _all_known_replies(
+    def _replies_of_all(
         self, queue_id: bytes, content: ContentId, besides: DeliveryId
-    ) -> dict[bytes, bytes]:
-        """The same where other workers may have had the mail before."""
+    ) -> tuple[dict[bytes, bytes], bool]:
+        """The same where other workers may have had the mail before; and whether one had it a moment ago, so
+        that its replies may not be written down yet."""
         self._catch_up_with_others()
         known = self._known_replies(queue_id, content, besides)
-        if b"" in known.values() and self._has_young(queue_id, besides):
-            time.sleep(_REPLY_WAIT_S)
-            self._catch_up_with_others()
-            known = self._known_replies(queue_id, content, besides)
-        return known
+        young = Query(since_us=now_us() - _YOUNG_US, terms=((Term.QUEUE_ID, queue_id),))
+        return known, any(found.delivery.id != besides for found in self.store.deliveries(young))
 
     def _catch_up_with_others(self) -> None:
         for stream in self.others.other_streams() if self.others else ():
@@ -190,11 +193,6 @@ class Capturer:
                 self.store.state(stream)
             except (StoreError, OSError) as exc:
                 log.warning("cannot tell what stream %s has of a retry: %s", stream, exc)
-
-    def _has_young(self, queue_id: bytes, besides: DeliveryId) -> bool:
-        """Whether there was another attempt a moment ago, whose replies may not be written down yet."""
-        young = Query(since_us=now_us() - _YOUNG_US, terms=((Term.QUEUE_ID, queue_id),))
-        return any(found.delivery.id != besides for found in self.store.deliveries(young))
 
     def _known_replies(self, queue_id: bytes, content: ContentId, besides: DeliveryId) -> dict[bytes, bytes]:
         unwritten = dict(self._unwritten)  # first: what leaves it meanwhile is in the index after settling

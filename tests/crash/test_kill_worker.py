@@ -81,6 +81,15 @@ async def test_one_worker_is_killed_and_the_other_goes_on(tmp_path: Path) -> Non
     await sink.start()
     workers = Workers(tmp_path, str(sink.address))
     await asyncio.to_thread(workers.start)
+    try:
+        await kill_one_after_the_other(workers, load, sink)
+    finally:
+        if workers.process and workers.process.poll() is None:
+            await asyncio.to_thread(workers.kill)
+        await sink.stop()
+
+
+async def kill_one_after_the_other(workers: Workers, load: Load, sink: LmtpSink) -> None:
     clients = Persistent(load)
     tasks = [asyncio.create_task(clients.client(workers.port)) for _ in range(CLIENTS)]
     began = time.monotonic()
@@ -107,7 +116,6 @@ async def test_one_worker_is_killed_and_the_other_goes_on(tmp_path: Path) -> Non
     copies = Counter((mail.message, who) for mail in sink.delivered for who in mail.recipients)
     twice = sum(count - 1 for count in copies.values())
     await asyncio.to_thread(verify, workers.store, load, sink)
-    await sink.stop()
     print(
         f"{len(load.acknowledged)} acknowledged, {clients.broken} connections lost, longest pause "
         f"{pause:.2f} s, {suppressed:.0f} retries answered as known, {unknown:.0f} delivered again, "
