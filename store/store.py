@@ -35,7 +35,7 @@ from store.errors import (
 from store.files import sync_directory, write_all
 from store.ids import DELIVERY_ID_BYTES, ChunkId, ContentId, DeliveryId, keyed_digest, now_us
 from store.index import Index
-from store.indexer import STEP_S, Indexer
+from store.indexer import Indexer
 from store.ingest import Ingest
 from store.layout import FORMAT_VERSION, STREAM_NAME_BYTES
 from store.log import COMPACT_LOCK, DEFAULT_PACK_BYTES, StreamLock, StreamLog
@@ -63,7 +63,6 @@ T = TypeVar("T")
 DEFAULT_RESERVE_BYTES = 64 << 20
 _MUCH_BYTES = 64 << 20
 """bytes of packs that are indexed while one waits; more take more than a second or two"""
-_STEP_AMONG_OTHERS_S = 0.05
 FOREVER_US = (1 << 63) - 1
 _NETWORK_FILE_SYSTEMS = {
     "nfs",
@@ -143,7 +142,7 @@ class Store:
         self._indexer: Indexer | None = None
         self._pending = Pending()
         self._behind = False
-        self._step_s = STEP_S
+        self._eager = False
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
         try:
             self._open_view(wait=wait)
@@ -250,7 +249,7 @@ class Store:
             lock.release()
             raise
         self._note(caught)
-        self._indexer = Indexer(self.view, behind=self._behind, note=self._note, step_s=self._step_s)
+        self._indexer = Indexer(self.view, behind=self._behind, note=self._note, eager=self._eager)
         self._writer = Writer(
             appender, self.index, directory,
             publish=self._indexer.put, reserve_bytes=reserve_bytes, on_group=on_group,
@@ -262,7 +261,7 @@ class Store:
         """Other processes write to this store as well, and look for duplicates in the index's runs: let what
         is new here come there at once, and soon. To be called before `start_writing`."""
         self.index.fresh_rows = 1
-        self._step_s = _STEP_AMONG_OTHERS_S
+        self._eager = True
 
     def end_pack(self, stream: str) -> None:
         """End the open pack of a stream that nobody writes. Raises `StoreLockedError` when somebody does."""
