@@ -14,6 +14,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from sidecar.spool import Spool, Spooled
 from store.errors import DamagedError, SealedError, StoreError, StoreFullError
@@ -29,6 +30,9 @@ log = logging.getLogger(__name__)
 BACKLOG_BYTES = 1 << 20
 """a front stops reading while more than this of one message waits for the disk"""
 _DRAIN_TIMEOUT_S = 60.0
+_YOUNG_US = 2_000_000
+_REPLY_WAIT_S = 0.5
+"""another worker writes down what it was told a quarter of a second later, at most"""
 RETRY_WINDOW_US = 30 * 86_400_000_000
 """how far back a queue id is looked for; Postfix gives up after 5 days by default"""
 
@@ -60,6 +64,19 @@ class CaptureEvents:
     captured: Callable[[Leg, Receipt], None] = lambda _leg, _receipt: None
     failed: Callable[[Leg, str], None] = lambda _leg, _reason: None
     uncaptured: Callable[[Leg, int], None] = lambda _leg, _size: None
+
+
+class Others(Protocol):
+    """Other processes that take mail for the same store: a retry may come to any of us."""
+
+    def note_id(self, queue_id: bytes) -> None:
+        """We are given mail under this queue id."""
+
+    def has_id(self, queue_id: bytes) -> bool:
+        """Whether one of us has been given mail under this queue id, not long ago."""
+
+    def other_streams(self) -> list[str]:
+        """The streams that the others write."""
 
 
 class _Doorbell:
@@ -100,8 +117,10 @@ class Capturer:
         accept: bool = False,
         spool: Spool | None = None,
         events: CaptureEvents | None = None,
+        others: Others | None = None,
     ) -> None:
         self.store = store
+        self.others = others
         self.accept = accept
         self.spool = spool
         self.events = events or CaptureEvents()
@@ -129,8 +148,13 @@ class Capturer:
 
         While messages cannot be captured nothing is taken for a retry: it could not be read back.
         """
+        if not queue_id or not self._capturing:
+            return False
+        # What another worker has just taken is not in the index yet, nor what it took before it was killed.
+        if self.others is not None and self.others.has_id(queue_id):
+            return True
         try:
-            return bool(queue_id) and self._capturing and self.store.may_be_retry(queue_id)
+            return self.store.may_be_retry(queue_id)
         except StoreError:
             log.exception("cannot tell whether %r is a retry; taken as new", queue_id)
             return False
@@ -143,8 +167,31 @@ class Capturer:
         A 2xx wins over what came later; b"" for a recipient whose reply is not known. `besides` is the
         delivery at hand.
         """
-        look = self._known_replies
-        return await asyncio.get_running_loop().run_in_executor(None, look, queue_id, content, besides)
+        in_thread = asyncio.get_running_loop().run_in_executor
+        if self.others is None:
+            return await in_thread(None, self._known_replies, queue_id, content, besides)
+        known, young = await in_thread(None, self._replies_of_all, queue_id, content, besides)
+        if young and b"" in known.values():
+            await asyncio.sleep(_REPLY_WAIT_S)
+            known, _ = await in_thread(None, self._replies_of_all, queue_id, content, besides)
+        return known
+
+    def _replies_of_all(
+        self, queue_id: bytes, content: ContentId, besides: DeliveryId
+    ) -> tuple[dict[bytes, bytes], bool]:
+        """The same where other workers may have had the mail before; and whether one had it a moment ago, so
+        that its replies may not be written down yet."""
+        self._catch_up_with_others()
+        known = self._known_replies(queue_id, content, besides)
+        young = Query(since_us=now_us() - _YOUNG_US, terms=((Term.QUEUE_ID, queue_id),))
+        return known, any(found.delivery.id != besides for found in self.store.deliveries(young))
+
+    def _catch_up_with_others(self) -> None:
+        for stream in self.others.other_streams() if self.others else ():
+            try:
+                self.store.state(stream)
+            except (StoreError, OSError) as exc:
+                log.warning("cannot tell what stream %s has of a retry: %s", stream, exc)
 
     def _known_replies(self, queue_id: bytes, content: ContentId, besides: DeliveryId) -> dict[bytes, bytes]:
         unwritten = dict(self._unwritten)  # first: what leaves it meanwhile is in the index after settling
@@ -174,14 +221,14 @@ class Capturer:
         """A stored message's bytes in pieces, verified. Blocking. Raises `store.errors.StoreError`."""
         return self.store.read(content)
 
-    def drain_spool(self, stopping: Callable[[], bool] = lambda: False) -> int:
+    def drain_spool(self, stopping: Callable[[], bool] = lambda: False, *, own: bool = False) -> int:
         """Bring what waits in the spool into the store, until `stopping`; returns how many. Blocking.
 
         Stops at the first message that the store refuses. A message that was captured but whose spool
         files outlived a crash is captured again: twice is better than not at all.
         """
         done = 0
-        for delivery, message in self.spool.messages() if self.spool else ():
+        for delivery, message in self.spool.messages(own=own) if self.spool else ():
             if stopping():
                 break
             ingest = self.store.begin()
@@ -377,7 +424,10 @@ class Capture:
         return Captured(None, delivery.content, delivery.size)
 
     def _queue_id(self, leg: Leg, told: bytes) -> bytes:
-        return told or (self._ingest.top_received_id() if leg is Leg.LMTP else b"")
+        queue_id = told or (self._ingest.top_received_id() if leg is Leg.LMTP else b"")
+        if self._capturer.others is not None and queue_id and leg is Leg.LMTP:
+            self._capturer.others.note_id(queue_id)
+        return queue_id
 
     def _succeeded(self, leg: Leg, delivery: Delivery) -> Captured:
         if self._spooled:

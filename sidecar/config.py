@@ -47,6 +47,7 @@ from sidecar.keys import (
 from sidecar.scheduler.schedule import Schedule
 from sidecar.scheduler.window import Window
 from sidecar.units import Address, exact_size
+from store.layout import STREAM_NAME_BYTES
 from store.records import Leg
 from store.retention import Rule
 
@@ -102,6 +103,13 @@ class StoreConfig:
             or "mailkeep"
         )
 
+    def stream_of(self, worker: int) -> str:
+        """The first worker's stream is that of a service without workers; the others' are numbered."""
+        if worker == 1:
+            return self.stream_name
+        number = f"-{worker}"
+        return self.stream_name[: STREAM_NAME_BYTES - len(number)] + number
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LmtpConfig:
@@ -131,6 +139,7 @@ class LmtpConfig:
     connect_timeout_s: float = key(
         "30s", DURATION, "How long connecting to the mailbox server may take until 451.", reload=True
     )
+    workers: int = key(1, count(1, 64), "Processes that take mail here; more than one for more cores.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,6 +159,7 @@ class MilterConfig:
         "How long making a message durable may take until it is deferred; below 5m.",
         reload=True,
     )
+    workers: int = key(1, count(1, 64), "Processes that take mail here; those of [lmtp] do both.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -324,6 +334,11 @@ class Config:
     witness: WitnessConfig = WitnessConfig()
     retention: tuple[RetentionConfig, ...] = ()
     log: LogConfig = LogConfig()
+
+    @property
+    def workers(self) -> int:
+        """How many processes take mail."""
+        return max(section.workers for section in (self.lmtp, self.milter) if section is not None)
 
     @property
     def spool_path(self) -> Path:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Callable
+from typing import Protocol
 
-from sidecar.config import Config
+from sidecar.config import Config, StoreConfig
 from sidecar.scheduler.context import JobContext
 from sidecar.scheduler.kinds import JobKind, Run
 from sidecar.units import format_size
@@ -29,6 +30,13 @@ _FINDINGS_TOLD = 20
 
 Current = Callable[[], Config]
 """the configuration as it is now: SIGHUP changes it"""
+
+
+class Others(Protocol):
+    """The other processes that write to the store for the same service."""
+
+    def ask_to_roll(self, *, everything: bool) -> None:
+        """Let them end their open packs as `end_open_pack` does, and wait until they have."""
 
 
 def _step(context: JobContext) -> Callable[[int], None]:
@@ -62,21 +70,26 @@ def expire_job(store: Store, config: Current) -> Run:
     return run
 
 
-def compact_job(store: Store, config: Current) -> Run:
-    """Rewrites closed packs; ends the open one first if there is something in it that is worth it."""
+def end_open_pack(store: Store, settings: StoreConfig, *, everything: bool) -> None:
+    """End the pack that this process writes, if there is something in it that is worth compacting."""
+    enough = store.writer.open_pack_bytes >= min(_ROLL_BYTES, settings.pack_size_bytes)
+    with store.index.read() as snapshot:
+        wasted = store.writer.open_pack in snapshot.waste()  # what was erased shall not wait for more mail
+    if enough or wasted or everything:
+        store.writer.roll()
+
+
+def compact_job(store: Store, config: Current, others: Others | None) -> Run:
+    """Rewrites closed packs; ends the open ones first if there is something in them that is worth it."""
 
     def run(context: JobContext) -> str:
         if store.blind:
             return "the store is sealed: `mailkeep compact --identity FILE` where the identity is"
         settings = config().store
-        enough = store.writer.open_pack_bytes >= min(_ROLL_BYTES, settings.pack_size_bytes)
-        with store.index.read() as snapshot:
-            wasted = (
-                store.writer.open_pack in snapshot.waste()
-            )  # what was erased shall not wait for more mail
         everything = _is_true(context.arguments.get("all", "false"))
-        if enough or wasted or everything:
-            store.writer.roll()
+        end_open_pack(store, settings, everything=everything)
+        if others is not None:
+            others.ask_to_roll(everything=everything)
         close_open_packs(store)
         store.settle_index()
         report = Compactor(
@@ -133,10 +146,10 @@ class FoundDamageError(Exception):
     """The check found something wrong."""
 
 
-def job_kinds(store: Store, config: Current) -> dict[str, JobKind]:
+def job_kinds(store: Store, config: Current, others: Others | None = None) -> dict[str, JobKind]:
     """The kinds that there are, by name."""
     jobs = {
-        "compact": (compact_job(store, config), frozenset({"all"})),
+        "compact": (compact_job(store, config, others), frozenset({"all"})),
         "expire": (expire_job(store, config), frozenset[str]()),
         "check": (check_job(store, config), frozenset({"read_data"})),
         "witness": (witness_job(store, config), frozenset[str]()),

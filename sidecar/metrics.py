@@ -1,8 +1,8 @@
-"""What the service counts, in one table, and the few methods that the mail path calls.
+"""What the service counts, and the few methods that the mail path calls.
 
-Counting a message is one lock and a handful of additions (under 1 µs), from any thread; names,
-types and help are put to the numbers when Prometheus asks. Label values are closed sets, so
-every series is there from the start with 0; no state is global.
+Counting a message is one lock and some additions (about 1 µs), from any thread; names, types, help
+(`sidecar.metric_table`) are put to the numbers when Prometheus asks. Of several workers each counts in its
+row of the board, and whichever is asked adds them up. No state is global.
 """
 
 from __future__ import annotations
@@ -13,129 +13,53 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
-from typing import Literal, NamedTuple
+from array import array
+from collections.abc import Callable, Iterable, Iterator, MutableSequence
 
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from sidecar.board import Board
+from sidecar.metric_table import (
+    CLASS_OF,
+    JOBS,
+    LEGS,
+    PLACES,
+    PREFIX,
+    REASONS,
+    SIZE,
+    SOURCES,
+    TABLE,
+    Series,
+    Spec,
+    names,
+)
+from sidecar.processes import ProcessesCollector
+
+__all__ = ["JOBS", "LEGS", "REASONS", "SOURCES", "TABLE", "Metrics", "Spec", "names"]
+
 _log = logging.getLogger(__name__)
 
-PREFIX = "mailkeep_"
-
-LEGS = ("lmtp", "milter")
-REASONS = ("full", "failed", "timeout", "internal")
-CLASSES = ("2xx", "4xx", "5xx")
-_CLASS_OF = {2: "2xx", 4: "4xx", 5: "5xx"}
-SOURCES = ("downstream", "mailkeep", "earlier")
-JOBS = ("compact", "expire", "check", "witness")
-"""the kinds of background jobs"""
-RESULTS = ("ok", "failed", "interrupted")
-_LABEL_VALUES: dict[str, tuple[str, ...]] = {
-    "leg": LEGS,
-    "reason": REASONS,
-    "class": CLASSES,
-    "source": SOURCES,
-    "job": JOBS,
-    "result": RESULTS,
-    "version": (),  # the running one, known only then
-}
-
-_SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 300)
-_MESSAGES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-
-
-class Spec(NamedTuple):
-    """One metric: its name without the prefix, its help, its labels, a histogram's bounds."""
-
-    kind: Literal["counter", "gauge", "histogram"]
-    name: str
-    help: str
-    labels: tuple[str, ...] = ()
-    bounds: tuple[float, ...] = ()
-
-
-TABLE = (
-    Spec("counter", "captured_messages_total", "Messages made durable in the store.", ("leg",)),
-    Spec("counter", "delivered_messages_total", "Messages taken by the mailbox server for some recipient."),
-    Spec("counter", "outcomes_total", "Final replies, one for each recipient.", ("class", "source")),
-    Spec("counter", "capture_failures_total", "Messages that could not be made durable.", ("leg", "reason")),
-    Spec("counter", "uncaptured_messages_total", "Messages let through without a durable copy.", ("leg",)),
-    Spec("counter", "received_bytes_total", "Bytes of messages captured or let through.", ("leg",)),
-    Spec("counter", "stored_new_bytes_total", "Bytes that were new to the store, before compression."),
-    Spec("counter", "stored_duplicate_bytes_total", "Bytes that the store already had."),
-    Spec("counter", "written_bytes_total", "Bytes appended to pack files."),
-    Spec(
-        "counter", "downstream_failures_total", "Times the mailbox server was not there, lost, or too slow."
-    ),
-    Spec("counter", "retries_suppressed_total", "Recipients answered from an earlier delivery."),
-    Spec(
-        "counter", "redelivered_unknown_total", "Recipients delivered to again, an earlier reply being lost."
-    ),
-    Spec("histogram", "commit_seconds", "Time that a group commit took.", bounds=_SECONDS),
-    Spec("histogram", "commit_group_messages", "Submissions made durable by one flush.", bounds=_MESSAGES),
-    Spec("histogram", "downstream_seconds", "Time from final dot to last reply.", bounds=_SECONDS),
-    Spec("gauge", "in_flight_messages", "Messages begun and not yet answered.", ("leg",)),
-    Spec("gauge", "connections", "Open client connections.", ("leg",)),
-    Spec("gauge", "store_bytes", "Bytes that the store's files take."),
-    Spec("gauge", "store_free_bytes", "Bytes free on the store's file system."),
-    Spec("gauge", "last_commit_timestamp_seconds", "Time of the last commit; 0 before the first."),
-    Spec("gauge", "index_lag_commits", "Commits that are durable and not yet in the index."),
-    Spec("gauge", "spool_messages", "Messages in the spool that wait to be captured."),
-    Spec("counter", "job_runs_total", "Runs of background jobs.", ("job", "result")),
-    Spec("counter", "job_backoff_seconds_total", "Time that jobs waited because capture was slow."),
-    Spec("gauge", "jobs_queued", "Jobs that wait."),
-    Spec("gauge", "job_running", "1 while the job runs.", ("job",)),
-    Spec("gauge", "job_paused", "1 while the job is paused by an operator.", ("job",)),
-    Spec(
-        "gauge",
-        "job_last_success_timestamp_seconds",
-        "Time of the last run that went well; 0 before the first.",
-        ("job",),
-    ),
-    Spec("gauge", "job_last_duration_seconds", "Time that the last run took.", ("job",)),
-    Spec("gauge", "build_info", "Always 1; the label names the running version.", ("version",)),
-)
-"""Every metric of mailkeep. `process_*` metrics are there besides."""
-
-
-def names() -> list[str]:
-    """Every metric's name as Prometheus stores it (a histogram's without `_bucket`, `_sum`, `_count`)."""
-    return [PREFIX + spec.name for spec in TABLE]
-
-
-class _Histogram:
-    __slots__ = ("bounds", "counts", "total")
-
-    def __init__(self, bounds: tuple[float, ...]) -> None:
-        self.bounds = bounds
-        self.counts = [0] * (len(bounds) + 1)  # the last is for what is above every bound
-        self.total = 0.0
-
-    def add(self, value: float) -> None:
-        self.counts[bisect.bisect_left(self.bounds, value)] += 1
-        self.total += value
+_BOUNDS = {spec.name: spec.bounds for spec in TABLE if spec.kind == "histogram"}
 
 
 class Metrics(Collector):
     """The service's numbers. One for the process; every method may be called from any thread."""
 
-    def __init__(self, version: str) -> None:
+    def __init__(self, version: str, board: Board | None = None, row: int = 0) -> None:
+        """Of several workers each has its `row` of the board; a process alone needs none."""
         self._lock = threading.Lock()
-        # A series is named by its metric and label values: ("store_bytes",) or ("connections", "lmtp").
-        self._values: dict[tuple[str, ...], float] = {
-            (spec.name, *labels): 0
-            for spec in TABLE
-            if spec.kind != "histogram"
-            for labels in itertools.product(*(_LABEL_VALUES[label] for label in spec.labels))
-        }
-        self._values["build_info", version] = 1
-        self._histograms = {spec.name: _Histogram(spec.bounds) for spec in TABLE if spec.kind == "histogram"}
-        self._readings: dict[tuple[str, ...], Callable[[], float]] = {}
+        self._version = version
+        self._board = board
+        self._numbers: MutableSequence[float] = board.numbers(row) if board else array("d", bytes(8 * SIZE))
+        self._readings: dict[Series, Callable[[], float]] = {}
         self.registry = CollectorRegistry()
         self.registry.register(self)
-        ProcessCollector(registry=self.registry)
+        if board:
+            self.registry.register(ProcessesCollector(board))
+        else:
+            ProcessCollector(registry=self.registry)
 
     def message_begun(self, leg: str) -> None:
         """A message's transaction begins; `message_ended` follows whatever happens."""
@@ -155,12 +79,12 @@ class Metrics(Collector):
 
     def message_captured(self, leg: str, size: int, new_bytes: int, duplicate_bytes: int) -> None:
         """A message of `size` bytes is durable; so much of it was new to the store, so much was there."""
-        values = self._values
+        numbers = self._numbers
         with self._lock:
-            values["captured_messages_total", leg] += 1
-            values["received_bytes_total", leg] += size
-            values["stored_new_bytes_total",] += new_bytes
-            values["stored_duplicate_bytes_total",] += duplicate_bytes
+            numbers[PLACES["captured_messages_total", leg]] += 1
+            numbers[PLACES["received_bytes_total", leg]] += size
+            numbers[PLACES["stored_new_bytes_total",]] += new_bytes
+            numbers[PLACES["stored_duplicate_bytes_total",]] += duplicate_bytes
 
     def capture_failed(self, leg: str, reason: str) -> None:
         """A message could not be made durable; a reason outside REASONS counts as `internal`."""
@@ -169,8 +93,8 @@ class Metrics(Collector):
     def message_uncaptured(self, leg: str, size: int) -> None:
         """A message of `size` bytes goes through without a durable copy."""
         with self._lock:
-            self._values["uncaptured_messages_total", leg] += 1
-            self._values["received_bytes_total", leg] += size
+            self._numbers[PLACES["uncaptured_messages_total", leg]] += 1
+            self._numbers[PLACES["received_bytes_total", leg]] += size
 
     def message_answered(
         self, outcomes: Iterable[tuple[int, str]], downstream_s: float | None = None
@@ -179,16 +103,16 @@ class Metrics(Collector):
 
         `downstream_s` is the time from the final dot to the last reply, None when nobody was asked.
         """
-        values = self._values
+        numbers = self._numbers
         with self._lock:
             delivered = False
             for code, source in outcomes:
                 # What is neither success nor refusal is handled as a temporary failure everywhere.
-                values["outcomes_total", _CLASS_OF.get(code // 100, "4xx"), source] += 1
+                numbers[PLACES["outcomes_total", CLASS_OF.get(code // 100, "4xx"), source]] += 1
                 delivered |= code // 100 == 2 and source == "downstream"
-            values["delivered_messages_total",] += delivered
+            numbers[PLACES["delivered_messages_total",]] += delivered
             if downstream_s is not None:
-                self._histograms["downstream_seconds"].add(downstream_s)
+                self._observe("downstream_seconds", downstream_s)
 
     def downstream_failed(self) -> None:
         """The mailbox server could not be reached, was lost, or took too long."""
@@ -205,10 +129,10 @@ class Metrics(Collector):
     def group_committed(self, messages: int, seconds: float, written_bytes: int) -> None:
         """One flush has made so many submissions durable in `seconds`, appending so many bytes."""
         with self._lock:
-            self._values["written_bytes_total",] += written_bytes
-            self._histograms["commit_seconds"].add(seconds)
-            self._histograms["commit_group_messages"].add(messages)
-            self._values["last_commit_timestamp_seconds",] = time.time()
+            self._numbers[PLACES["written_bytes_total",]] += written_bytes
+            self._observe("commit_seconds", seconds)
+            self._observe("commit_group_messages", messages)
+            self._numbers[PLACES["last_commit_timestamp_seconds",]] = time.time()
 
     def job_ended(self, job: str, result: str) -> None:
         """A run of a background job is over; one that JOBS does not name is not counted."""
@@ -221,7 +145,7 @@ class Metrics(Collector):
 
     def watch(self, name: str, read: Callable[[], float], *labels: str) -> None:
         """Take a gauge (such as `store_bytes`) from `read` at each scrape."""
-        if (name, *labels) not in self._values:
+        if (name, *labels) not in PLACES:
             raise ValueError(f"there is no metric {name} with labels {labels}")
         self._readings[name, *labels] = read
 
@@ -229,36 +153,56 @@ class Metrics(Collector):
         """Everything in Prometheus' text format."""
         return generate_latest(self.registry)
 
+    def restarted(self) -> None:
+        """A worker has ended by itself and is started again."""
+        self._add(("worker_restarts_total",), 1)
+
     def value(self, name: str, *labels: str) -> float:
-        """A counter's or gauge's number now, by its name without the prefix and its label values."""
+        """This process's counter or gauge now, by its name without the prefix and its label values."""
         read = self._readings.get((name, *labels))
-        return self._values[name, *labels] if read is None else _read(name, read)
+        return self._numbers[PLACES[name, *labels]] if read is None else _read(name, read)
+
+    def publish(self) -> None:
+        """Take the gauges that are read elsewhere into one's row, for whoever adds up."""
+        for series, read in list(self._readings.items()):  # outside the lock: it may look at the disk
+            self._numbers[PLACES[series]] = _read(series[0], read)
 
     def collect(self) -> Iterator[Metric]:
         """What Prometheus gets: the numbers of one moment, under the names of the table."""
+        self.publish()
         with self._lock:
-            values = dict(self._values)
-            histograms = {name: (list(h.counts), h.total) for name, h in self._histograms.items()}
-        for key, read in list(self._readings.items()):  # outside the lock: it may look at the disk
-            values[key] = _read(key[0], read)
+            own = list(self._numbers)
+        rows = [list(row) for row in self._board.all_numbers()] if self._board else [own]
+        columns = list(zip(*rows, strict=True))
         for spec in TABLE:
             name = PREFIX + spec.name
             if spec.kind == "histogram":
-                counts, total = histograms[spec.name]
+                at = PLACES[spec.name,]
                 bounds = [*map(str, map(float, spec.bounds)), "+Inf"]
+                counts = [sum(column) for column in columns[at : at + len(bounds)]]
                 buckets = list(zip(bounds, itertools.accumulate(counts), strict=True))
+                total = sum(columns[at + len(bounds)])
                 yield HistogramMetricFamily(name, spec.help, buckets=buckets, sum_value=total)
                 continue
             family_class = CounterMetricFamily if spec.kind == "counter" else GaugeMetricFamily
             family = family_class(name, spec.help, labels=spec.labels)
-            for (metric, *labels), number in values.items():
+            combine = max if spec.over == "max" else sum
+            for (metric, *labels), at in PLACES.items():
                 if metric == spec.name:
-                    family.add_metric(labels, number)
+                    family.add_metric(labels, combine(columns[at]))
+            if spec.name == "build_info":
+                family.add_metric([self._version], 1)
             yield family
 
-    def _add(self, key: tuple[str, ...], amount: float) -> None:
+    def _add(self, series: Series, amount: float) -> None:
         with self._lock:
-            self._values[key] += amount
+            self._numbers[PLACES[series]] += amount
+
+    def _observe(self, name: str, value: float) -> None:
+        bounds = _BOUNDS[name]
+        at = PLACES[name,]
+        self._numbers[at + bisect.bisect_left(bounds, value)] += 1
+        self._numbers[at + len(bounds) + 1] += value
 
 
 def _read(name: str, read: Callable[[], float]) -> float:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import shutil
 import signal
 import socket
@@ -74,6 +75,7 @@ class MilterFront:
 
     `socket_mode` and `socket_group` (a name; empty: our own) are set on a unix socket once it is there:
     Postfix must be able to write to it. `limits` may be replaced at any time, for messages that begin later.
+    `shared`: `open_for_workers` has opened the socket before this process was forked, others take from it.
     """
 
     def __init__(
@@ -85,6 +87,7 @@ class MilterFront:
         *,
         socket_mode: int = 0o660,
         socket_group: str = "",
+        shared: bool = False,
     ) -> None:
         self.capturer = capturer
         self.limits = limits
@@ -92,6 +95,7 @@ class MilterFront:
         self._address = address
         self._socket_mode = socket_mode
         self._socket_group = socket_group
+        self._shared = shared
         self._changed = threading.Condition()
         self._in_flight = 0
         self._stopping = False
@@ -112,15 +116,10 @@ class MilterFront:
         """Listen, and take mail from now on. Raises MilterMissingError, MilterListenError."""
         milter = import_pymilter()
         self._milter = milter
-        _make_free(self._address)
         self._register(milter)
-        try:
-            milter.setconn(_libmilter_name(self._address))
-            milter.opensocket(True)  # noqa: FBT003 - pymilter takes it by place: remove a stale socket
-            if self._address.is_unix:
-                self._set_access(Path(self._address.path))
-        except (milter.error, OSError, LookupError) as error:
-            raise MilterListenError(f"cannot listen on {self._address}: {error}") from error
+        if not self._shared:
+            _make_free(self._address)
+            _open(self._address, self._address, self._socket_mode, self._socket_group)
         self._thread = threading.Thread(target=self._run, name="milter", daemon=True)
         self._thread.start()
 
@@ -142,7 +141,7 @@ class MilterFront:
             _knock(self._address)
             stopper.join(0.05)
         self._thread.join(_JOIN_TIMEOUT_S)
-        if self._address.is_unix:
+        if self._address.is_unix and not self._shared:
             Path(self._address.path).unlink(missing_ok=True)
 
     def enter(self) -> bool:
@@ -176,11 +175,6 @@ class MilterFront:
         milter.set_close_callback(callback(Session.close))
         milter.register(_NAME, negotiate=negotiate)
 
-    def _set_access(self, path: Path) -> None:
-        if self._socket_group:
-            shutil.chown(path, group=self._socket_group)
-        path.chmod(self._socket_mode)
-
     def _run(self) -> None:
         # libmilter's threads are children of this one and inherit its mask: signals are the main thread's.
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
@@ -192,6 +186,44 @@ class MilterFront:
         if not self._stopping:
             _log.error("%s; no mail is captured by the milter any more", reason)
             self.events.died(reason)
+
+
+def open_for_workers(address: Address, mode: int, group: str) -> None:
+    """Listen for the workers that are forked after this. Raises MilterMissingError, MilterListenError.
+
+    libmilter makes its socket itself and keeps it to itself, so there is no other way to give it one.
+    """
+    milter = import_pymilter()
+    _make_free(address)
+    milter.register(_NAME)
+    before = _open_files()
+    # A worker's libmilter removes, as it ends, the file it knows: under that name there is none any more.
+    made = Address(path=f"{address.path}.new") if address.is_unix else address
+    _open(made, address, mode, group)
+    if address.is_unix:
+        Path(made.path).rename(address.path)
+    for number in _open_files() - before:
+        # All are woken for a connection and one gets it: the others must not wait in accept() for the next.
+        os.set_blocking(number, False)
+
+
+def _open_files() -> set[int]:
+    # The one by which the list itself is read is no more by then.
+    return {int(file.name) for file in Path("/proc/self/fd").iterdir() if file.is_symlink()}
+
+
+def _open(made: Address, address: Address, mode: int, group: str) -> None:
+    """Let libmilter listen at `made`. `group` is a name; empty: our own."""
+    milter = import_pymilter()
+    try:
+        milter.setconn(_libmilter_name(made))
+        milter.opensocket(True)  # noqa: FBT003 - pymilter takes it by place: remove a stale socket
+        if made.is_unix:
+            if group:
+                shutil.chown(made.path, group=group)
+            Path(made.path).chmod(mode)
+    except (milter.error, OSError, LookupError) as error:
+        raise MilterListenError(f"cannot listen on {address}: {error}") from error
 
 
 def _libmilter_name(address: Address) -> str:

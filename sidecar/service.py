@@ -9,7 +9,6 @@ it stays, since mail is to go through.
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import os
 import resource
@@ -18,25 +17,26 @@ import time
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import cast
 
 from sidecar import log as logging_setup
 from sidecar import maintenance, notify
+from sidecar.board import State
 from sidecar.capture import CaptureEvents, Capturer
-from sidecar.config import Config, ConfigError, LmtpConfig, reloadable_changes
-from sidecar.front import FrontLimits, FrontServer
+from sidecar.config import Config, ConfigError, reloadable_changes
+from sidecar.front import FrontServer
 from sidecar.http import HttpEndpoint
 from sidecar.identity import load_identities
 from sidecar.metrics import Metrics
 from sidecar.milter_front import MilterFront, import_pymilter
 from sidecar.milter_session import MilterLimits
 from sidecar.scheduler import channel
-from sidecar.scheduler.kinds import Settings
 from sidecar.scheduler.latency import LatencyMeter
 from sidecar.scheduler.scheduler import Scheduler
 from sidecar.scheduler.watch import job_events, watch_jobs
+from sidecar.settings import front_limits, job_settings
 from sidecar.spool import Spool
 from sidecar.watch import LmtpEvents, MilterWatch
+from sidecar.worker import Worker
 from store.store import Store
 from store.writer import GroupFacts
 
@@ -58,11 +58,17 @@ class StartError(Exception):
 class Service:
     """All that runs in one `mailkeep serve`."""
 
-    def __init__(self, config: Config, load: Callable[[], Config]) -> None:
+    def __init__(self, config: Config, load: Callable[[], Config], worker: Worker | None = None) -> None:
+        """`worker`: one of several that take mail, which the supervisor watches; None: all there is."""
         self._config = config
         self._loaded = config
         self._load = load
-        self._metrics = Metrics(version("mailkeep"))
+        self._worker = worker
+        self._metrics = (
+            Metrics(version("mailkeep"), worker.board, worker.number)
+            if worker
+            else Metrics(version("mailkeep"))
+        )
         self._latency = LatencyMeter()
         self._scheduler: Scheduler | None = None
         self._stop = asyncio.Event()
@@ -83,6 +89,8 @@ class Service:
         )  # fmt: skip
         if store.keyring.seals:
             resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core dump would hold mail and keys
+        if self._worker:
+            store.among_others()
         try:
             with store:
                 await self._run(store)
@@ -95,7 +103,7 @@ class Service:
         metrics = self._metrics
         await asyncio.to_thread(
             store.start_writing,
-            config.store.stream_name,
+            config.store.stream_of(self._worker.number if self._worker else 1),
             pack_bytes=config.store.pack_size_bytes,
             reserve_bytes=config.store.reserve_bytes,
             level=config.store.compression_level,
@@ -114,6 +122,7 @@ class Service:
                 failed=metrics.capture_failed,
                 uncaptured=metrics.message_uncaptured,
             ),
+            others=self._worker,
         )
         self._store = store
         self._watch_store()
@@ -123,15 +132,18 @@ class Service:
             front = await self._start_front()
             milter = self._start_milter()
             self._handle_signals(front, milter)
-            for line in config.lines():
-                log.info("%s", line)
-            self._start_scheduler()
-            self._ready = True
-            notify.ready("capturing mail")
-            log.info("ready")
+            if self._leads:
+                for line in config.lines():
+                    log.info("%s", line)
+                self._start_scheduler()
+            if self._worker and self._worker.latest != config:
+                self._take_up(self._worker.latest, front, milter)
+            self._now_ready()
             await self._look_after()
         finally:
             self._ready = False
+            if self._worker:
+                self._worker.tell(State.STOPPING)
             notify.stopping("finishing what is in flight")
             await self._drain(front, milter)
             if endpoint:
@@ -139,8 +151,21 @@ class Service:
 
     # -- starting
 
+    @property
+    def _leads(self) -> bool:
+        return self._worker is None or self._worker.leads
+
+    def _now_ready(self) -> None:
+        self._ready = True
+        if self._worker:
+            self._worker.tell(State.READY)
+            log.info("worker %d is ready", self._worker.number)
+        else:
+            notify.ready("capturing mail")
+            log.info("ready")
+
     def _start_endpoint(self) -> HttpEndpoint | None:
-        if self._config.metrics is None:
+        if self._config.metrics is None or not self._leads:
             return None
         try:
             endpoint = HttpEndpoint(self._config.metrics.listen, self._metrics.render, self._not_ready)
@@ -150,50 +175,61 @@ class Service:
         return endpoint
 
     async def _start_front(self) -> FrontServer | None:
-        lmtp = self._config.lmtp
-        if lmtp is None:
+        lmtp, worker = self._config.lmtp, self._worker
+        if lmtp is None or (worker and not worker.listeners):
             return None
         front = FrontServer(
-            self._capturer, listen=lmtp.listen, downstream=lmtp.downstream, limits=_front_limits(lmtp),
+            self._capturer, listen=lmtp.listen, downstream=lmtp.downstream, limits=front_limits(lmtp),
             events=LmtpEvents(self._metrics), socket_mode=lmtp.socket_mode, socket_group=lmtp.socket_group,
+            listeners=worker.listeners if worker else (), siblings=worker.connections if worker else tuple,
         )  # fmt: skip
         try:
             await front.start()
         except (OSError, ValueError) as exc:
             raise StartError(f"[lmtp] listen = {lmtp.listen}: {exc}") from exc
-        log.info("LMTP at %s, in front of %s", front.address, lmtp.downstream)
+        if not worker:
+            log.info("LMTP at %s, in front of %s", front.address, lmtp.downstream)
         return front
 
     def _start_milter(self) -> MilterFront | None:
         config = self._config.milter
-        if config is None:
+        if config is None or (self._worker and not self._worker.milter):
             return None
         milter = MilterFront(
             config.listen, self._capturer, MilterLimits(commit_timeout_s=config.commit_timeout_s),
             MilterWatch(self._metrics, self._milter_died),
-            socket_mode=config.socket_mode, socket_group=config.socket_group,
+            socket_mode=config.socket_mode, socket_group=config.socket_group, shared=self._worker is not None,
         )  # fmt: skip
         milter.start()
         self._metrics.watch("in_flight_messages", lambda: milter.in_flight, "milter")
-        log.info("milter at %s", config.listen)
+        if not self._worker:
+            log.info("milter at %s", config.listen)
         return milter
 
     def _start_scheduler(self) -> None:
         self._scheduler = Scheduler(
             self._config.store.path / channel.DIRECTORY,
-            maintenance.job_kinds(self._store, lambda: self._loaded),
-            _job_settings(self._config),
-            latency_s=self._latency, events=job_events(self._metrics),
+            maintenance.job_kinds(self._store, lambda: self._loaded, self._worker),
+            job_settings(self._config),
+            latency_s=self._latency_s, events=job_events(self._metrics),
         )  # fmt: skip
         watch_jobs(self._metrics, self._scheduler)
         self._scheduler.start()
 
+    def _latency_s(self) -> float:
+        """How long making mail durable takes of late, here or with another worker."""
+        return max(self._latency(), self._worker.latency_s() if self._worker else 0.0)
+
     def _watch_store(self) -> None:
         store = self._store
+        self._metrics.watch("index_lag_commits", lambda: store.index_lag)
+        if not self._worker:
+            self._metrics.watch("workers_running", lambda: self._ready)
+        if not self._leads:
+            return  # the rest is the same for all, and one tells it
         size = _Slow(store.pack_bytes, _SIZE_S)  # looks at every pack: not at each scrape
         self._metrics.watch("store_bytes", size)
         self._metrics.watch("store_free_bytes", lambda: _free_bytes(store.path))
-        self._metrics.watch("index_lag_commits", lambda: store.index_lag)
         spool = self._capturer.spool
         self._metrics.watch("spool_messages", lambda: spool.waiting() if spool else 0)
 
@@ -205,18 +241,27 @@ class Service:
         self._metrics.group_committed(group.submissions, group.seconds, group.written_bytes)
 
     async def _look_after(self) -> None:
-        """Until stopped: watchdog, a dead store, the spool."""
+        """Until stopped: watchdog, a dead store, the spool, the other workers."""
         interval = min(_LOOK_S, notify.watchdog_interval_s() or _LOOK_S)
         spool_due = 0.0
         draining: asyncio.Task[None] | None = None
+        rolling: asyncio.Task[None] | None = None
         while not self._stop.is_set():
             try:
                 await asyncio.wait_for(self._stop.wait(), interval)
             except TimeoutError:
                 notify.watchdog()
+            if self._worker:
+                self._worker.beat(self._latency())
+                if not self._leads:
+                    self._metrics.publish()
+                if rolling is None or rolling.done():
+                    rolling = self._roll_if_asked(self._worker)
             failure = self._store.writer.failure
             if failure is not None:
                 self._failure = str(failure)
+                if self._worker:
+                    self._worker.failed()
                 if not self._capturer.accept:
                     log.critical("the store has failed, ending: %s", failure)
                     self._exit_code = 1
@@ -228,10 +273,28 @@ class Service:
         if draining is not None:
             await draining
 
+    def _roll_if_asked(self, worker: Worker) -> asyncio.Task[None] | None:
+        """The worker whose job compacts writes its own stream alone: ours is for us to end."""
+        done = worker.asked_to_roll()
+        if done is None:
+            return None
+        return asyncio.create_task(self._end_open_pack(everything=worker.roll_all, done=done))
+
+    async def _end_open_pack(self, *, everything: bool, done: Callable[[], None]) -> None:
+        try:
+            await asyncio.to_thread(
+                maintenance.end_open_pack, self._store, self._loaded.store, everything=everything
+            )
+        except Exception:
+            log.exception("the open pack could not be ended; what is in it is compacted later")
+        done()
+
     async def _drain_spool(self) -> None:
         try:
             if self._capturer.spool and self._capturer.spool.waiting():
-                count = await asyncio.to_thread(self._capturer.drain_spool, self._stop.is_set)
+                count = await asyncio.to_thread(
+                    self._capturer.drain_spool, self._stop.is_set, own=not self._leads
+                )
                 log.info("%d messages came from the spool into the store", count)
         except Exception:
             log.exception("the spool could not be brought into the store; it stays")
@@ -240,6 +303,8 @@ class Service:
         reasons = []
         if not self._ready:
             reasons.append("starting or stopping")
+        elif self._worker:
+            reasons += self._worker.not_ready()
         if self._failure:
             reasons.append(f"the store has failed: {self._failure}")
         if _free_bytes(self._config.store.path) < self._config.store.reserve_bytes:
@@ -258,6 +323,14 @@ class Service:
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._stop.set)
         self._loop.add_signal_handler(signal.SIGHUP, self._reload, front, milter)
+        if self._worker:
+            self._loop.add_reader(self._worker.lifeline, self._supervisor_gone)
+
+    def _supervisor_gone(self) -> None:
+        log.critical("the supervisor is gone, ending")
+        self._loop.remove_reader(self._worker.lifeline if self._worker else -1)
+        self._exit_code = 1
+        self._stop.set()
 
     def _reload(self, front: FrontServer | None, milter: MilterFront | None) -> None:
         notify.reloading()
@@ -266,7 +339,13 @@ class Service:
         except ConfigError as exc:
             log.error("not reloaded, all goes on as before: %s", exc)
             notify.ready("capturing mail; the last reload failed")
-            return
+        else:
+            self._take_up(fresh, front, milter)
+            notify.ready("capturing mail")
+        if self._worker:
+            self._worker.reloaded()
+
+    def _take_up(self, fresh: Config, front: FrontServer | None, milter: MilterFront | None) -> None:
         changes, _ = reloadable_changes(self._loaded, fresh)
         _, restart = reloadable_changes(self._config, fresh)
         if restart:
@@ -274,15 +353,14 @@ class Service:
         logging_setup.set_level(fresh.log.level)
         self._capturer.accept = fresh.capture.on_failure == "accept"
         if front and fresh.lmtp:
-            front.limits = _front_limits(fresh.lmtp)
+            front.limits = front_limits(fresh.lmtp)
             front.downstream = fresh.lmtp.downstream
         if milter and fresh.milter:
             milter.limits = MilterLimits(commit_timeout_s=fresh.milter.commit_timeout_s)
         if self._scheduler:
-            self._scheduler.settings = _job_settings(fresh)
+            self._scheduler.settings = job_settings(fresh)
         self._loaded = fresh
         log.info("reloaded: %s", ", ".join(changes) or "nothing has changed")
-        notify.ready("capturing mail")
 
     # -- stopping
 
@@ -319,62 +397,6 @@ class _Slow:
         return self._value
 
 
-def _front_limits(lmtp: LmtpConfig) -> FrontLimits:
-    return FrontLimits(
-        max_connections=lmtp.max_connections,
-        idle_timeout_s=lmtp.idle_timeout_s,
-        delivery_timeout_s=lmtp.delivery_timeout_s,
-        connect_timeout_s=lmtp.connect_timeout_s,
-    )
-
-
-def _job_settings(config: Config) -> Settings:
-    scheduler = config.scheduler
-    return Settings(
-        threads=config.store.threads,
-        nice=scheduler.nice,
-        io_class=scheduler.io_class,
-        io_rate_bytes=scheduler.io_rate_bytes,
-        window=scheduler.window,
-        busy_latency_s=scheduler.busy_latency_s,
-        schedules={
-            "compact": scheduler.compact,
-            "expire": scheduler.expire,
-            "check": scheduler.check,
-            "witness": config.witness.every,
-        },
-    )
-
-
 def _free_bytes(path: Path) -> int:
     space = os.statvfs(path)
     return space.f_bavail * space.f_frsize
-
-
-def serve(config: Config, load: Callable[[], Config]) -> int:
-    """Run the service in this thread; the exit code. Raises StartError, StoreError, MilterError."""
-    logging_setup.set_up(config.log.level, config.log.format)
-    spare_the_collector()
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        return runner.run(_main(config, load))
-
-
-def spare_the_collector() -> None:
-    """Let Python look for cycles seldom: the mail path makes none, and what it makes is many small objects,
-    which by default are gone through a thousand times a second (a tenth of all its time)."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 50)
-
-
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """uvloop's loop where it is installed: a third more messages a second."""
-    try:
-        import uvloop
-    except ImportError:
-        return None
-    return cast("Callable[[], asyncio.AbstractEventLoop]", uvloop.new_event_loop)
-
-
-async def _main(config: Config, load: Callable[[], Config]) -> int:
-    return await Service(config, load).run()

@@ -122,9 +122,12 @@ class Spool:
         """How many messages wait."""
         return sum(1 for _ in self.directory.glob("*.envelope"))
 
-    def messages(self) -> Iterator[tuple[Delivery, Path]]:
-        """What waits: the delivery as it was to be, and the file with its bytes. Bad files are logged."""
+    def messages(self, *, own: bool = False) -> Iterator[tuple[Delivery, Path]]:
+        """What waits: the delivery as it was to be, and the file with its bytes. Bad files are logged. With
+        `own` only what is sealed and was put aside by this process, which nobody else may be able to open."""
         for envelope in sorted(self.directory.glob("*.envelope")):
+            if own and envelope not in self._seals:
+                continue
             try:
                 delivery = records.decode(b"".join(self.read(envelope)))
             except (OSError, ValueError, StoreError) as exc:

@@ -196,10 +196,18 @@ class Index:
         """Where a run may be written until it is taken in."""
         return self.path / f"{os.getpid()}-{os.urandom(6).hex()}.tmp"
 
-    @contextlib.contextmanager
-    def _merging(self, *, wait: bool) -> Iterator[bool]:
+    def _merging(self, *, wait: bool) -> contextlib.AbstractContextManager[bool]:
         """The right to replace runs, for one at a time among all processes. False when somebody has it."""
-        lock = self.path / "merge.lock"
+        return self._alone("merge.lock", wait=wait)
+
+    def catching_up(self) -> contextlib.AbstractContextManager[bool]:
+        """The right to fill an index that was lost: two at it would only be in each other's way. False when
+        somebody has it."""
+        return self._alone("catch-up.lock", wait=False)
+
+    @contextlib.contextmanager
+    def _alone(self, name: str, *, wait: bool) -> Iterator[bool]:
+        lock = self.path / name
         fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             adopt(lock)

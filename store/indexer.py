@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import queue
 import threading
+import time
 from collections.abc import Callable
 
 from store.errors import DamagedError, StoreError
@@ -18,6 +19,9 @@ from store.writer import Pending
 
 log = logging.getLogger(__name__)
 _STEP_S = 0.2
+_EAGER_STEP_S = 0.01
+_REST = 4
+"""an eager indexer rests this many times as long as its last step took"""
 _RETRY_S = 2.0
 
 
@@ -25,13 +29,21 @@ class Indexer:
     """The thread that applies committed groups to the index."""
 
     def __init__(
-        self, view: View, *, behind: bool = False, note: Callable[[CaughtUp], None] = lambda _caught: None
+        self,
+        view: View,
+        *,
+        behind: bool = False,
+        note: Callable[[CaughtUp], None] = lambda _caught: None,
+        eager: bool = False,
     ) -> None:
-        """With `behind` the index is caught up with all streams first; `note` is told what was found."""
+        """With `behind` the index is caught up with all streams first; `note` is told what was found. An
+        `eager` one takes steps as short as it can without being busy with them."""
         self.pending = Pending()
         self.catching_up = behind
         self._view = view
         self._note = note
+        self._eager = eager
+        self._took_s = 0.0
         self._queue: queue.SimpleQueue[Group | None] = queue.SimpleQueue()
         self._put = 0
         self._done = 0
@@ -77,7 +89,7 @@ class Indexer:
         while not stopping:
             item = self._queue.get()
             if item is not None:
-                self._hurry.wait(_STEP_S)
+                self._hurry.wait(self._step_s())
             groups: list[Group] = []
             while True:
                 if item is None:
@@ -90,7 +102,13 @@ class Indexer:
                     break
             self._hurry.clear()
             if groups:
+                began = time.monotonic()
                 self._apply(groups)
+                self._took_s = time.monotonic() - began
+
+    def _step_s(self) -> float:
+        """How long groups gather before they are applied."""
+        return min(_STEP_S, max(_EAGER_STEP_S, _REST * self._took_s)) if self._eager else _STEP_S
 
     def _apply(self, groups: list[Group]) -> None:
         while True:
@@ -134,9 +152,12 @@ class Indexer:
         log.info("the index is being rebuilt from the streams; mail is captured meanwhile")
         while not self._closing.is_set():
             try:
-                for stream in self._view.names():
-                    self._note(self._view.catch_up(stream))
-                break
+                with self._view.index.catching_up() as may:
+                    for stream in self._view.names() if may else ():
+                        self._note(self._view.catch_up(stream))
+                if may:
+                    break
+                self._closing.wait(_STEP_S)  # another process does it: what it has done is done for us
             except (StoreError, OSError) as exc:
                 log.error("the index cannot be rebuilt yet: %s", exc)
                 self._closing.wait(_RETRY_S)

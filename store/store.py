@@ -144,6 +144,7 @@ class Store:
         self._indexer: Indexer | None = None
         self._pending = Pending()
         self._behind = False
+        self._eager = False
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
         try:
             self._open_view(wait=wait)
@@ -291,7 +292,7 @@ class Store:
             lock.release()
             raise
         self._note(caught)
-        self._indexer = Indexer(self.view, behind=self._behind, note=self._note)
+        self._indexer = Indexer(self.view, behind=self._behind, note=self._note, eager=self._eager)
         self._writer = Writer(
             appender, self.index, directory,
             publish=self._indexer.put, reserve_bytes=reserve_bytes, on_group=on_group,
@@ -299,6 +300,12 @@ class Store:
         )  # fmt: skip
         self._pending = self._indexer.pending = self._writer.pending
         return self._writer
+
+    def among_others(self) -> None:
+        """Other processes write to this store as well, and look for duplicates in the index's runs: let what
+        is new here come there at once, and soon. To be called before `start_writing`."""
+        self.index.fresh_rows = 1
+        self._eager = True
 
     def end_pack(self, stream: str) -> None:
         """End the open pack of a stream that nobody writes. Raises `StoreLockedError` when somebody does."""

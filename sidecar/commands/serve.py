@@ -30,7 +30,7 @@ def command(
     Exit codes: 0 stopped in order, 1 cannot start or the store has failed, 2 configuration, 10-19 store.
     """
     from sidecar.config import load_default
-    from sidecar.service import serve
+    from sidecar.run import serve
 
     load = partial(load_default, config)
     raise typer.Exit(serve(load(), load))

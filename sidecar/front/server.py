@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import grp
 import logging
-import os
 import socket
+from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
 from sidecar.capture import Capturer
 from sidecar.front.policy import TOO_MANY_CONNECTIONS, FrontEvents, FrontLimits
 from sidecar.front.session import LmtpFront
+from sidecar.front.sharing import SharedListener, Siblings
 from sidecar.lmtp import Capabilities
-from sidecar.sockets import remove_stale_socket
+from sidecar.sockets import BACKLOG, bind_unix
 from sidecar.units import Address
 
 log = logging.getLogger(__name__)
 
-_BACKLOG = 128
 _UNREADABLE = 10_000
 """how many queue ids are remembered whose message cannot be sent from the store"""
 
@@ -36,7 +35,8 @@ class _Refuser(asyncio.Protocol):
 class FrontServer:
     """Listens at `listen` and relays to `downstream`; one for the process, in one event loop.
 
-    `limits` and `downstream` may be replaced while it runs: sessions look at them for each step.
+    `limits` and `downstream` may be replaced while it runs: sessions look at them for each step. From
+    `listeners`, sockets that other workers accept from as well, it takes its share; `siblings` tells of them.
     """
 
     def __init__(
@@ -50,6 +50,8 @@ class FrontServer:
         hostname: str = "",
         socket_mode: int = 0o660,
         socket_group: str = "",
+        listeners: Sequence[socket.socket] = (),
+        siblings: Siblings = lambda: (),
     ) -> None:
         self.capturer = capturer
         self.downstream = downstream
@@ -66,23 +68,35 @@ class FrontServer:
         self._socket_group = socket_group
         self._server: asyncio.Server | None = None
         self._sessions: set[LmtpFront] = set()
+        self._listeners = listeners
+        self._siblings = siblings
+        self._shared: list[SharedListener] = []
 
     async def start(self) -> None:
         """Listen. Raises OSError, and ValueError for port 25 (RFC 2033 5 forbids LMTP there)."""
         loop = asyncio.get_running_loop()
-        if self.address.is_unix:
-            listener = _bind_unix(Path(self.address.path), self._socket_mode, self._socket_group)
-            self._server = await loop.create_unix_server(self._accept, sock=listener, backlog=_BACKLOG)
+        if self._listeners:
+            self._shared = [
+                SharedListener(
+                    listener, self._accept, self._not_connected, lambda: len(self._sessions), self._siblings
+                )
+                for listener in self._listeners
+            ]
+        elif self.address.is_unix:
+            listener = bind_unix(Path(self.address.path), self._socket_mode, self._socket_group)
+            self._server = await loop.create_unix_server(self._accept, sock=listener, backlog=BACKLOG)
         else:
             if self.address.port == 25:
                 raise ValueError("LMTP must not listen on port 25")
             self._server = await loop.create_server(
-                self._accept, self.address.host, self.address.port, backlog=_BACKLOG
+                self._accept, self.address.host, self.address.port, backlog=BACKLOG
             )
             self.address = Address(self.address.host, self._server.sockets[0].getsockname()[1])
 
     def close_listeners(self) -> None:
         """Take no more connections; those that are here go on. Idempotent."""
+        for shared in self._shared:
+            shared.close()
         if self._server is not None and self._server.is_serving():
             self._server.close()
             if self.address.is_unix:
@@ -95,6 +109,8 @@ class FrontServer:
         """
         self.close_listeners()
         self.draining = True
+        for shared in self._shared:
+            await shared.settle()
         await asyncio.sleep(0)  # whoever was accepted just now gets its task
         for session in self._sessions:
             session.wakeup.wake()
@@ -127,29 +143,15 @@ class FrontServer:
         self._sessions.discard(session)
         self.events.connections(-1)
 
+    def _not_connected(self, protocol: asyncio.Protocol) -> None:
+        if isinstance(protocol, LmtpFront):
+            self.left(protocol)
+
     def _accept(self) -> asyncio.Protocol:
-        if len(self._sessions) >= self.limits.max_connections:
+        if len(self._sessions) + sum(self._siblings()) >= self.limits.max_connections:
             return _Refuser()
         # Counted here and not when its task starts: a burst is accepted in one go.
         session = LmtpFront(self, asyncio.get_running_loop())
         self._sessions.add(session)
         self.events.connections(+1)
         return session
-
-
-def _bind_unix(path: Path, mode: int, group: str) -> socket.socket:
-    """A bound unix socket. One that a dead process left behind is replaced; one that answers is not."""
-    remove_stale_socket(path)
-    listener = socket.socket(socket.AF_UNIX)
-    try:
-        listener.bind(str(path))
-        # Before listen, so that nobody connects who may not.
-        path.chmod(mode)
-        if group:
-            os.chown(path, -1, grp.getgrnam(group).gr_gid)
-    except (OSError, KeyError) as exc:
-        listener.close()
-        if isinstance(exc, KeyError):
-            raise OSError(f"{path}: there is no group {group!r}") from exc
-        raise
-    return listener

@@ -1,4 +1,4 @@
-"""`python -m tests.bench [NAME]...`: mail, size, ingest, sealed, read, compaction, scale, proof, or `store`.
+"""`python -m tests.bench [NAME]...`: what is asked for, of the benches below, or `store`.
 
 Without a name `mail` and `store`, as `make bench` runs them. `store` is size, ingest, sealed, read
 and compaction.
@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib
 import sys
 
-BENCHES = ("mail", "size", "ingest", "sealed", "read", "compaction", "scale", "proof")
+BENCHES = ("mail", "size", "ingest", "sealed", "read", "compaction", "scale", "proof", "workers")
 GROUPS = {"store": ("size", "ingest", "sealed", "read", "compaction")}
 
 

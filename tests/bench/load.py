@@ -2,7 +2,8 @@
 
 `python -m tests.bench.load HOST:PORT KIND COUNT SESSIONS RECIPIENT` prints the seconds from the first command
 to the last reply. Every message differs in header and body, so that nothing is deduplicated away; all are
-made before the clock starts. Connections stay open over messages, as Postfix keeps them under load.
+made before the clock starts. Connections stay open over messages, as Postfix keeps them under load. With
+`wait` behind it says `ready` and waits for a line before it begins, and for another before it ends.
 """
 
 from __future__ import annotations
@@ -139,13 +140,16 @@ class Load:
         if not self._done.done():
             self._done.set_exception(RuntimeError(line.decode(errors="replace")))
 
-    async def run(self, host: str, port: int, sessions: int) -> float:
+    async def run(self, host: str, port: int, sessions: int, *, wait: bool) -> float:
         """Seconds from first command to last reply."""
         loop = asyncio.get_running_loop()
         open_sessions = [
             (await loop.create_connection(lambda: Session(self), host, port))[1] for _ in range(sessions)
         ]
         await self._ready.wait()
+        if wait:
+            print("ready", flush=True)
+            await asyncio.to_thread(sys.stdin.readline)
         began = time.perf_counter()
         for session in open_sessions:
             session.go()
@@ -157,7 +161,11 @@ async def _main() -> None:
     address, kind, count, sessions, recipient = sys.argv[1:6]
     host, _, port = address.rpartition(":")
     load = Load(kind, int(count), int(sessions), recipient.encode())
-    print(await load.run(host, int(port), int(sessions)))
+    wait = sys.argv[6:] == ["wait"]
+    elapsed = await load.run(host, int(port), int(sessions), wait=wait)
+    print(elapsed, flush=True)
+    if wait:
+        await asyncio.to_thread(sys.stdin.readline)  # what it has used is looked up first
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ def check_job(store: Store, config: Config) -> Run:
     return check
 
 
-def compact_job(store: Store, config: Config) -> Run:
+def compact_job(store: Store, config: Config, others: object) -> Run:
     return lambda _: "nothing to give back \x1b[31m"
 
 

@@ -171,6 +171,20 @@ def test_a_slip_names_its_place_and_a_way_out(text: str, words: list[str]) -> No
     assert caught.value.exit_code == 2
 
 
+def test_workers_and_their_streams() -> None:
+    config = parse('[store]\nstream = "mx1"\n[lmtp]\nworkers = 4\n[milter]\nworkers = 2\n')
+    assert config.workers == 4
+    assert [config.store.stream_of(number) for number in (1, 2, 10)] == ["mx1", "mx1-2", "mx1-10"]
+    assert parse(LEAST).workers == 1
+    longest = StoreConfig(stream="x" * 63)
+    assert longest.stream_of(1) == "x" * 63
+    assert longest.stream_of(64) == "x" * 61 + "-64"
+    for count in (0, 65):
+        with pytest.raises(ConfigError, match=f"workers.*{count} is not from 1 to 64"):
+            parse(f"[lmtp]\nworkers = {count}\n")
+    assert reloadable_changes(parse(LEAST), parse("[lmtp]\nworkers = 2\n")) == ({}, ["lmtp.workers"])
+
+
 def test_any_free_port_may_be_asked_for_twice() -> None:
     assert parse("[lmtp]\nlisten='127.0.0.1:0'\n[metrics]\nlisten='127.0.0.1:0'").metrics is not None
 
