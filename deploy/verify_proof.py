@@ -58,12 +58,12 @@ def verify(proof: Path, message: Path | None, kept: Path | None, key: str | None
         raise NotProvedError("that is not a proof that this script knows")
     store, size, root = stream_in(told["head"], told["stream"])
     fact = base64.b64decode(told["fact"], validate=True)
-    if fact[0] != 1:
+    if fact[0] & 0x7F != 1:
         raise NotProvedError("the fact is no delivery")
     path = [base64.b64decode(part, validate=True) for part in told["path"]]
     if not included(blake3(b"\0" + fact).digest(), told["number"], size, path, root):
         raise NotProvedError("the fact is not in the history that its head vouches for")
-    delivery, end = unpack(fact, 1)
+    delivery, end = unpack(fact, 17 if fact[0] & 0x80 else 1)  # from a sealed store: 16 bytes of salt
     if end != len(fact):
         raise NotProvedError("something follows the fact")
     id_, time_us, leg, content, length, envelope, queue_id, subject = (*delivery, b"", b"")[:8]

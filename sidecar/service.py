@@ -295,7 +295,8 @@ class Service:
                 count = await asyncio.to_thread(
                     self._capturer.drain_spool, self._stop.is_set, own=not self._leads
                 )
-                log.info("%d messages came from the spool into the store", count)
+                if count:
+                    log.info("%d messages came from the spool into the store", count)
         except Exception:
             log.exception("the spool could not be brought into the store; it stays")
 

@@ -226,7 +226,7 @@ class _Reading:
         known = self._vouched
         if fact.data is None:
             self._check.report.sealed += 1
-        elif fact.data[0] in _TELLING:
+        elif records.type_in(fact.data) in _TELLING:
             self._check.take(fact.data, later=known is None or number >= known.facts)
         if self._lost:
             return

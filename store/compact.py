@@ -509,7 +509,7 @@ class _Work:
             about = entry.delivery
         if entry is None or about is None or about not in self.garbage.removed:
             return data
-        return records.encode(Stub(leaf=records.leaf(data), delivery=about, type=data[0]))
+        return records.encode(Stub(leaf=records.leaf(data), delivery=about, type=records.type_in(data)))
 
 
 def _replaced(directory: Path, unit: Unit, segment: Segment) -> tuple[Path, ...]:

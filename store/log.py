@@ -25,7 +25,6 @@ from store.segments import pack_path, written_packs
 DEFAULT_PACK_BYTES = 256 << 20
 COMPACT_LOCK = "compact.lock"
 _ENTRIES_BYTES = 1 << 20
-_SALT_BYTES = 16
 _KEYS_EVERY_BYTES = 16 << 20
 _TO_SEAL = frozenset({RecordType.CHUNKS, RecordType.ENTRIES})
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -174,7 +173,7 @@ class StreamLog:
     def encode(self, entry: records.Entry) -> bytes:
         """A new entry as it is to stand in this stream. Where it is sealed facts hold something that nobody
         can guess, since their leaves stand in the clear."""
-        return records.encode(entry, os.urandom(_SALT_BYTES) if self._keyring.seals else b"")
+        return records.encode(entry, os.urandom(records.SALT_BYTES) if self._keyring.seals else b"")
 
     def append_entries(self, entries: list[bytes]) -> list[Location]:
         """ENTRIES records, as many as keep each of bounded size; where each entry lies."""

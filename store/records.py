@@ -220,25 +220,28 @@ _encoder = msgspec.msgpack.Encoder()
 _decoders: dict[int, msgspec.msgpack.Decoder[Entry]] = {
     int(t): msgspec.msgpack.Decoder(cls) for cls, t in _TYPE_OF.items()
 }
+SALT_BYTES = 16
+"""what makes a fact's leaf tell nothing to whoever guesses the fact"""
+_SALTED = 0x80
 _UNSALTED = frozenset({EntryType.STUB, EntryType.CONTENT})
 _PREFIX = {cls: bytes([t]) for cls, t in _TYPE_OF.items()}
 
 
 def encode(entry: Entry, salt: bytes = b"") -> bytes:
-    """An entry as it stands in the log: its type byte, then msgpack. With `salt` (16 bytes) a fact has one
-    field more than it is known to have, which readers ignore."""
-    data = _PREFIX[type(entry)] + _encoder.encode(entry)
-    if not salt or data[0] in _UNSALTED:
-        return data
-    # All facts are msgpack arrays of less than 15 fields, whose head is one byte.
-    return b"".join((data[:1], bytes([data[1] + 1]), data[2:], _encoder.encode(salt)))
+    """An entry as it stands in the log: its type byte, then msgpack. A fact with a `salt` (`SALT_BYTES`) has
+    it between the two, and the upper bit of its type set."""
+    kind = _TYPE_OF[type(entry)]
+    if not salt or kind in _UNSALTED:
+        return _PREFIX[type(entry)] + _encoder.encode(entry)
+    return b"".join((bytes([kind | _SALTED]), salt, _encoder.encode(entry)))
 
 
 def decode(data: bytes) -> Entry:
     """The entry in `data`. Raises `ValueError` when it is none (msgspec's errors are ValueErrors)."""
-    if not data or data[0] not in _decoders:
+    if not data or type_in(data) not in _decoders:
         raise ValueError(f"unknown entry type {data[:1].hex() or 'none'}")
-    entry: Entry = _decoders[data[0]].decode(memoryview(data)[1:])
+    body = 1 + SALT_BYTES if data[0] & _SALTED else 1
+    entry: Entry = _decoders[type_in(data)].decode(memoryview(data)[body:])
     if isinstance(entry, Content) and any(len(c) > CHUNK_ID_BYTES for r in entry.runs for c in r.chunks):
         return _shortened(entry)
     return entry
@@ -255,9 +258,14 @@ def type_of(entry: Entry) -> EntryType:
     return _TYPE_OF[type(entry)]
 
 
+def type_in(data: bytes) -> int:
+    """The type of an encoded entry, also of one that this version does not know."""
+    return data[0] & ~_SALTED
+
+
 def is_fact(data: bytes) -> bool:
     """Whether an encoded entry is part of the chained history: types below 64 are, also unknown ones."""
-    return data[0] < EntryType.CONTENT
+    return type_in(data) < EntryType.CONTENT
 
 
 def leaf(data: bytes) -> bytes:
@@ -275,4 +283,4 @@ def leaf(data: bytes) -> bytes:
 
 def is_known(data: bytes) -> bool:
     """Whether this version knows the type of an encoded entry."""
-    return data[0] in _decoders
+    return type_in(data) in _decoders
