@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import sys
 from collections.abc import Callable
 from typing import cast
 
@@ -25,6 +26,7 @@ def serve(config: Config, load: Callable[[], Config]) -> int:
             return became
         worker = became
     spare_the_collector()
+    take_turns()
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         return runner.run(Service(config, load, worker).run())
 
@@ -35,6 +37,12 @@ def spare_the_collector() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)
+
+
+def take_turns() -> None:
+    """Let a thread that waits for Python's lock have it after 1 ms instead of 5: the one that merges runs of
+    the index works in Python alone, and the mail path asks for the lock after each system call."""
+    sys.setswitchinterval(0.001)
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

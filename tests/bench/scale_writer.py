@@ -14,7 +14,7 @@ import sys
 import time
 from pathlib import Path
 
-from sidecar.run import spare_the_collector
+from sidecar.run import spare_the_collector, take_turns
 from store.ids import DeliveryId, now_us
 from store.rows import Term
 from store.store import Query, Store
@@ -163,6 +163,7 @@ def main() -> None:
         stream.take(BATCH)
     stream.now_us = start_us
     spare_the_collector()  # as `serve` does
+    take_turns()
     say("started", **memory())
     with Store.open(path, create=True) as store:
         store.start_writing("bench")
