@@ -34,12 +34,13 @@ from tests.support.serving import Client, Serving, free_port
 from tests.support.workers import Workers
 
 ROUNDS = int(os.environ.get("MAILKEEP_BENCH_ROUNDS", "5"))
-MESSAGES, SESSIONS = 8000, 20
+MESSAGES, SESSIONS = 5000, 20
 STEADY_RATE = 150
 """messages a second: 13 million a day"""
 _TICKS = os.sysconf("SC_CLK_TCK")
 _STRANGERS = 0.08
-"""share of the cores that others may take in a run that counts"""
+"""share of the cores that others may take in a round that counts"""
+_TRIES = 6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,6 +131,7 @@ def measure(service: Serving, sink: int, count: int) -> Run:
 def throughput(where: Path) -> None:
     """Print the first table."""
     runs: dict[int, list[Run]] = {1: [], 2: []}
+    everything: dict[int, list[Run]] = {1: [], 2: []}
     with contextlib.ExitStack() as stack:
         port = free_port()
         stack.enter_context(program("tests.bench.sink", str(port)))
@@ -139,9 +141,18 @@ def throughput(where: Path) -> None:
         services = {n: stack.enter_context(serving(where / f"{n}", port, n)) for n in runs}
         for service in services.values():
             measure(service, sink, MESSAGES // 4)
-        for _ in range(ROUNDS):
-            for n, service in services.items():
-                runs[n].append(measure(service, sink, MESSAGES))
+        for _ in range(_TRIES * ROUNDS):
+            tried = {n: measure(service, sink, MESSAGES) for n, service in services.items()}
+            for n, run in tried.items():
+                everything[n].append(run)
+            if max(run.strangers for run in tried.values()) <= _STRANGERS:
+                for n, run in tried.items():
+                    runs[n].append(run)
+            if len(runs[1]) == ROUNDS:
+                break
+    quiet = len(runs[1])
+    if not quiet:
+        runs = everything
 
     def middle(n: int, what: str) -> float:
         return statistics.median(getattr(run, what) for run in runs[n])
@@ -159,11 +170,11 @@ def throughput(where: Path) -> None:
     notes = [
         f"CPU of load and sink a message: {middle(2, 'load_cpu_s') * 1e6:.0f} µs; cores busy with it: "
         f"{middle(1, 'busy'):.0%} with 1 worker, {middle(2, 'busy'):.0%} with 2",
-        f"others took up to {strangers:.0%} of the cores"
-        + (": NOT QUIET, these figures count for little" if strangers > _STRANGERS else ""),
+        f"{quiet} of {len(everything[1])} rounds were quiet, others taking up to {strangers:.0%} of the cores"
+        + ("" if quiet else ": NONE WAS, these figures count for little"),
     ]
-    title = f"2 workers against 1: 4 kB messages, {SESSIONS} sessions, {MESSAGES} a round, median of {ROUNDS}"
-    show("workers", f"{title} ({conditions()})", lines, notes)
+    title = f"2 workers against 1: 4 kB messages, {SESSIONS} sessions, {MESSAGES} a round"
+    show("workers", f"{title}, median of {len(runs[1])} ({conditions()})", lines, notes)
 
 
 async def feed(service: Serving, corpus: Corpus, rate: float) -> None:
