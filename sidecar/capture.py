@@ -148,8 +148,8 @@ class Capturer:
 
         While messages cannot be captured nothing is taken for a retry: it could not be read back.
         """
-        if not queue_id or not self._capturing:
-            return False
+        if not queue_id or not self._capturing or self.store.blind:
+            return False  # blind: neither the replies nor the message could be read back
         # What another worker has just taken is not in the index yet, nor what it took before it was killed.
         if self.others is not None and self.others.has_id(queue_id):
             return True

@@ -38,6 +38,9 @@ class Others(Protocol):
     def ask_to_roll(self, *, everything: bool) -> None:
         """Let them end their open packs as `end_open_pack` does, and wait until they have."""
 
+    def other_streams(self) -> list[str]:
+        """The streams that they write."""
+
 
 def _step(context: JobContext) -> Callable[[int], None]:
     def step(size: int) -> None:
@@ -83,15 +86,15 @@ def compact_job(store: Store, config: Current, others: Others | None) -> Run:
     """Rewrites closed packs; ends the open ones first if there is something in them that is worth it."""
 
     def run(context: JobContext) -> str:
-        if store.blind:
-            return "the store is sealed: `mailkeep compact --identity FILE` where the identity is"
         settings = config().store
         everything = _is_true(context.arguments.get("all", "false"))
         end_open_pack(store, settings, everything=everything)
         if others is not None:
             others.ask_to_roll(everything=everything)
-        close_open_packs(store)
+        close_open_packs(store, others.other_streams() if others is not None else ())
         store.settle_index()
+        if store.blind:
+            return "sealed: open packs were ended; go on with `mailkeep compact --identity FILE`"
         report = Compactor(
             store,
             CompactOptions(
@@ -126,6 +129,8 @@ def check_job(store: Store, config: Current) -> Run:  # noqa: ARG001 - as the ot
             log.error("check: %s: %s: %s", finding.kind, finding.where, finding.what)
         if findings:
             raise FoundDamageError(f"{len(findings)} findings; `mailkeep check` tells them")
+        if checker.checked.sealed:
+            return f"nothing wrong; {checker.checked.sealed} commits are sealed, and seen from without alone"
         return f"{checker.checked.deliveries} deliveries, nothing wrong"
 
     return run

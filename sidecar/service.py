@@ -291,7 +291,9 @@ class Service:
 
     async def _drain_spool(self) -> None:
         try:
-            if self._capturer.spool and self._capturer.spool.waiting():
+            # Others than the first take in what nobody else could open.
+            mine = self._leads or self._store.blind
+            if mine and self._capturer.spool and self._capturer.spool.waiting():
                 count = await asyncio.to_thread(
                     self._capturer.drain_spool, self._stop.is_set, own=not self._leads
                 )
@@ -335,6 +337,7 @@ class Service:
 
     def _reload(self, front: FrontServer | None, milter: MilterFront | None) -> None:
         notify.reloading()
+        generation = self._worker.generation() if self._worker else 0
         try:
             fresh = self._load()
         except ConfigError as exc:
@@ -344,7 +347,7 @@ class Service:
             self._take_up(fresh, front, milter)
             notify.ready("capturing mail")
         if self._worker:
-            self._worker.reloaded()
+            self._worker.reloaded(generation)
 
     def _take_up(self, fresh: Config, front: FrontServer | None, milter: MilterFront | None) -> None:
         changes, _ = reloadable_changes(self._loaded, fresh)

@@ -26,7 +26,7 @@ from pathlib import Path
 from sidecar import log as logging_setup
 from sidecar import notify, sockets
 from sidecar.board import Board, Cell, State
-from sidecar.config import Config, ConfigError
+from sidecar.config import Config
 from sidecar.metric_table import SIZE, passing
 from sidecar.metrics import Metrics
 from sidecar.milter_front import open_for_workers
@@ -43,8 +43,8 @@ _FIRST_DELAY_S = 0.1
 _LONGEST_DELAY_S = 10.0
 _HUNG_S = 60.0
 """a worker whose loop has not gone round for so long is killed, and started again"""
-_STOP_S = 60.0
-"""workers take 30 s for what is in flight; who is there after this is killed"""
+_STOP_S = 40.0
+"""workers take 30 s for what is in flight; who is there after this is killed (by systemd after 45 s)"""
 _RELOAD_S = 10.0
 
 
@@ -64,8 +64,7 @@ class _Post:
     ready_since: float | None = None
     due: float = 0.0
     delay_s: float = 0.0
-    reloads: float = 0.0
-    """how many it will have met when the last one is"""
+    ending_since: float | None = None
 
 
 class Supervisor:
@@ -94,6 +93,7 @@ class Supervisor:
 
         Raises ListenError, MilterError.
         """
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # were it ignored, nobody would tell us who has ended
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         self._board.put(0, Cell.PID, os.getpid())
         self._open_sockets()
@@ -112,7 +112,6 @@ class Supervisor:
             # A fault of ours: the workers see the end of the lifeline, finish what is in flight and end.
             log.critical("the supervisor ends on a fault")
             raise
-        self._close_sockets()
         log.info("all workers have ended")
         return self._exit_code
 
@@ -149,10 +148,17 @@ class Supervisor:
             if post.pid == 0 and self._stopping_since is None and time.monotonic() >= post.due:
                 sys.stdout.flush()
                 sys.stderr.flush()
-                post.pid = os.fork()
+                self._board.put(post.number, Cell.RELOADS, self._generation)
+                try:
+                    post.pid = os.fork()
+                except OSError as exc:  # no memory, too many processes: the others must not go down with it
+                    post.delay_s = min(max(_FIRST_DELAY_S, 2 * post.delay_s), _LONGEST_DELAY_S)
+                    post.due = time.monotonic() + post.delay_s
+                    log.error("worker %d cannot be started yet: %s", post.number, exc)
+                    continue
                 if post.pid == 0:
                     return self._become(post.number)
-                post.reloads = self._board.get(post.number, Cell.RELOADS)
+                post.ending_since = None
         return None
 
     def _become(self, number: int) -> Worker:
@@ -220,10 +226,15 @@ class Supervisor:
                     if self._started:
                         notify.status("capturing mail")
                         log.info("worker %d is ready again", post.number)
-                    if self._board.get(post.number, Cell.RELOADS) < post.reloads:
+                    if self._board.get(post.number, Cell.RELOADS) < self._generation:
                         self._signal(post, signal.SIGHUP)  # it was starting, and would not have survived it
                 if now - self._board.get(post.number, Cell.HEARTBEAT) > _HUNG_S:
                     log.critical("worker %d hangs, and is killed", post.number)
+                    self._signal(post, signal.SIGKILL)
+            elif post.pid and self._board.get(post.number, Cell.STATE) == State.STOPPING:
+                post.ending_since = post.ending_since or now
+                if now - post.ending_since > _STOP_S:
+                    log.critical("worker %d does not come to its end, and is killed", post.number)
                     self._signal(post, signal.SIGKILL)
         if not self._started and all(post.ready_since is not None for post in self._posts):
             self._started = True
@@ -242,7 +253,9 @@ class Supervisor:
         """For a signal, a worker's end, or the time of the next look."""
         busy = not self._started or self._reloading_since is not None
         look_s = _LOOK_STARTING_S if busy else min(_LOOK_S, (self._watchdog_s or _LOOK_S) / 2)
-        due = [post.due - time.monotonic() for post in self._posts if post.pid == 0 and self._started]
+        due = []
+        if self._started and self._stopping_since is None:
+            due = [post.due - time.monotonic() for post in self._posts if post.pid == 0]
         if any(post.pid and post.ready_since is None for post in self._posts):
             look_s = _LOOK_STARTING_S
         got = signal.sigtimedwait(_SIGNALS, max(0.0, min([look_s, *due])))
@@ -263,6 +276,7 @@ class Supervisor:
             notify.stopping("finishing what is in flight")
             for post in self._posts:
                 self._signal(post, signal.SIGTERM)
+            self._close_sockets()  # else the kernel would take connections that nobody answers
 
     def _signal(self, post: _Post, number: int) -> None:
         if post.pid:
@@ -271,24 +285,31 @@ class Supervisor:
 
     # -- a changed configuration
 
+    @property
+    def _generation(self) -> float:
+        """How often it has changed."""
+        return self._board.get(0, Cell.RELOADS)
+
     def _reload(self) -> None:
         notify.reloading()
         try:
             self._latest = self._load()
-        except ConfigError as exc:
+        except Exception as exc:  # noqa: BLE001 - whatever it is, mail goes on
             log.error("not reloaded, all goes on as before: %s", exc)
             notify.ready("capturing mail; the last reload failed")
             return
         logging_setup.set_level(self._latest.log.level)
         self._reloading_since = time.monotonic()
+        # Signals may melt into one, so what counts is which change a worker has seen.
+        self._board.put(0, Cell.RELOADS, self._generation + 1)
         for post in self._posts:
-            post.reloads += 1
             if post.ready_since is not None:
                 self._signal(post, signal.SIGHUP)
 
     def _look_at_reload(self, now: float) -> None:
         """Until all have met it, or some take too long."""
-        late = [p for p in self._posts if p.pid and self._board.get(p.number, Cell.RELOADS) < p.reloads]
+        now_is = self._generation
+        late = [p for p in self._posts if p.pid and self._board.get(p.number, Cell.RELOADS) < now_is]
         if late and now - (self._reloading_since or now) < _RELOAD_S:
             return
         if late:

@@ -62,9 +62,13 @@ class Worker:
         """Our store takes no more, and we go on without it."""
         self.board.put(self.number, Cell.FAILED, 1)
 
-    def reloaded(self) -> None:
+    def generation(self) -> float:
+        """Of the configuration: which change we are told of. To be asked before it is read."""
+        return self.board.get(0, Cell.RELOADS)
+
+    def reloaded(self, generation: float) -> None:
         """A changed configuration is taken up, or refused."""
-        self.board.put(self.number, Cell.RELOADS, self.board.get(self.number, Cell.RELOADS) + 1)
+        self.board.put(self.number, Cell.RELOADS, generation)
 
     # -- the others
 

@@ -9,6 +9,7 @@ facts only the leaves are known without an identity: then nothing is told of rem
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -28,7 +29,9 @@ from store.store import Store
 _TRIES = 5
 _NAMED = 20
 """findings of a kind that are told one by one"""
-_TELLING = frozenset({EntryType.ERASURE, EntryType.EXPIRY, EntryType.STUB})
+_REMOVALS = frozenset({EntryType.ERASURE, EntryType.EXPIRY})
+_DROPPED = frozenset({EntryType.DELIVERY, EntryType.OUTCOMES, EntryType.REPLAY})
+_TELLING = _REMOVALS | {EntryType.STUB}
 """facts that tell of what is gone"""
 
 
@@ -41,6 +44,8 @@ class Removed:
     owner: str
     reason: str
     deliveries: int = 0
+    facts: int = 0
+    """the facts about them that are named: what each of them had, and no more, should be gone"""
     first_us: int = 0
     last_us: int = 0
 
@@ -53,6 +58,8 @@ class SinceHead:
     sealed: int = 0
     """of these facts, of which without an identity only the leaves are known"""
     stubs: int = 0
+    unnamed: int = 0
+    """of these, that only a removal by an earlier version explains, which named no facts"""
     removed: list[Removed] = field(default_factory=list)
 
 
@@ -65,7 +72,7 @@ class HistoryCheck:
         self._store = store
         self._head = head
         self._step = step
-        self._stubs, self._named, self._unnamed, self._unfinished = (_Heaps() for _ in range(4))
+        self._stubs, self._named, self._unnamed = (_Heaps() for _ in range(3))
         self._since: dict[tuple[str, str, str], Removed] = {}
 
     def run(self) -> Iterator[Finding]:
@@ -87,6 +94,13 @@ class HistoryCheck:
             yield from self._unjustified()
         self.report.removed = sorted(self._since.values(), key=lambda one: one.first_us)
 
+    @property
+    def is_blind(self) -> bool:
+        """Whether nothing sealed can be read here, as on a host that has the public key alone. Where an
+        identity is given, or nothing is to be sealed, sealed facts that do not open are not as they should
+        be: anybody can seal rubbish beside true leaves."""
+        return self._store.keyring.seals and not self._store.keyring.identities
+
     def take(self, data: bytes, *, later: bool) -> None:
         """A fact that may tell of a removal; `later`: it came after the head. Raises `ValueError`."""
         match records.decode(data):
@@ -94,54 +108,87 @@ class HistoryCheck:
                 self.report.stubs += 1
                 self._stubs.add(stub.leaf[:LEAF_NAME_BYTES] + _eight(stub.delivery) + bytes([stub.type]))
             case Erasure() as fact:
-                self._removed(fact.facts, (fact.delivery,), (fact.delivery,) * fact.unfinished)
+                count = self._removed((fact.facts,) if fact.facts else (), (fact.delivery,))
                 if later:
-                    self._note(Removed("erased", fact.owner, fact.reason), 1, fact.time_us)
+                    self._note(Removed("erased", fact.owner, fact.reason), 1, count, fact.time_us)
             case Expiry() as fact:
-                self._removed(fact.facts, fact.deliveries, fact.unfinished)
+                count = self._removed(fact.facts, fact.deliveries)
                 if later:
-                    self._note(Removed("expired", fact.owner, fact.rule), len(fact.deliveries), fact.time_us)
+                    what = Removed("expired", fact.owner, fact.rule)
+                    self._note(what, len(fact.deliveries), count, fact.time_us)
 
-    def _removed(self, facts: bytes, deliveries: Sequence[bytes], unfinished: Sequence[bytes]) -> None:
-        if len(facts) % LEAF_NAME_BYTES:
-            raise ValueError("a removal that names facts by half")
-        for at in range(0, len(facts), LEAF_NAME_BYTES):
-            self._named.add(facts[at : at + LEAF_NAME_BYTES])
-        for delivery in unfinished if facts else deliveries:
-            # A removal by a version that named no facts justifies whatever is gone in its name.
-            (self._unfinished if facts else self._unnamed).add(_eight(delivery))
+    def _removed(self, facts: Sequence[bytes], deliveries: Sequence[bytes]) -> int:
+        """How many facts a removal names. A stub is justified by its leaf *and* its delivery, both named by
+        one removal: so what it counts is what is gone."""
+        if not facts:  # by a version that named no facts: it justifies whatever is gone in its name
+            for delivery in deliveries:
+                self._unnamed.add(_eight(delivery))
+            return 0
+        if len(facts) != len(deliveries):
+            raise ValueError("a removal that names the facts of other deliveries than it names")
+        count = 0
+        for delivery, names in zip(deliveries, facts, strict=True):
+            for name in records.names_in(names):
+                self._named.add(name + _eight(delivery))
+                count += 1
+        return count
 
-    def _note(self, kind: Removed, deliveries: int, time_us: int) -> None:
+    def _note(self, kind: Removed, deliveries: int, facts: int, time_us: int) -> None:
         known = self._since.setdefault((kind.what, kind.owner, kind.reason), kind)
         known.first_us = min(known.first_us or time_us, time_us)
         known.last_us = max(known.last_us, time_us)
         known.deliveries += deliveries
+        known.facts += facts
 
     def _unjustified(self) -> Iterator[Finding]:
         """Stubs of facts that no removal names."""
-        rest = _Heaps()
-        for number in range(256):
-            named = set(self._named.rows(number, LEAF_NAME_BYTES))
-            for row in self._stubs.rows(number, LEAF_NAME_BYTES + 9):
-                if row[:LEAF_NAME_BYTES] not in named:
-                    rest.add(row[LEAF_NAME_BYTES:])
-        found: set[bytes] = set()
-        for number in range(256):
-            unnamed, unfinished = (set(h.rows(number, 8)) for h in (self._unnamed, self._unfinished))
-            for row, count in Counter(rest.rows(number, 9)).items():
-                delivery, kind = row[:8], row[8]
-                alone = count == 1  # a delivery is recorded once, and so are its replies
-                if not (
-                    (delivery in unnamed and (alone or kind != EntryType.DELIVERY))
-                    or (delivery in unfinished and alone and kind == EntryType.OUTCOMES)
-                ):
-                    found.add(delivery)
+        found = self._look()
+        if found:  # a removal and compaction may have come while another stream was being read
+            self._read_removals()
+            found = self._look()
         for delivery in sorted(found)[:_NAMED]:
             readable = " that can be read here" if self.report.sealed else ""
             what = f"a fact is gone in the name of this delivery, and no erasure or expiry{readable} names it"
             yield Finding("history", delivery.hex(), what)
         if len(found) > _NAMED:
             yield Finding("history", str(self._store.path), f"the same for {len(found) - _NAMED} more")
+
+    def _look(self) -> set[bytes]:
+        """The deliveries in whose name facts are gone that no removal names."""
+        rest, kinds = _Heaps(), _Heaps()
+        for number in range(256):
+            named = set(self._named.rows(number, LEAF_NAME_BYTES + 8))
+            for row in self._stubs.rows(number, LEAF_NAME_BYTES + 9):
+                kinds.add(row[LEAF_NAME_BYTES:])
+                if row[:-1] not in named:
+                    rest.add(row[LEAF_NAME_BYTES:])
+        found: set[bytes] = set()
+        self.report.unnamed = 0
+        for number in range(256):
+            for row, count in Counter(kinds.rows(number, 9)).items():
+                # A delivery is recorded once, and facts of other types are never dropped.
+                if row[8] not in _DROPPED or (row[8] == EntryType.DELIVERY and count > 1):
+                    found.add(row[:8])
+            unnamed = set(self._unnamed.rows(number, 8))
+            for row in rest.rows(number, 9):
+                if row[:8] in unnamed:
+                    self.report.unnamed += 1
+                else:
+                    found.add(row[:8])
+        return found
+
+    def _read_removals(self) -> None:
+        for name in self._store.view.names():
+            directory = self._store.path / "streams" / name
+            for part in stream_files(directory).parts:
+                for number in packs_of(part):
+                    with contextlib.suppress(ValueError, OSError):  # what is wrong with it has been told
+                        path = pack_path(directory, number)
+                        for group in fact_groups(path, self._store.id, self._store.keyring, None):
+                            for fact in group.facts:
+                                if fact.data and records.type_in(fact.data) in _REMOVALS:
+                                    self.take(fact.data, later=False)
+                            self._step(0)
 
 
 class _Reading:
@@ -165,6 +212,7 @@ class _Reading:
         self._chain = initial_state(store.id, name).chain
         self._again = 0
         self._lost = False
+        self._hidden = 0
         self._faults: list[Finding] = []
         self._readable = store.state(name).facts
         with store.index.read() as snapshot:
@@ -191,6 +239,9 @@ class _Reading:
             except ValueError as exc:
                 self._fault(self._place(part), str(exc))
             done, tries, self._again = last_of(part), 0, 0
+        if self._hidden and not self._check.is_blind:
+            what = f"{self._hidden} facts under the head are sealed for others: only their leaves are there"
+            self._faults.append(Finding("history", self._name, f"{what}, so what they say is not verified"))
         # A last group whose chunks are damaged has its facts, and passes for what a crash has left: nobody
         # but this check sees them.
         there = min(self._tree.size, self._readable)
@@ -226,6 +277,7 @@ class _Reading:
         known = self._vouched
         if fact.data is None:
             self._check.report.sealed += 1
+            self._hidden += known is not None and number < known.facts
         elif records.type_in(fact.data) in _TELLING:
             self._check.take(fact.data, later=known is None or number >= known.facts)
         if self._lost:

@@ -59,6 +59,8 @@ class PartResult(msgspec.Struct, kw_only=True):
     message_bytes: int = 0
     sealed: int = 0
     """groups with entries that no identity at hand opens"""
+    unread: int = 0
+    """messages of which that holds"""
 
     def count(self, checked: Checked) -> None:
         """Add what was looked at here."""
@@ -68,6 +70,7 @@ class PartResult(msgspec.Struct, kw_only=True):
         checked.messages_read += self.messages_read
         checked.message_bytes += self.message_bytes
         checked.sealed += self.sealed
+        checked.unread += self.unread
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +173,7 @@ class PartCheck:
         if self._reading:
             result.findings += self._reading.read()
             result.messages_read, result.message_bytes = self._reading.messages, self._reading.message_bytes
+            result.unread += self._reading.sealed
         return result
 
     def expected(self, sink: RowSink) -> None:

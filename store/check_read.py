@@ -33,6 +33,8 @@ class Reading:
     ) -> None:
         self.messages = 0
         self.message_bytes = 0
+        self.sealed = 0
+        """messages that no identity at hand opens"""
         self._store = store
         self._sample = sample
         self._step = step
@@ -79,12 +81,16 @@ class Reading:
                 self.message_bytes += len(piece)
                 self._step(len(piece))
             self.messages += 1
+        except SealedError:
+            self.sealed += 1
         except (DamagedError, NotFoundError) as exc:
             yield Finding("content", recipe.id.hex(), str(exc))
 
     def _chunk(self, chunk: ChunkId, where: Location) -> Iterator[Finding]:
         try:
             self._fetch(chunk)
+        except SealedError:
+            pass
         except DamagedError as exc:
             yield Finding("content", chunk.hex(), f"a chunk: {exc} ({where.pack}:{where.offset})")
         self._step(where.size)
@@ -94,6 +100,7 @@ class Reading:
         why = f"chunk {chunk.hex()} is missing"
         where = self._chunks.get(chunk)
         bad: set[Record] = set()
+        sealed: SealedError | None = None
         for _ in range(_TRIES):
             if where is None:
                 with self._store.index.read() as snapshot:
@@ -105,8 +112,12 @@ class Reading:
                 if chunk_id(data, self._store.key) == chunk:
                     return data
                 why = f"chunk {chunk.hex()} is not what it was"
-            except (DamagedError, SealedError) as exc:
+            except SealedError as exc:
+                sealed = exc
+            except DamagedError as exc:
                 why = str(exc)
             bad.add(where.record)
             where = None
+        if sealed is not None:
+            raise sealed
         raise DamagedError(why)

@@ -13,9 +13,9 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -33,7 +33,7 @@ from store.records import Content, Delivery, Outcomes, Replay, Stub
 from store.regroup import FILES, class_of, file_type, thread_key
 from store.scan import is_sealed, key_of_pack, keys_record, scan_groups, scan_segment
 from store.sealing import sealed_for
-from store.segments import Files, Part, Segment, first_of, pack_path, packs_of, stream_files
+from store.segments import Files, Part, Segment, first_of, last_of, pack_path, packs_of, stream_files
 from store.store import Store
 from store.view import find_end
 
@@ -111,9 +111,10 @@ def waiting(store: Store) -> list[str]:
     return found
 
 
-def close_open_packs(store: Store) -> None:
-    """End the newest pack of every stream that nobody writes, so that it too may be compacted."""
-    for name in store.view.names():
+def close_open_packs(store: Store, besides: Iterable[str] = ()) -> None:
+    """End the newest pack of every stream that nobody writes, so that it too may be compacted; streams
+    `besides` are somebody's who may just not be there."""
+    for name in set(store.view.names()).difference(besides):
         directory = store.path / "streams" / name
         newest = stream_files(directory).newest
         if newest is None or pack_path(directory, newest).stat().st_size <= layout.PACK_HEADER_BYTES:
@@ -265,7 +266,7 @@ class Compactor:
                     return
                 self._store.view.adopt(unit.stream, segment, verified=True, pardon=work.garbage.token)
                 work.garbage.note_held()
-                self._remove(directory, _replaced(directory, unit, segment))
+                self._remove(directory, _replaced(directory, work.unit, segment))
         except (StoreLockedError, DamagedError) as exc:
             self._skip(unit, str(exc))
             return
@@ -298,7 +299,7 @@ class _Work:
     ) -> None:
         self._store = store
         self._directory = directory
-        self._unit = unit
+        self._unit = self.unit = unit
         self._files = files
         self._options = options
         self._progress = progress
@@ -313,6 +314,9 @@ class _Work:
         if not self._gather():
             return None
         assert self._end is not None  # noqa: S101 - a unit has at least one pack
+        # Packs at the end in which nothing was ever committed are not stood for, so they stay.
+        end = self._end.pack
+        self.unit = replace(self._unit, parts=tuple(p for p in self._unit.parts if last_of(p) <= end))
         newest = max(segments.all_packs(self._directory), default=0)
         stream = StreamLog(
             self._directory, self._store.id, self._start, lock=None, new_pack=True,
@@ -507,9 +511,9 @@ class _Work:
             about = entry.id
         elif isinstance(entry, Outcomes | Replay):
             about = entry.delivery
-        if entry is None or about is None or about not in self.garbage.removed:
+        if entry is None or about is None or not self.garbage.goes(about, leaf := records.leaf(data)):
             return data
-        return records.encode(Stub(leaf=records.leaf(data), delivery=about, type=records.type_in(data)))
+        return records.encode(Stub(leaf=leaf, delivery=about, type=records.type_in(data)))
 
 
 def _replaced(directory: Path, unit: Unit, segment: Segment) -> tuple[Path, ...]:

@@ -36,6 +36,8 @@ class Checked:
     message_bytes: int = 0
     sealed: int = 0
     """groups whose facts no identity at hand opens: checked from without"""
+    unread: int = 0
+    """messages that no identity at hand opens"""
     """bytes of messages put together (`read_data`)"""
     bytes_done: int = 0
     bytes_total: int = 0

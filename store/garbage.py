@@ -19,11 +19,21 @@ from store.ids import ChunkId, ContentId, DeliveryId
 from store.layout import PACK_HEADER_BYTES
 from store.places import Damage, Group, Location, stream_number
 from store.plan import in_force
-from store.records import Content, Delivery, EntryType, Hold
+from store.records import (
+    LEAF_NAME_BYTES,
+    Content,
+    Delivery,
+    Entry,
+    EntryType,
+    Erasure,
+    Expiry,
+    Hold,
+    removed_with,
+)
 from store.rows import Table, Term
 from store.scan import key_of_pack, recipes
 from store.segments import first_of, pack_path, packs_of, stream_files
-from store.snapshot import Snapshot
+from store.snapshot import REMOVED, Snapshot
 
 if TYPE_CHECKING:
     from store.plan import Unit
@@ -45,6 +55,8 @@ class Garbage:
         self._store = store
         self._stream = stream
         self._unit = unit
+        self._names: dict[DeliveryId, frozenset[bytes] | None] = {}
+        self._removals: dict[Location, Entry] = {}
         self._held: set[DeliveryId] = set()
         self._holds = ""
         self._outside: set[ChunkId] = set()
@@ -137,7 +149,11 @@ class Garbage:
         """What a group says: which deliveries are removed, and what the recipes of the others use."""
         for entry, _ in group.entries:
             if isinstance(entry, Delivery) and snapshot.is_removed(entry.id):
-                (self._held if held_by(holds, entry) else self.removed).add(entry.id)
+                if held_by(holds, entry):
+                    self._held.add(entry.id)
+                else:
+                    self.removed.add(entry.id)
+                    self._names[entry.id] = self._named(snapshot, entry.id)
                 self._erased |= any(kind == EntryType.ERASURE for kind, _ in snapshot.delivery(entry.id))
                 named.add(entry.content)
         for entry, _ in group.entries:
@@ -146,6 +162,29 @@ class Garbage:
                     dead[entry.id] = entry
                 else:
                     used |= _chunks_of(entry)
+
+    def _named(self, snapshot: Snapshot, delivery: DeliveryId) -> frozenset[bytes] | None:
+        """The facts that go with a removed delivery; None for all there are."""
+        names: set[bytes] = set()
+        for kind, where in snapshot.delivery(delivery):
+            if kind in REMOVED:
+                if where not in self._removals:
+                    self._removals = {where: self._store.entry(where)}  # of many that expired together
+                removal = self._removals[where]
+                assert isinstance(removal, Erasure | Expiry)  # noqa: S101 - its row says so; for mypy
+                found = removed_with(removal, delivery)
+                if found is None:
+                    return None
+                names |= found
+        return frozenset(names)
+
+    def goes(self, delivery: DeliveryId, leaf: bytes) -> bool:
+        """Whether a fact about a delivery is dropped. What was recorded after the removal stays, for no stub
+        of it would be accounted for."""
+        if delivery not in self.removed:
+            return False
+        names = self._names.get(delivery)
+        return names is None or leaf[:LEAF_NAME_BYTES] in names
 
     def _all_removed(self, snapshot: Snapshot, holds: list[Hold], content: ContentId) -> bool:
         """Whether every delivery of a message was removed and none is held."""

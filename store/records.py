@@ -139,8 +139,8 @@ class Erasure(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     message back looks for `content`, the message's content id keyed with the store's key (16 bytes).
 
     `facts` names what goes with it: of each fact about the delivery the first `LEAF_NAME_BYTES` of its leaf,
-    end to end. With `unfinished` the replies were not yet known, and the record of them goes, too. So nothing
-    else can pass for having been erased."""
+    end to end. So nothing else can pass for having been erased; what is recorded of it later stays. (None
+    named: by an earlier version, all of it.)"""
 
     delivery: DeliveryId
     time_us: int
@@ -148,18 +148,16 @@ class Erasure(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     reason: str
     content: bytes = b""
     facts: bytes = b""
-    unfinished: bool = False
 
 
 class Expiry(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
-    """Deliveries dropped by age, under which rule; `facts` and which are `unfinished` as in `Erasure`."""
+    """Deliveries dropped by age, under which rule; `facts` as in `Erasure`, for each of them."""
 
     time_us: int
     rule: str
     owner: str
     deliveries: tuple[DeliveryId, ...]
-    facts: bytes = b""
-    unfinished: tuple[DeliveryId, ...] = ()
+    facts: tuple[bytes, ...] = ()
 
 
 class Stub(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
@@ -256,6 +254,25 @@ def _shortened(recipe: Content) -> Content:
 def type_of(entry: Entry) -> EntryType:
     """The type under which an entry stands in the log."""
     return _TYPE_OF[type(entry)]
+
+
+def removed_with(removal: Erasure | Expiry, delivery: DeliveryId) -> frozenset[bytes] | None:
+    """The names of the facts that go with a delivery by this removal; None where it names none, and means all
+    there are."""
+    if isinstance(removal, Erasure):
+        names = removal.facts
+    elif not removal.facts:
+        names = b""
+    else:
+        names = removal.facts[removal.deliveries.index(delivery)]
+    return names_in(names) if names else None
+
+
+def names_in(names: bytes) -> frozenset[bytes]:
+    """The names of facts that stand end to end. Raises `ValueError`."""
+    if len(names) % LEAF_NAME_BYTES:
+        raise ValueError("a removal that names facts by half")
+    return frozenset(names[at : at + LEAF_NAME_BYTES] for at in range(0, len(names), LEAF_NAME_BYTES))
 
 
 def type_in(data: bytes) -> int:

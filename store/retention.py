@@ -22,7 +22,7 @@ from store.ids import DeliveryId, now_us
 from store.looks import order, short_looks
 from store.records import Delivery, Entry, Erasure, Expiry, Hold, Leg
 from store.rows import Term
-from store.store import Query, Store, Traces
+from store.store import Query, Store
 from store.writer import Submission
 
 log = logging.getLogger(__name__)
@@ -243,24 +243,14 @@ def expire(
 
 def _expiry(store: Store, rule: str, owner: str, deliveries: Sequence[Delivery], step: Step) -> Expiry:
     names: list[bytes] = []
-    unfinished: list[DeliveryId] = []
     for number, delivery in enumerate(deliveries):
         if number % _STEP == 0:
             step()
-        traces = store.traces(delivery.id)
-        names.append(traces.facts)
-        if _is_unfinished(delivery, traces):
-            unfinished.append(delivery.id)
+        names.append(store.traces(delivery.id))
     return Expiry(
         time_us=now_us(), rule=rule, owner=owner, deliveries=tuple(delivery.id for delivery in deliveries),
-        facts=b"".join(names), unfinished=tuple(unfinished),
+        facts=tuple(names),
     )  # fmt: skip
-
-
-def _is_unfinished(delivery: Delivery, traces: Traces) -> bool:
-    """Whether its replies may yet be recorded; after a day they were lost."""
-    young = delivery.time_us > now_us() - _UNITS_US["d"]
-    return delivery.leg == Leg.LMTP and young and not traces.answered
 
 
 # -- erasure
@@ -308,15 +298,13 @@ def erase(
     )  # fmt: skip
     for start in range(0, len(erased), _BATCH):
         step()
-        facts: list[Entry] = []
-        for delivery, one in zip(found[start : start + _BATCH], erased[start : start + _BATCH], strict=True):
-            traces = store.traces(one.delivery)
-            facts.append(
-                Erasure(
-                    delivery=one.delivery, time_us=time_us, owner=owner, reason=reason, content=one.tombstone,
-                    facts=traces.facts, unfinished=_is_unfinished(delivery, traces),
-                )
-            )  # fmt: skip
+        facts: list[Entry] = [
+            Erasure(
+                delivery=one.delivery, time_us=time_us, owner=owner, reason=reason, content=one.tombstone,
+                facts=store.traces(one.delivery),
+            )
+            for one in erased[start : start + _BATCH]
+        ]  # fmt: skip
         record(store, facts)
     return Receipt(owner=owner, reason=reason, time_us=time_us, erased=erased)
 

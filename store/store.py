@@ -43,6 +43,7 @@ from store.places import Location, StreamState
 from store.records import (
     Content,
     Delivery,
+    Entry,
     EntryType,
     Erasure,
     Expiry,
@@ -90,15 +91,6 @@ class RemovedError(NotFoundError):
         day = time.strftime("%Y-%m-%d %H:%M", time.localtime(removal.time_us / 1e6))
         super().__init__(f"delivery {delivery.hex()[:10]} {what} on {day} by {removal.owner}: {why}")
         self.removal = removal
-
-
-@dataclass(frozen=True, slots=True)
-class Traces:
-    """The first bytes of the leaves of all facts about a delivery, end to end, and whether the replies are
-    among these."""
-
-    facts: bytes
-    answered: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -531,19 +523,22 @@ class Store:
                 return entry if isinstance(entry, Delivery) else None
         return None
 
-    def traces(self, delivery: DeliveryId) -> Traces:
-        """What names the facts about a delivery to whoever drops it. Raises `DamagedError`."""
+    def traces(self, delivery: DeliveryId) -> bytes:
+        """What names the facts about a delivery to whoever drops it, end to end. Raises `DamagedError`."""
         try:
             return self._traces(delivery)
         except PackGoneError:  # compaction replaced it between two looks
             return self._traces(delivery)
 
-    def _traces(self, delivery: DeliveryId) -> Traces:
+    def _traces(self, delivery: DeliveryId) -> bytes:
         with self.index.read() as snapshot:
-            places = [(kind, where) for kind, where in snapshot.delivery(delivery) if kind not in REMOVED]
-            leaves = [records.leaf(self._packs.encoded(where)) for _, where in places]
-        names = b"".join([leaf[: records.LEAF_NAME_BYTES] for leaf in leaves])
-        return Traces(names, any(kind == EntryType.OUTCOMES for kind, _ in places))
+            places = [where for kind, where in snapshot.delivery(delivery) if kind not in REMOVED]
+            leaves = [records.leaf(self._packs.encoded(where)) for where in places]
+        return b"".join([leaf[: records.LEAF_NAME_BYTES] for leaf in leaves])
+
+    def entry(self, where: Location) -> Entry:
+        """The entry at a place that the index gave. Raises `DamagedError`, `SealedError`."""
+        return self._packs.entry(where)
 
     def was_erased(self, content_id: ContentId) -> bool:
         """Whether this message was erased for good: whatever would bring it back must leave it."""

@@ -147,6 +147,8 @@ def command(
         looked_at = f"{checked.streams} streams, {checked.commits} commits, {checked.deliveries} deliveries"
         read = f", {format_size(checked.message_bytes)} of messages read" if read_data else ""
         print(f"{looked_at}{read}: {f'{findings} findings' if findings else 'nothing wrong'}")
+        if checked.unread:
+            print(f"{checked.unread} messages are sealed for other keys and were not read")
         if checked.sealed:
             print(
                 f"{checked.sealed} commits are sealed: their structure, checksums and history were verified; "
@@ -190,11 +192,15 @@ def _tell_since(head: Head, history: HistoryCheck) -> None:
     report = history.report
     print(f"read {report.facts} facts against {heads.told(head)}")
     if report.sealed:
-        print(f"  {report.sealed} of them are sealed: what was removed is told with --identity")
+        print(f"  NOT VERIFIED: {report.sealed} of them are sealed, and only their leaves were compared;")
+        print("  what they say, and what was removed, is verified with --identity")
+    if report.unnamed:
+        print(f"  {report.unnamed} facts are gone that only a removal by an earlier version explains")
     for removed in report.removed:
         when = f"{format_time(removed.first_us)} to {format_time(removed.last_us)}"
+        count = f"{removed.deliveries} deliveries, {removed.facts} facts"
         by = f"by {removed.owner}: {removed.reason}"
-        print(escaped(f"  since then {removed.what}: {removed.deliveries} deliveries, {when}, {by}"))
+        print(escaped(f"  since then {removed.what}: {count}, {when}, {by}"))
 
 
 def _since_object(head: Head | None, history: HistoryCheck) -> dict[str, Any]:
@@ -208,6 +214,7 @@ def _since_object(head: Head | None, history: HistoryCheck) -> dict[str, Any]:
         "facts": report.facts,
         "facts_sealed": report.sealed,
         "facts_gone": report.stubs,
+        "facts_gone_unnamed": report.unnamed,
         "removed": [told(removed) for removed in report.removed],
     }
 

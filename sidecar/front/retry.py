@@ -44,7 +44,13 @@ class Retry:
             # Let through uncaptured, but it was held back and is nowhere to be read from.
             self._server.cannot_resend(self._queue_id)
             return [], Reply.of(policy.NOT_KEPT)
-        known = await self._server.capturer.known_replies(self._queue_id, captured.content, captured.delivery)
+        try:
+            known = await self._server.capturer.known_replies(
+                self._queue_id, captured.content, captured.delivery
+            )
+        except StoreError:  # an earlier record that cannot be read must not defer the mail for ever
+            self._server.cannot_resend(self._queue_id)
+            raise
         everybody = self._transaction.accepted
         rest = []
         unknown = 0

@@ -143,11 +143,11 @@ def main(version: str, output: str) -> None:
                 Erasure(
                     delivery=first.delivery.id, time_us=now_us(), owner="dpo", reason="asked",
                     content=store.tombstone(first.delivery.content),
-                    facts=store.traces(first.delivery.id).facts,
+                    facts=store.traces(first.delivery.id),
                 ),
                 Expiry(
                     time_us=now_us(), rule="1d", owner="serve", deliveries=(second.delivery.id,),
-                    facts=store.traces(second.delivery.id).facts,
+                    facts=(store.traces(second.delivery.id),),
                 ),
             ]  # fmt: skip
             settled(store, facts)

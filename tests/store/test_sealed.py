@@ -232,6 +232,25 @@ def test_the_data_key_is_found_again_where_its_first_record_is_lost(path: Path) 
         assert len(b"".join(store.read(deliveries[-1].content))) == 1 << 20
 
 
+def test_packs_in_which_nothing_was_committed_are_no_loss(path: Path) -> None:
+    """Each start begins a new pack; compaction comes when some of them are empty."""
+    deliveries = fill(path, 3)
+    fill(path, 0)
+    fill(path, 0)
+    deliveries += fill(path, 2, start=3)
+    for _ in range(2):
+        with Store.open(path, identities=IDENTITIES) as store:
+            assert Compactor(store, CompactOptions(everything=True)).run().skipped == []
+            assert list(check(store, Checked(), read_data=True)) == []
+        fill(path, 0)
+        deliveries += fill(path, 1, start=len(deliveries))
+    shutil.rmtree(path / "index")
+    read_back(path, deliveries, IDENTITIES)
+    with Store.open(path, identities=IDENTITIES) as store:
+        assert store.damage == []
+        assert list(check(store, Checked(), read_data=True)) == []
+
+
 def test_holds_and_erasures_work_on_a_sealed_store(path: Path) -> None:
     deliveries = fill(path, 6)
     with Store.open(path, identities=IDENTITIES) as store:
