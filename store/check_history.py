@@ -73,6 +73,7 @@ class HistoryCheck:
         self._head = head
         self._step = step
         self._stubs, self._named, self._unnamed = (_Heaps() for _ in range(3))
+        self._blank = 0
         self._since: dict[tuple[str, str, str], Removed] = {}
 
     def run(self) -> Iterator[Finding]:
@@ -92,6 +93,11 @@ class HistoryCheck:
             yield from _Reading(self, self._store, name, head.stream(name), self._step).run()
         if not (self.report.sealed and self._store.blind):
             yield from self._unjustified()
+        if self._blank:
+            what = (
+                f"{self._blank} removals since the head do not name what they removed, as this version does"
+            )
+            yield Finding("history", str(self._store.path), what)
         self.report.removed = sorted(self._since.values(), key=lambda one: one.first_us)
 
     @property
@@ -107,6 +113,8 @@ class HistoryCheck:
             case Stub() as stub:
                 self.report.stubs += 1
                 self._stubs.add(stub.leaf[:LEAF_NAME_BYTES] + _eight(stub.delivery) + bytes([stub.type]))
+            case (Erasure() | Expiry()) as fact if later and not fact.facts:
+                self._blank += 1  # who takes heads names facts: this would be a licence for anything
             case Erasure() as fact:
                 count = self._removed((fact.facts,) if fact.facts else (), (fact.delivery,))
                 if later:

@@ -19,9 +19,12 @@ from store import layout, records
 from store.compact import CompactOptions, Compactor, close_open_packs
 from store.ids import DeliveryId, now_us
 from store.layout import NewChunk
+from store.log import StreamLog
 from store.notes import SignKey
-from store.records import Content, Delivery, Entry, EntryType, Erasure, Outcome, Outcomes, Stub
+from store.records import Content, Delivery, Entry, EntryType, Erasure, Expiry, Outcome, Outcomes, Stub
 from store.retention import Rule, erase, expire, record
+from store.scan import initial_state
+from store.sealing import Keyring, new_identity, recipients_of
 from store.segments import pack_path
 from store.store import Query, Store
 from tests.support.attacker import Attacker, Written
@@ -362,13 +365,20 @@ def test_an_erasure_by_the_attacker_shows(path: Path) -> None:
     """He may erase as anybody may who can write; but not in silence."""
     attacker = Attacker(path)
     gone = stubbed(attacker, 17)
-    forged = Erasure(delivery=gone.id, time_us=now_us(), owner="nobody", reason="none", content=b"x" * 16)
     groups = attacker.read()
+    names = b"".join(
+        entry.leaf[: records.LEAF_NAME_BYTES]
+        for entry in entries(groups)
+        if isinstance(entry, Stub) and entry.delivery == gone.id
+    )
+    forged = Erasure(
+        delivery=gone.id, time_us=now_us(), owner="nobody", reason="none", content=b"x" * 16, facts=names
+    )
     groups[-1].entries.append(forged)
     attacker.write(groups)
     ran = since(path)
     assert ran.code == 0, ran.out
-    assert "  since then erased: 1 deliveries, " in ran.out
+    assert "  since then erased: 1 deliveries, 2 facts, " in ran.out
     assert " by nobody: none" in ran.out
 
 
@@ -410,3 +420,83 @@ def test_a_head_that_somebody_altered(path: Path, tmp_path: Path) -> None:
     assert since(path).code == 0, (
         "without a key the forged head is believed: keep the key, or the head, elsewhere"
     )
+
+
+def all_stubbed(groups: list[Written], name: DeliveryId) -> bytes:
+    """Every message but one becomes stubs, all in the name of that one; what their leaves are called."""
+    names = b""
+    for group in groups:
+        kept: list[Entry] = []
+        for entry in group.entries:
+            if isinstance(entry, Content):
+                continue
+            if isinstance(entry, Delivery | Outcomes):
+                leaf = records.leaf(records.encode(entry))
+                kind = int(EntryType.OUTCOMES)
+                if isinstance(entry, Delivery) and entry.id == name:
+                    kind = int(EntryType.DELIVERY)
+                kept.append(Stub(leaf=leaf, delivery=name, type=kind))
+                names += leaf[: records.LEAF_NAME_BYTES]
+            else:
+                kept.append(entry)
+        group.entries = kept
+    return names
+
+
+def test_many_messages_gone_in_the_name_of_one_are_counted(path: Path) -> None:
+    """No hash covers in whose name a fact is gone; so the count of facts tells."""
+    groups = Attacker(path).read()
+    _, _, one = number_of(groups, 3)
+    names = all_stubbed(groups, one.id)
+    removal = Erasure(delivery=one.id, time_us=now_us(), owner="dpo", reason="request 88", facts=names)
+    groups.append(Written(entries=[removal]))
+    Attacker(path).write(groups)
+    told = next(line for line in since(path).lines if "since then" in line)
+    assert f"1 deliveries, {len(names) // records.LEAF_NAME_BYTES} facts" in told
+    assert len(names) // records.LEAF_NAME_BYTES > 70
+
+
+@pytest.mark.parametrize("deliveries", [(), None], ids=["names nobody", "names one"])
+def test_a_removal_that_does_not_name_what_it_removed(path: Path, deliveries: tuple[()] | None) -> None:
+    groups = Attacker(path).read()
+    _, _, one = number_of(groups, 3)
+    all_stubbed(groups, one.id)
+    ids = (one.id,) if deliveries is None else deliveries
+    removal = Expiry(time_us=now_us(), rule="keep 1y", owner="scheduler", deliveries=ids)
+    groups.append(Written(entries=[removal]))
+    Attacker(path).write(groups)
+    assert any("do not name what they removed" in line for line in history(since(path)))
+
+
+def test_a_stub_in_the_name_of_another_than_its_removal(path: Path) -> None:
+    groups = Attacker(path).read()
+    _, _, one = number_of(groups, 3)
+    _, _, other = number_of(groups, 4)
+    names = all_stubbed(groups, one.id)
+    removal = Erasure(delivery=other.id, time_us=now_us(), owner="dpo", reason="request 88", facts=names)
+    groups.append(Written(entries=[removal]))
+    Attacker(path).write(groups)
+    assert any("no erasure or expiry names it" in line for line in history(since(path)))
+
+
+def test_true_leaves_beside_sealed_rubbish(path: Path) -> None:
+    """Somebody seals nothing, for a key of his own, and writes the leaves of the history beside it."""
+    attacker = Attacker(path)
+    groups = attacker.read()
+    for old in attacker.directory.glob("*.pack"):
+        old.unlink()
+    attacker.forget()
+    log = StreamLog(
+        attacker.directory, attacker.about.id, initial_state(attacker.about.id, "host"), lock=None,
+        new_pack=True, keyring=Keyring(recipients_of([new_identity()[1]])),
+    )  # fmt: skip
+    for group in groups:
+        facts = [data for entry in group.entries if records.is_fact(data := records.encode(entry))]
+        leaves = [records.leaf(fact) for fact in facts]
+        rubbish = layout.encode_entries([b"\x01rubbish"], 3)
+        where = log._append(layout.RecordType.ENTRIES, rubbish, leaves)
+        log._leaves += [(leaf, where) for leaf in leaves]
+        log.commit()
+    log.close()
+    found = history(since(path))
+    assert any("only their leaves are there" in line for line in found)
