@@ -10,6 +10,7 @@ identity, brings it into the store.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import logging
 import os
 import tempfile
@@ -128,15 +129,18 @@ class Spool:
         for envelope in sorted(self.directory.glob("*.envelope")):
             if own and envelope not in self._seals:
                 continue
-            try:
-                delivery = records.decode(b"".join(self.read(envelope)))
-            except (OSError, ValueError, StoreError) as exc:
-                if envelope not in self._told:  # it is looked at again and again
-                    self._told.add(envelope)
-                    log.error("%s cannot be read and stays: %s", envelope, exc)
-                continue
-            if isinstance(delivery, Delivery):
-                yield delivery, envelope.with_suffix(".eml")
+            with _claimed(envelope) as may:  # or it is taken in twice
+                if not may:
+                    continue
+                try:
+                    delivery = records.decode(b"".join(self.read(envelope)))
+                except (OSError, ValueError, StoreError) as exc:
+                    if envelope not in self._told:  # it is looked at again and again
+                        self._told.add(envelope)
+                        log.error("%s cannot be read and stays: %s", envelope, exc)
+                    continue
+                if isinstance(delivery, Delivery):
+                    yield delivery, envelope.with_suffix(".eml")
 
     def read(self, path: Path) -> Iterator[bytes]:
         """A file of the spool in pieces. Raises `SealedError`, `DamagedError`, `OSError`."""
@@ -158,6 +162,23 @@ class Spool:
         self.forget(message)
         message.with_suffix(".envelope").unlink(missing_ok=True)
         message.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _claimed(path: Path) -> Iterator[bool]:
+    """Whether a file is ours for the time being, and not another process's or gone."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        yield False
+        return
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield os.fstat(fd).st_nlink > 0
+    except BlockingIOError:
+        yield False
+    finally:
+        os.close(fd)
 
 
 def _write_durably(path: Path, pieces: Iterator[bytes]) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from sidecar.identity import write_identity
 from store.store import Query, Store
 from tests.support.lmtp_sink import LmtpSink
 from tests.support.milter_client import CONTINUE, Mail, MilterClient
@@ -135,6 +136,55 @@ async def test_a_retry_at_another_worker_is_not_delivered_twice(workers: Workers
     assert await asyncio.to_thread(workers.metric, "mailkeep_redelivered_unknown_total") == 0
     await first.close()
     await second.close()
+
+
+async def test_a_sealed_store_takes_what_comes_under_one_queue_id(tmp_path: Path, sink: LmtpSink) -> None:
+    """Nothing can be read back there: a second transaction must not wait for what the first one had."""
+    public = write_identity(tmp_path / "key", None)
+    workers = Workers(tmp_path, str(sink.address), extra=f'[encryption]\nrecipients = ["{public}"]\n')
+    await asyncio.to_thread(workers.start)
+    try:
+        clients = [await Client.connect(workers.port) for _ in range(4)]
+        for number, client in enumerate(clients * 2):
+            replies = await client.send(message(1), [b"u%d@x.example" % number], queue_id=b"4Qsealed")
+            assert replies[0].startswith(b"250"), replies
+        for client in clients:
+            await client.close()
+        assert len(sink.delivered) == 8
+    finally:
+        assert await asyncio.to_thread(workers.stop) == 0
+
+
+async def test_a_worker_that_cannot_be_forked_yet(tmp_path: Path, sink: LmtpSink) -> None:
+    """The others go on, and it comes when it can."""
+    script = tmp_path / "forks.py"
+    script.write_text(
+        "import os, sys\n"
+        "fork, refuse = os.fork, sys.argv.pop(1)\n"
+        "def forks():\n"
+        "    if os.path.exists(refuse): raise BlockingIOError(11, 'no more processes')\n"
+        "    return fork()\n"
+        "os.fork = forks\n"
+        "from sidecar.cli import main\n"
+        "main()\n"
+    )
+    refuse = tmp_path / "refuse"
+    workers = Workers(tmp_path, str(sink.address))
+    workers.process = started(workers, str(script), str(refuse), "serve", "--config", str(workers.config))
+    await until(lambda: "ready: 2 workers" in workers.log.read_text())
+    try:
+        pids = set(processes(workers.config)) - {workers.process.pid}
+        refuse.touch()
+        os.kill(max(pids), signal.SIGKILL)
+        await until(lambda: "cannot be started yet" in workers.log.read_text())
+        client = await Client.connect(workers.port)
+        assert (await client.send(message(1)))[0].startswith(b"250")
+        await client.close()
+        refuse.unlink()
+        await until(lambda: "is ready again" in workers.log.read_text())
+    finally:
+        workers.process.send_signal(signal.SIGTERM)
+        assert workers.process.wait(40) == 0
 
 
 async def test_a_retry_after_its_worker_was_killed(workers: Workers, sink: LmtpSink) -> None:
