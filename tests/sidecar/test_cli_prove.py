@@ -28,6 +28,7 @@ from store.records import Delivery, Envelope, Leg, Recipient, encode, leaf
 from store.retention import erase
 from store.sealing import new_identity
 from store.store import Store
+from tests.support.attacker import Attacker
 from tests.support.mailstore import MESSAGE, Filler, Ran, mailkeep, written
 
 SCRIPT = Path(__file__).parents[2] / "deploy" / "verify_proof.py"
@@ -413,3 +414,114 @@ def test_the_script_with_a_key_that_is_none(tmp_path: Path) -> None:
         ran = script(proof, "--key", wrong)
         assert (ran.code, ran.out, len(ran.err.splitlines())) == (1, "", 1)
         assert ran.err.startswith("NOT PROVED: ")
+
+
+def test_what_is_read_is_not_written_to(path: Path, put: list[Delivery], tmp_path: Path) -> None:
+    head, key, linked = tmp_path / "head.txt", tmp_path / "k", tmp_path / "linked"
+    public = tmp_path / "k.pub"
+    assert mailkeep("head", "keygen", key).code == 0
+    assert mailkeep("head", "--store", path, "--output", head, "--sign", key).code == 0
+    linked.symlink_to(head)
+    before = [file.read_bytes() for file in (head, key, public)]
+    id_ = put[3].id.hex()
+    for arguments in (
+        ("head", "--store", path, "--consistent-with", head, "--output", head),
+        ("head", "--store", path, "--consistent-with", head, "--output", linked),
+        ("head", "--store", path, "--consistent-with", head, "--key", public, "--output", public),
+        ("head", "--store", path, "--sign", key, "--output", key),
+        ("head", "--store", path, "--output", public),
+        ("prove", id_, "--store", path, "--head", head, "--output", head),
+        ("prove", id_, "--store", path, "--head", head, "--output", linked),
+        ("prove", id_, "--store", path, "--head", head, "--key", public, "--output", public),
+        ("prove", id_, "--store", path, "--sign", key, "--output", key),
+        ("prove", id_, "--store", path, "--output", head),
+    ):
+        ran = mailkeep(*arguments)
+        assert (ran.code, ran.out) == (1, ""), arguments
+        assert "Name another file" in ran.err
+        assert [file.read_bytes() for file in (head, key, public)] == before
+        assert linked.is_symlink()
+
+
+def test_only_its_like_is_replaced(path: Path, put: list[Delivery], tmp_path: Path) -> None:
+    output = tmp_path / "output"
+    id_ = put[3].id.hex()
+    old = tmp_path / "old.txt"
+    assert mailkeep("head", "--store", path, "--output", old).code == 0
+    commands = (
+        ("head", "--store", path, "--output", output),
+        ("head", "--store", path, "--consistent-with", old, "--output", output),
+        ("prove", id_, "--store", path, "--output", output),
+    )
+    made = []
+    for arguments in commands:
+        assert mailkeep(*arguments).code == 0
+        assert mailkeep(*arguments).code == 0, "its like is there"
+        made.append(output.read_bytes())
+        output.unlink()
+    for which, arguments in enumerate(commands):
+        others = [one for number, one in enumerate(made) if number != which]
+        for there in (b"", b"\xff", b"{}", b"my letters\n", *others):
+            output.write_bytes(there)
+            ran = mailkeep(*arguments)
+            assert (ran.code, ran.out) == (1, "")
+            assert f"{output} is there already, and is no " in ran.err
+            assert output.read_bytes() == there
+        output.unlink()
+        os.mkfifo(output)
+        ran = mailkeep(*arguments)
+        assert (ran.code, ran.err.splitlines()[0]) == (1, f"mailkeep: {output} is no file")
+        output.unlink()
+
+
+def test_a_head_is_replaced_by_one_that_goes_on_from_it(
+    path: Path, put: list[Delivery], tmp_path: Path
+) -> None:
+    head, another = tmp_path / "head.txt", tmp_path / "another.txt"
+    assert mailkeep("head", "--store", path, "--output", head).code == 0
+    with written(path) as fill:
+        fill.put(b"one more")
+    assert mailkeep("head", "--store", path, "--output", head).code == 0
+    before = head.read_text()
+    assert "stream 301 " in before
+    Attacker(path).rewrite(lambda groups: groups.reverse())
+    ran = mailkeep("head", "--store", path, "--output", head)
+    assert (ran.code, ran.out) == (1, "")
+    assert "stream host: its first 301 facts are not what they were" in ran.err
+    assert "Name another file" in ran.err
+    assert head.read_text() == before
+    assert mailkeep("head", "--store", path, "--output", another).code == 0
+    with written(tmp_path / "elsewhere") as fill:
+        fill.put()
+    ran = mailkeep("head", "--store", tmp_path / "elsewhere", "--output", head)
+    assert ran.code == 1
+    assert "they are of different stores" in ran.err
+    assert head.read_text() == before
+
+
+def test_keys_are_made_both_or_neither(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    key, public = tmp_path / "k", tmp_path / "k.pub"
+    for there in (key, public):
+        there.write_text("mine")
+        ran = mailkeep("head", "keygen", key)
+        assert (ran.code, ran.out, ran.err) == (1, "", f"mailkeep: {there}: File exists\n")
+        assert [file.name for file in tmp_path.iterdir()] == [there.name]
+        there.unlink()
+    synced: list[str] = []
+    fsync = os.fsync
+
+    def noted(fd: int) -> None:
+        synced.append(Path(f"/proc/self/fd/{fd}").readlink().name)
+        if synced[-1] == failing:
+            raise OSError(28, "No space left on device", "k.pub")
+        fsync(fd)
+
+    monkeypatch.setattr("os.fsync", noted)
+    failing = "k.pub"
+    assert mailkeep("head", "keygen", key).code == 1
+    assert not [*tmp_path.iterdir()]
+    synced.clear()
+    failing = ""
+    assert mailkeep("head", "keygen", key).code == 0
+    assert synced == ["k", "k.pub", tmp_path.name]
+    assert (key.stat().st_mode & 0o777, public.stat().st_mode & 0o777) == (0o600, 0o644)
