@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from sidecar.units import format_time, iso_time
 from store import heads, notes
+from store.errors import StoreError
 from store.heads import Head, HeadError
 from store.notes import BadKeyError, SignatureError, SignKey, VerifyKey
 
 _MOST_BYTES = 4 << 20
+
+
+class OutputError(Exception):
+    """What stands where something is to be written is worth keeping; the text says why."""
+
+    hint = "Nothing was written. Name another file."
+    exit_code = 1
 
 
 def read_text(path: Path) -> str:
@@ -35,6 +45,28 @@ def read_head(path: Path, key: VerifyKey | None = None) -> tuple[str, Head]:
 def head_in(note: str, key: VerifyKey | None = None) -> Head:
     """What a head says, if `key` has signed it where one is given. Raises `HeadError`, `SignatureError`."""
     return heads.parse(key.verify(note) if key else notes.split(note)[0])
+
+
+def standing(path: Path, kind: str, read: Callable[[str], object]) -> str | None:
+    """The text of the `kind` of thing that stands where another is to be written; None where nothing does.
+    Raises `OutputError` for whatever else `read` does not take, and `OSError`."""
+    if not os.path.lexists(path):
+        return None
+    try:
+        if not path.is_file():  # to open a pipe would wait for its other end
+            raise OutputError(f"{path} is no file")
+        text = read_text(path)
+        read(text)
+    except StoreError as exc:
+        raise OutputError(f"{path} is there already, and is no {kind}") from exc
+    return text
+
+
+def distinct(output: Path | None, *inputs: Path | None) -> None:
+    """Raises `OutputError` if what is to be written is one of the files that are read."""
+    for path in inputs:
+        if output and path and output.exists() and path.exists() and output.samefile(path):
+            raise OutputError(f"{output} is to be read and cannot be written to as well")
 
 
 def verify_key(text: str) -> VerifyKey:

@@ -199,10 +199,18 @@ def _from_us(time_us: int) -> datetime:
 
 
 def format_time(time_us: int) -> str:
-    """µs since 1970 as local time for a table: `2026-03-31 14:00:00`."""
-    return _from_us(time_us).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    """µs since 1970 as local time for a table: `2026-03-31 14:00:00`. Takes any number: one that no calendar
+    has is shown as it is, with its unit."""
+    try:
+        return _from_us(time_us).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    except (OverflowError, ValueError, OSError):  # the year 9999 is the last; localtime has limits of its own
+        return f"{time_us} µs"
 
 
 def iso_time(time_us: int) -> str:
-    """µs since 1970 as ISO 8601 in UTC, for machines: `2026-03-31T12:00:00.000000Z`."""
-    return _from_us(time_us).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    """µs since 1970 as ISO 8601 in UTC, for machines: `2026-03-31T12:00:00.000000Z`. Takes any number, as
+    `format_time` does."""
+    try:
+        return _from_us(time_us).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    except OverflowError:
+        return f"{time_us} µs"

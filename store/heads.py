@@ -15,7 +15,7 @@ Pure: `store.evidence` takes heads from a store.
 from __future__ import annotations
 
 import base64
-import binascii
+import re
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from urllib.parse import quote, unquote
@@ -25,6 +25,12 @@ from store.merkle import HASH_BYTES
 
 _FIRST = "mailkeep head 1"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_STORE = re.compile("[0-9a-f]{32}")
+_TIME = re.compile("[0-9]{4}(?:-[0-9]{2}){2}T[0-9]{2}(?::[0-9]{2}){2}[.][0-9]{6}Z")
+_FACTS = re.compile("0|[1-9][0-9]{0,18}")
+# What some program takes for the end of a line, and what drives a terminal: two readers of a head must never
+# see different lines in it.
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 class HeadError(StoreError):
@@ -81,38 +87,57 @@ class Head:
 def parse(text: str) -> Head:
     """A head from its lines (without signatures). Lines that begin with another word are left to later
     versions. Raises `HeadError`."""
-    first, *lines = text.splitlines() or [""]
+    first, *lines = text.removesuffix("\n").split("\n")
     if first != _FIRST:
         raise HeadError(f"that is no head: it does not begin with {_FIRST!r}")
-    store_id, time_us = b"", None
+    stores: list[bytes] = []
+    times: list[int] = []
     streams: list[StreamHead] = []
     gaps: list[str] = []
     try:
         for line in lines:
+            if not line or _CONTROL.search(line):
+                raise HeadError(f"a head has no such line, empty or with a control character: {line[:60]!r}")
             match line.split(" "):
                 case ["store", told]:
-                    store_id = bytes.fromhex(told)
+                    stores.append(bytes.fromhex(_like(_STORE, told)))
                 case ["time", told]:
-                    time_us = (datetime.fromisoformat(told) - _EPOCH) // timedelta(microseconds=1)
-                case ["stream", facts, root, chain, name]:
-                    streams.append(StreamHead(unquote(name), int(facts), hash_of(root), hash_of(chain)))
+                    moment = datetime.fromisoformat(_like(_TIME, told))
+                    times.append((moment - _EPOCH) // timedelta(microseconds=1))
+                case ["stream", told, root, chain, name]:
+                    facts = int(_like(_FACTS, told))
+                    streams.append(StreamHead(_name(name), facts, hash_of(root), hash_of(chain)))
                 case ["gap", name]:
-                    gaps.append(unquote(name))
+                    gaps.append(_name(name))
                 case ["store" | "time" | "stream" | "gap", *_]:
-                    raise HeadError(f"a head has no such line: {line[:60]}")
-    except (ValueError, TypeError) as exc:
+                    raise HeadError(f"a head has no such line: {line[:60]!r}")
+    except ValueError as exc:
         raise HeadError(f"the head cannot be read: {exc}") from exc
     names = [*(stream.name for stream in streams), *gaps]
-    if not store_id or time_us is None or len(set(names)) != len(names):
-        raise HeadError("the head is not whole: store, time, or a stream twice")
-    return Head(store_id, time_us, tuple(streams), tuple(gaps))
+    if len(stores) != 1 or len(times) != 1 or len(set(names)) != len(names):
+        raise HeadError("a head has one store, one time, and each stream once: this one has not")
+    return Head(stores[0], times[0], tuple(streams), tuple(gaps))
+
+
+def _like(pattern: re.Pattern[str], told: str) -> str:
+    if not pattern.fullmatch(told):
+        raise ValueError(f"{told[:60]!r} is not written as it is in a head")
+    return told
+
+
+def _name(quoted: str) -> str:
+    """A name, which is written in one way alone: so nobody takes one stream for another."""
+    name = unquote(quoted)
+    if not name or quote(name, "") != quoted:
+        raise ValueError(f"{quoted[:60]!r} is not a stream's name as it is written in a head")
+    return name
 
 
 def hash_of(text: str) -> bytes:
     """A hash from its base64. Raises `ValueError`."""
     try:
         found = base64.b64decode(text, validate=True)
-    except binascii.Error as exc:
+    except ValueError as exc:  # binascii's, and another for what is not ASCII
         raise ValueError(f"{text[:60]!r} is not base64") from exc
     if len(found) != HASH_BYTES:
         raise ValueError(f"{text[:60]!r} is not a hash of {HASH_BYTES} bytes")

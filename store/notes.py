@@ -9,7 +9,6 @@ So other programs for such notes verify ours.
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import os
 import re
@@ -20,7 +19,7 @@ from store.errors import StoreError
 _MARK = "— "
 _ED25519 = b"\x01"
 _PRIVATE = "PRIVATE+KEY+"
-_KEY_NAME = re.compile(r"[^\s+]{1,128}")
+_KEY_NAME = re.compile(r"[^\s+\x00-\x1f\x7f-\x9f]{1,128}")  # \s has U+2028 and U+2029, too
 
 
 class BadKeyError(StoreError):
@@ -131,14 +130,14 @@ def split(note: str) -> tuple[str, list[tuple[str, bytes]]]:
     if not empty:
         return note, []
     signatures = []
-    for line in below.splitlines():
+    for line in below.removesuffix("\n").split("\n") if below else []:
         name, _, encoded = line.removeprefix(_MARK).partition(" ")
         try:
             signatures.append((name, base64.b64decode(encoded, validate=True)))
-        except binascii.Error:
+        except ValueError:  # binascii's, and another for what is not ASCII
             encoded = ""
-        if not line.startswith(_MARK) or not name or not encoded:
-            raise SignatureError(f"that is not a signature: {line[:60]}")
+        if not line.startswith(_MARK) or not _KEY_NAME.fullmatch(name) or not encoded:
+            raise SignatureError(f"that is not a signature: {line[:60]!r}")
     return text + "\n", signatures
 
 
@@ -147,7 +146,7 @@ def _parts(text: str) -> tuple[str, str, bytes]:
     number, _, encoded = rest.partition("+")
     try:
         raw = base64.b64decode(encoded, validate=True)
-    except binascii.Error as exc:
+    except ValueError as exc:
         raise BadKeyError("that is not a key: its base64 is damaged") from exc
     if not _KEY_NAME.fullmatch(name) or len(raw) != 33 or raw[:1] != _ED25519:
         raise BadKeyError("that is not an Ed25519 key: it is written NAME+HASH+BASE64")

@@ -16,6 +16,8 @@ import msgspec
 from store import heads, merkle, notes, records
 from store.errors import StoreError
 from store.heads import Head, StreamHead
+from store.ids import DELIVERY_ID_BYTES
+from store.merkle import HASH_BYTES
 from store.records import Delivery
 
 _FORMAT = "mailkeep proof 1"
@@ -62,13 +64,15 @@ class Proof:
         head = heads.parse(notes.split(self.head)[0])
         vouched = head.stream(self.stream)
         if vouched is None:
-            raise ProofError(f"the head in the proof does not vouch for stream {self.stream}")
+            raise ProofError(f"the head in the proof does not vouch for stream {self.stream!r}")
         try:
             leaf, delivery = records.leaf(self.fact), records.decode(self.fact)
-        except (ValueError, IndexError) as exc:
+        except (ValueError, IndexError, RecursionError) as exc:
             raise ProofError(f"the fact in the proof cannot be read: {exc}") from exc
         if not isinstance(delivery, Delivery):
             raise ProofError("the fact in the proof is no delivery")
+        if (len(delivery.id), len(delivery.content)) != (DELIVERY_ID_BYTES, HASH_BYTES) or delivery.size < 0:
+            raise ProofError("the fact in the proof is no delivery of ours: its id, its content or its size")
         if not merkle.includes(leaf, self.number, vouched.facts, self.path, vouched.root):
             raise ProofError("the fact in the proof is not in the history that the head vouches for")
         return delivery, head
@@ -79,7 +83,7 @@ def parse(text: str) -> Proof:
     try:
         told = msgspec.json.decode(text, type=_Written)
         fact, path = _bytes(told.fact), tuple(map(heads.hash_of, told.path))
-    except ValueError as exc:
+    except (ValueError, RecursionError) as exc:
         raise ProofError(f"that is no proof: {exc}") from exc
     if told.format != _FORMAT:
         raise ProofError(f"this version does not know {told.format!r}")
@@ -132,7 +136,7 @@ def parse_continuation(text: str) -> Continuation:
     try:
         told = msgspec.json.decode(text, type=_WrittenContinuation)
         paths = {name: tuple(map(heads.hash_of, path)) for name, path in told.paths.items()}
-    except ValueError as exc:
+    except (ValueError, RecursionError) as exc:
         raise ProofError(f"that is no proof of consistency: {exc}") from exc
     if told.format != _CONSISTENCY:
         raise ProofError(f"this version does not know {told.format!r}")

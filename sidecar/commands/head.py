@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -17,8 +19,10 @@ from sidecar.readable import escaped
 from sidecar.scheduler.state import write_whole
 from sidecar.units import format_time
 from store.evidence import continuation, head_of
+from store.files import sync_directory
 from store.notes import SignKey, VerifyKey
 from store.proofs import Continuation, parse_continuation
+from store.store import Store
 
 SignOption = Annotated[
     Path | None,
@@ -66,31 +70,37 @@ def command(
 
     With --consistent-with OLD it is shown that nothing under OLD was altered, from the index, in a moment;
     with --output the proof of it, which holds both heads, is written. `mailkeep check --since-head OLD` reads
-    the streams themselves, which is what to trust.
+    the streams themselves, which is what to trust. A head that is in FILE already is replaced only if the
+    history goes on from it, and any other file is left alone.
 
     \b
     Example: mailkeep head --output /mnt/elsewhere/head.txt
     Example: mailkeep head --verify head.txt --key mx1.key.pub
     Example: mailkeep head --consistent-with head.txt
-    Exit codes: 0 all is well; 1 not so: a stream has lost facts, a signature is not right, or the history is
-    another; 2 wrong usage or configuration; 10 and above: the store, as the message says.
+    Exit codes: 0 all is well; 1 not so: a stream has lost facts, a signature is not right, the history is
+    another, or FILE must stay; 2 wrong usage or configuration; 10 and above: the store, as the message says.
     """
     if context.invoked_subcommand is not None:
         return
     if verify is not None:
         _verify(verify, key, json=json)
         return
+    heads.distinct(output, consistent_with, sign)
     signing = options.signing_key(config, store, sign)
+    signs = signing.sign if signing else str
     with options.open_store(config, store, needs=options.Need.NOTHING) as opened:
         if consistent_with is not None:
             old, _ = heads.read_head(consistent_with, key)
-            made = continuation(opened, old, sign=signing.sign if signing else str)
+            if output:
+                heads.standing(output, "proof that one head continues another", parse_continuation)
+            made = continuation(opened, old, sign=signs)
             if output:
                 write_whole(output.absolute(), made.text().encode(), durable=True)
             _tell_continuation(made, json=json)
             return
-        head = head_of(opened)
-    note = signing.sign(head.text()) if signing else head.text()
+        kept = heads.standing(output, "head", heads.head_in) if output else None
+        note = signs(head_of(opened).text()) if kept is None else _continued(opened, output, kept, signs)
+    head = heads.head_in(note)
     if output:
         write_whole(output.absolute(), note.encode(), durable=True)
     if json:
@@ -104,6 +114,17 @@ def command(
         )
     if head.gaps:
         raise typer.Exit(1)
+
+
+def _continued(store: Store, path: Path | None, kept: str, sign: Callable[[str], str]) -> str:
+    """A head that goes on from the one that it is to replace. Raises `OutputError`."""
+    made = continuation(store, kept, sign=sign)
+    if faults := made.faults():
+        raise heads.OutputError(
+            escaped(f"the head in {path} is not of this history, and may be the only trace of it: ")
+            + escaped("; ".join(faults))
+        )
+    return made.new
 
 
 def keygen(
@@ -121,10 +142,24 @@ def keygen(
     """
     signing = SignKey.generate(name or socket.gethostname() or "mailkeep")
     public = file.with_name(file.name + ".pub")
-    for path, text, mode in ((file, str(signing), 0o600), (public, str(signing.verify_key), 0o644)):
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
-        with os.fdopen(fd, "w") as written:
-            written.write(text + "\n")
+    pair = ((file, str(signing), 0o600), (public, str(signing.verify_key), 0o644))
+    for path, _, _ in pair:
+        if os.path.lexists(path):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+    made: list[Path] = []
+    try:
+        for path, text, mode in pair:
+            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+            made.append(path)
+            with os.fdopen(fd, "w") as written:
+                written.write(text + "\n")
+                written.flush()
+                os.fsync(fd)
+        sync_directory(file.parent)
+    except BaseException:  # one key without the other is of no use, and its name would be taken
+        for path in made:
+            path.unlink(missing_ok=True)
+        raise
     print(signing.verify_key)
 
 

@@ -67,7 +67,10 @@ def command(
         return
     if message is not None:
         raise typer.BadParameter("--message goes with --verify")
+    heads.distinct(output, head, sign)
     under = heads.read_head(head, key)[0] if head else ""
+    if output:
+        heads.standing(output, "proof of a delivery", parse)
     signing = None if head else options.signing_key(config, store, sign)
     with options.open_store(config, store, identity) as opened:
         id_ = opened.resolve(delivery or "")

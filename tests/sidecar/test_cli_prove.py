@@ -14,13 +14,21 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 
-from store.records import Delivery
+from store import merkle
+from store.heads import Head, StreamHead
+from store.ids import ContentId, DeliveryId
+from store.notes import SignKey
+from store.proofs import Proof
+from store.records import Delivery, Envelope, Leg, Recipient, encode, leaf
 from store.retention import erase
 from store.sealing import new_identity
 from store.store import Store
+from tests.support.attacker import Attacker
 from tests.support.mailstore import MESSAGE, Filler, Ran, mailkeep, written
 
 SCRIPT = Path(__file__).parents[2] / "deploy" / "verify_proof.py"
@@ -39,10 +47,16 @@ def put(path: Path) -> list[Delivery]:
         ]
 
 
-def script(*arguments: str | Path) -> Ran:
+def script(*arguments: str | Path, environment: dict[str, str] | None = None) -> Ran:
     """Run it as somebody does who has neither package: from elsewhere, with nothing of ours on the path."""
+    isolated = "-I" if environment is None else "-s"  # -I would pass over the environment
     ran = subprocess.run(
-        [sys.executable, "-I", SCRIPT, *arguments], cwd="/", capture_output=True, timeout=60, check=False
+        [sys.executable, isolated, SCRIPT, *arguments],
+        cwd="/",
+        capture_output=True,
+        timeout=60,
+        check=False,
+        env=environment,
     )
     return Ran(ran.returncode, ran.stdout, ran.stderr.decode())
 
@@ -216,3 +230,298 @@ def test_a_sealed_store(path: Path, tmp_path: Path) -> None:
     message.write_bytes(MESSAGE)
     ran = script(proof, "--message", message, "--head", head)
     assert (ran.code, ran.err) == (0, "")
+
+
+def forged(*, stream: str = "host", fact: bytes = b"", **fields: Any) -> dict[str, Any]:
+    """A proof that holds by its own head, as anybody can make one: a tree of one fact."""
+    delivery = Delivery(
+        **{
+            "id": DeliveryId(b"i" * 16),
+            "time_us": 1,
+            "leg": Leg.LMTP,
+            "content": ContentId(b"c" * 32),
+            "size": 1,
+            "envelope": Envelope(b"bert@example.com", (Recipient(b"anna@example.org"),)),
+            **fields,
+        }
+    )
+    fact = fact or encode(delivery)
+    root = merkle.root(1, lambda *_: [leaf(fact)])
+    head = Head(b"s" * 16, 1, (StreamHead(stream, 1, root, b"h" * 32),))
+    return json.loads(Proof(stream, 0, fact, (), head.text()).text())
+
+
+def both(proof: Path, told: object) -> tuple[Ran, Ran]:
+    proof.write_text(told if isinstance(told, str) else json.dumps(told))
+    return mailkeep("prove", "--verify", proof), script(proof)
+
+
+DRIVING = re.compile("[\\x00-\\x09\\x0b-\\x1f\\x7f-\\x9f\\u2028\\u2029]")
+
+
+def test_nothing_in_a_proof_makes_lines_of_its_own(tmp_path: Path) -> None:
+    proof = tmp_path / "proof.json"
+    line = "\nverified   the head is signed by mx1\x1b[2K\x9b\u2028"
+    for told in (
+        forged(stream=line),
+        forged(subject=line.encode(), queue_id=line.encode()),
+        forged(envelope=Envelope(line.encode(), (Recipient(line.encode()),))),
+    ):
+        for ran in both(proof, told):
+            assert (ran.code, ran.err) == (0, "")
+            assert not re.search("^ *(verified|the head is signed)", ran.out, re.MULTILINE)
+            assert not DRIVING.search(ran.out)
+    right = forged()
+    for told in (
+        right | {"stream": line},
+        right | {"format": line},
+        right | {"head": line},
+        right | {"head": right["head"] + line},
+        right | {"head": right["head"] + f"\n{line}\n"},
+        right | {"path": [line]},
+        forged(leg=line),
+    ):
+        for ran in both(proof, told):
+            assert (ran.code, ran.out) == (1, ""), told
+            assert not DRIVING.search(ran.err)
+            assert len(ran.err.splitlines()) <= 2
+    named = tmp_path / "m\nverified   all"
+    named.write_bytes(b"x")
+    proof.write_text(json.dumps(right))
+    ran = script(proof, "--message", named)
+    assert (ran.code, len(ran.err.splitlines())) == (1, 1)
+
+
+def changed_fact(place: int, value: object) -> dict[str, Any]:
+    plain = msgspec.msgpack.decode(base64.b64decode(forged()["fact"])[1:])
+    plain[place] = value
+    return forged(fact=b"\x01" + msgspec.msgpack.encode(plain))
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (0, b"i" * 15),
+        (0, b"i" * 17),
+        (0, "i" * 16),
+        (1, "now"),
+        (1, 1.5),
+        (1, True),
+        (2, "smtp"),
+        (2, 1),
+        (2, ["lmtp"]),
+        (3, b"c" * 31),
+        (4, "xxx"),
+        (4, True),
+        (4, -1),
+        (5, [b"a"]),
+        (5, b"ab"),
+        (5, [b"a", b"ab"]),
+        (5, ["a", [[b"b"]]]),
+        (5, [b"a", [["b"]]]),
+        (5, [b"a", [[]]]),
+        (6, 1),
+        (7, None),
+    ],
+)
+def test_a_fact_of_other_types(tmp_path: Path, place: int, value: object) -> None:
+    for ran in both(tmp_path / "proof.json", changed_fact(place, value)):
+        assert (ran.code, ran.out) == (1, "")
+        assert "Traceback" not in ran.err
+
+
+def test_a_proof_of_other_types(tmp_path: Path) -> None:
+    right = forged()
+    for told in (
+        *(right | {"number": number} for number in (False, 0.0, "0", [0], 1, -1)),
+        *(right | {what: value} for what in ("stream", "fact", "head") for value in (None, 1, ["host"])),
+        *(right | {"path": path} for path in (None, "", {}, [1])),
+        *({k: v for k, v in right.items() if k != gone} for gone in right),
+        [],
+        "null",
+        "[" * 100_000,
+        '{"later": ' + "[" * 100_000,
+        '{"number": ' + "1" * 10_000,
+        "1" * 10_000,
+    ):
+        for ran in both(tmp_path / "proof.json", told):
+            assert (ran.code, ran.out) == (1, ""), told
+            assert "Traceback" not in ran.err
+
+
+def test_a_fact_that_is_deep(tmp_path: Path) -> None:
+    fact = b"\x01" + b"\x91" * 100_000
+    for ran in both(tmp_path / "proof.json", forged(fact=fact)):
+        assert (ran.code, ran.out) == (1, "")
+        assert "Traceback" not in ran.err
+
+
+def test_a_head_that_two_readers_would_read_in_two_ways(tmp_path: Path) -> None:
+    right = forged()
+    head = right["head"]
+    stream = head.splitlines()[-1]
+    for wrong in (
+        head + "store " + "00" * 16 + "\n",
+        head + "store\n",
+        head + "time 1970-01-01T00:00:00.000000Z\n",
+        head + stream + "\n",
+        head + "gap host\n",
+        head.replace(" host", " %68ost"),
+        *(head.replace("stream 1", f"stream {facts}") for facts in ("01", "+1", " 1", "-1", "1_0", "\u0661")),
+        *(head + f"later{end}gap other\n" for end in ("\x0b", "\x0c", "\x1c", "\x85", "\u2028", "\r")),
+        head.replace("\n", "\u2028"),
+        head.replace("\n", "\r\n"),
+        head.replace("time ", "\ntime "),
+        re.sub("^time.*\n", "", head, flags=re.MULTILINE),
+        re.sub("^store.*\n", "", head, flags=re.MULTILINE),
+        re.sub("^store.*\n", "store 00\n", head, flags=re.MULTILINE),
+        re.sub("^time.*\n", "time now\n", head, flags=re.MULTILINE),
+    ):
+        for ran in both(tmp_path / "proof.json", right | {"head": wrong}):
+            assert (ran.code, ran.out) == (1, ""), wrong
+            assert "Traceback" not in ran.err
+    for ran in both(tmp_path / "proof.json", right | {"head": head + "later lines are passed over\n"}):
+        assert ran.code == 0
+    kept = tmp_path / "kept.txt"
+    kept.write_bytes(head.replace("\n", "\r\n").encode())
+    for verify in (lambda *a: mailkeep("prove", "--verify", *a), script):
+        assert verify(tmp_path / "proof.json", "--head", kept).code == 1
+
+
+def test_a_time_that_no_calendar_has(tmp_path: Path) -> None:
+    for time_us in (2**62, 2**63, -(2**63)):
+        for ran in both(tmp_path / "proof.json", forged(time_us=time_us)):
+            assert (ran.code, ran.err) == (0, "")
+            assert f"captured {time_us} µs" in ran.out
+
+
+def test_the_script_on_a_terminal_that_knows_ascii_alone(tmp_path: Path) -> None:
+    proof = tmp_path / "proof.json"
+    proof.write_text(json.dumps(forged(subject="Grüße ✓".encode())))
+    ran = script(proof, environment={"PYTHONIOENCODING": "ascii"})
+    assert (ran.code, ran.err) == (0, "")
+    assert r"subject    Gr\xfc\xdfe \u2713" in ran.out
+
+
+def test_the_script_with_a_key_that_is_none(tmp_path: Path) -> None:
+    proof, key = tmp_path / "proof.json", str(SignKey.generate("mx1").verify_key)
+    told = forged()
+    proof.write_text(json.dumps(told | {"head": told["head"] + "\n— mx1 é\n"}))
+    assert script(proof, "--key", key).code == 1
+    proof.write_text(json.dumps(told))
+    damaged = key.replace(key.split("+")[1], "00000000")
+    for wrong in (key, damaged, "mx1", "", "a+b+c", "x" * 5000, key.replace("mx1", "mx1\nverified")):
+        ran = script(proof, "--key", wrong)
+        assert (ran.code, ran.out, len(ran.err.splitlines())) == (1, "", 1)
+        assert ran.err.startswith("NOT PROVED: ")
+
+
+def test_what_is_read_is_not_written_to(path: Path, put: list[Delivery], tmp_path: Path) -> None:
+    head, key, linked = tmp_path / "head.txt", tmp_path / "k", tmp_path / "linked"
+    public = tmp_path / "k.pub"
+    assert mailkeep("head", "keygen", key).code == 0
+    assert mailkeep("head", "--store", path, "--output", head, "--sign", key).code == 0
+    linked.symlink_to(head)
+    before = [file.read_bytes() for file in (head, key, public)]
+    id_ = put[3].id.hex()
+    for arguments in (
+        ("head", "--store", path, "--consistent-with", head, "--output", head),
+        ("head", "--store", path, "--consistent-with", head, "--output", linked),
+        ("head", "--store", path, "--consistent-with", head, "--key", public, "--output", public),
+        ("head", "--store", path, "--sign", key, "--output", key),
+        ("head", "--store", path, "--output", public),
+        ("prove", id_, "--store", path, "--head", head, "--output", head),
+        ("prove", id_, "--store", path, "--head", head, "--output", linked),
+        ("prove", id_, "--store", path, "--head", head, "--key", public, "--output", public),
+        ("prove", id_, "--store", path, "--sign", key, "--output", key),
+        ("prove", id_, "--store", path, "--output", head),
+    ):
+        ran = mailkeep(*arguments)
+        assert (ran.code, ran.out) == (1, ""), arguments
+        assert "Name another file" in ran.err
+        assert [file.read_bytes() for file in (head, key, public)] == before
+        assert linked.is_symlink()
+
+
+def test_only_its_like_is_replaced(path: Path, put: list[Delivery], tmp_path: Path) -> None:
+    output = tmp_path / "output"
+    id_ = put[3].id.hex()
+    old = tmp_path / "old.txt"
+    assert mailkeep("head", "--store", path, "--output", old).code == 0
+    commands = (
+        ("head", "--store", path, "--output", output),
+        ("head", "--store", path, "--consistent-with", old, "--output", output),
+        ("prove", id_, "--store", path, "--output", output),
+    )
+    made = []
+    for arguments in commands:
+        assert mailkeep(*arguments).code == 0
+        assert mailkeep(*arguments).code == 0, "its like is there"
+        made.append(output.read_bytes())
+        output.unlink()
+    for which, arguments in enumerate(commands):
+        others = [one for number, one in enumerate(made) if number != which]
+        for there in (b"", b"\xff", b"{}", b"my letters\n", *others):
+            output.write_bytes(there)
+            ran = mailkeep(*arguments)
+            assert (ran.code, ran.out) == (1, "")
+            assert f"{output} is there already, and is no " in ran.err
+            assert output.read_bytes() == there
+        output.unlink()
+        os.mkfifo(output)
+        ran = mailkeep(*arguments)
+        assert (ran.code, ran.err.splitlines()[0]) == (1, f"mailkeep: {output} is no file")
+        output.unlink()
+
+
+def test_a_head_is_replaced_by_one_that_goes_on_from_it(
+    path: Path, put: list[Delivery], tmp_path: Path
+) -> None:
+    head, another = tmp_path / "head.txt", tmp_path / "another.txt"
+    assert mailkeep("head", "--store", path, "--output", head).code == 0
+    with written(path) as fill:
+        fill.put(b"one more")
+    assert mailkeep("head", "--store", path, "--output", head).code == 0
+    before = head.read_text()
+    assert "stream 301 " in before
+    Attacker(path).rewrite(lambda groups: groups.reverse())
+    ran = mailkeep("head", "--store", path, "--output", head)
+    assert (ran.code, ran.out) == (1, "")
+    assert "stream host: its first 301 facts are not what they were" in ran.err
+    assert "Name another file" in ran.err
+    assert head.read_text() == before
+    assert mailkeep("head", "--store", path, "--output", another).code == 0
+    with written(tmp_path / "elsewhere") as fill:
+        fill.put()
+    ran = mailkeep("head", "--store", tmp_path / "elsewhere", "--output", head)
+    assert ran.code == 1
+    assert "they are of different stores" in ran.err
+    assert head.read_text() == before
+
+
+def test_keys_are_made_both_or_neither(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    key, public = tmp_path / "k", tmp_path / "k.pub"
+    for there in (key, public):
+        there.write_text("mine")
+        ran = mailkeep("head", "keygen", key)
+        assert (ran.code, ran.out, ran.err) == (1, "", f"mailkeep: {there}: File exists\n")
+        assert [file.name for file in tmp_path.iterdir()] == [there.name]
+        there.unlink()
+    synced: list[str] = []
+    fsync = os.fsync
+
+    def noted(fd: int) -> None:
+        synced.append(Path(f"/proc/self/fd/{fd}").readlink().name)
+        if synced[-1] == failing:
+            raise OSError(28, "No space left on device", "k.pub")
+        fsync(fd)
+
+    monkeypatch.setattr("os.fsync", noted)
+    failing = "k.pub"
+    assert mailkeep("head", "keygen", key).code == 1
+    assert not [*tmp_path.iterdir()]
+    synced.clear()
+    failing = ""
+    assert mailkeep("head", "keygen", key).code == 0
+    assert synced == ["k", "k.pub", tmp_path.name]
+    assert (key.stat().st_mode & 0o777, public.stat().st_mode & 0o777) == (0o600, 0o644)

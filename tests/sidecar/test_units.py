@@ -203,3 +203,17 @@ def test_times_shown() -> None:
     assert format_time(NOW + 999_999) == "2026-07-15 12:00:00"
     assert iso_time(NOW + 123_456) == "2026-07-15T10:00:00.123456Z"
     assert parse_time(iso_time(NOW + 123_456), 0) == NOW + 123_456
+
+
+@pytest.mark.usefixtures("berlin")
+@pytest.mark.parametrize("time_us", [2**62, 2**63, 2**64 - 1, -(2**63), 10**30, -62_135_596_800_000_001])
+def test_times_that_no_calendar_has_are_shown_as_numbers(time_us: int) -> None:
+    assert format_time(time_us) == iso_time(time_us) == f"{time_us} µs"
+
+
+@pytest.mark.usefixtures("berlin")
+@pytest.mark.parametrize("time_us", [253_402_300_799_999_999, -62_135_596_800_000_000])
+def test_the_ends_of_the_calendar(time_us: int) -> None:
+    """The last moment of 9999 and the first of the year 1; local time may lie beyond."""
+    assert iso_time(time_us).endswith("Z")
+    assert format_time(time_us)

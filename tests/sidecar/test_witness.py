@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import shutil
 import socket
 import threading
+import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -152,6 +154,101 @@ def test_a_history_that_does_not_go_on(path: Path, keeper: Keeper, tmp_path: Pat
     Attacker(path).forget()
     with Store.open(path) as store, pytest.raises(WitnessError, match="stream host is missing"):
         witness(store, config)
+
+
+def _no_head(file: Path) -> None:
+    file.write_text("hello\n")
+
+
+def _no_text(file: Path) -> None:
+    file.write_bytes(b"\xff\x00")
+
+
+def _emptied(file: Path) -> None:
+    file.write_bytes(b"")
+
+
+def _directory(file: Path) -> None:
+    file.mkdir()
+
+
+def _pipe(file: Path) -> None:
+    os.mkfifo(file)
+
+
+def _into_itself(file: Path) -> None:
+    file.symlink_to(file)
+
+
+@pytest.mark.parametrize("put", [_no_head, _no_text, _emptied, _directory, _pipe, _into_itself])
+def test_a_file_that_cannot_be_compared(
+    path: Path, keeper: Keeper, syslog: socket.socket, tmp_path: Path, put: Callable[[Path], None]
+) -> None:
+    """It stays as it is, the job fails, and the head goes everywhere else."""
+    file = tmp_path / "head.txt"
+    put(file)
+    before = file.lstat()
+    config = configured(f'file = "{file}"\nsyslog = true\nurl = "{keeper.url}"\n')
+    with Store.open(path) as store, pytest.raises(WitnessError, match="compared"):
+        witness(store, config, syslog=str(tmp_path / "log"))
+    after = file.lstat()
+    assert (before.st_ino, before.st_mtime_ns, before.st_size) == (
+        after.st_ino,
+        after.st_mtime_ns,
+        after.st_size,
+    )
+    assert heads.head_in(keeper.heads[0]).facts == 3
+    assert b"mailkeep head 1" in syslog.recv(4096)
+
+
+def test_a_comparison_that_fails_for_a_reason_of_ours(
+    path: Path, keeper: Keeper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "head.txt"
+    config = configured(f'file = "{file}"\nurl = "{keeper.url}"\n')
+    with Store.open(path) as store:
+        witness(store, config)
+        before = file.read_text()
+
+        def broken(*_arguments: object, **_named: object) -> None:
+            raise AssertionError("\x1b[2K")
+
+        monkeypatch.setattr("sidecar.witness.continuation", broken)
+        with pytest.raises(WitnessError, match="cannot be compared") as caught:
+            witness(store, config)
+    assert "\x1b" not in str(caught.value)
+    assert file.read_text() == before
+    assert len(keeper.heads) == 2
+
+
+def test_a_server_that_trickles(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A byte now and then is in time for each recv, and would hold the job for hours."""
+    monkeypatch.setattr("sidecar.witness.DEADLINE_S", 0.5)
+    over = threading.Event()
+
+    def trickle() -> None:
+        connection, _ = listening.accept()
+        with connection:
+            connection.sendall(b"HTTP/1.1 200 OK\r\nX-Slow: ")
+            while not over.wait(0.05):
+                connection.sendall(b"x")
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        server = threading.Thread(target=trickle)
+        server.start()
+        config = configured(f'url = "http://127.0.0.1:{listening.getsockname()[1]}/"')
+        began = time.monotonic()
+        try:
+            with Store.open(path) as store, pytest.raises(WitnessError, match="no whole answer within"):
+                witness(store, config)
+            assert time.monotonic() - began < 10
+        finally:
+            over.set()
+            server.join()
+    for thread in threading.enumerate():
+        if thread.name == "witness-post":
+            thread.join(10)
+            assert not thread.is_alive(), "it ends with the connection"
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ GO_TEXT = (
 )
 GO_SIGNATURE = "x08go/ZJkuBS9UG/SffcvIAQxVBtiFupLLr8pAcElZInNIuGUgYN1FFYC2pZSNXgKvqfqdngotpRZb6KE6RyyBwJnAM="
 GO_NOTE = f"{GO_TEXT}\n— PeterNeumann {GO_SIGNATURE}\n"
+HASH = "A" * 43 + "="
 
 hashes = st.binary(min_size=32, max_size=32)
 names = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20)
@@ -89,8 +90,67 @@ def test_what_is_written_is_read(
         "time yesterday",
         "time 2026-11-25T06:40:00",
         "gap a\ngap a",
+        "gap ",
+        "gap %61",
+        "gap a%2fb",
+        "gap a\x0bstore 00",
+        "later\x85gap b",
+        "later\u2028gap b",
+        "later\r",
+        "",
+        "store " + "78" * 16,
+        "time 1970-01-01T00:00:00.000000Z",
+        *(
+            f"stream {facts} {'A' * 43}= {'A' * 43}= a"
+            for facts in ("-1", "+1", "01", "1_0", "\u0661", "1" * 20)
+        ),
     ],
 )
 def test_what_is_no_head(line: str) -> None:
     with pytest.raises(HeadError):
         parse(Head(b"x" * 16, 0, ()).text() + line + "\n")
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [
+        ("78" * 16, "78" * 15),
+        ("78" * 16, "78" * 17),
+        ("78" * 16, "7A" * 16),
+        (".000000Z", "Z"),
+        (".000000Z", ".000000+00:00"),
+        ("T00", "T25"),
+        ("\n", "\r\n"),
+        ("\n", "\u2028"),
+    ],
+)
+def test_a_head_is_written_in_one_way(right: str, wrong: str) -> None:
+    text = Head(b"x" * 16, 0, ()).text()
+    assert parse(text).store_id == b"x" * 16
+    with pytest.raises(HeadError):
+        parse(text.replace(right, wrong))
+
+
+@pytest.mark.parametrize("end", ["\x0b", "\x0c", "\x1c", "\x85", "\u2028", "\u2029", "\r"])
+def test_only_a_line_feed_ends_a_signature(end: str) -> None:
+    """Else one reader would see two signatures where another sees one."""
+    note = SignKey.generate("one").sign("text\n")
+    assert len(split(note)[1]) == 1
+    with pytest.raises(SignatureError, match="not a signature"):
+        split(note.removesuffix("\n") + end + note.rpartition("\n\n")[2])
+    for wrong in (f"text\n\n— one{end} AAAA\n", "text\n\n— one é\n"):
+        with pytest.raises(SignatureError, match="not a signature"):
+            split(wrong)
+    with pytest.raises(BadKeyError):
+        SignKey.generate(f"o{end}e")
+
+
+@pytest.mark.parametrize("name", ["o\x1bne", "o\x7fne", "o\x9bne"])
+def test_a_key_has_no_name_that_drives_a_terminal(name: str) -> None:
+    with pytest.raises(BadKeyError):
+        SignKey.generate(name)
+
+
+def test_a_key_in_another_script_is_no_key() -> None:
+    with pytest.raises(BadKeyError):
+        VerifyKey.parse("one+12345678+é")
