@@ -100,6 +100,7 @@ def command(
             return
         kept = heads.standing(output, "head", heads.head_in) if output else None
         note = signs(head_of(opened).text()) if kept is None else _continued(opened, output, kept, signs)
+        damage = list(opened.damage)
     head = heads.head_in(note)
     if output:
         write_whole(output.absolute(), note.encode(), durable=True)
@@ -112,7 +113,14 @@ def command(
             escaped(f"stream {name} has lost facts: nothing vouches for it; run `mailkeep check`"),
             file=sys.stderr,
         )
-    if head.gaps:
+    if damage:
+        print(
+            escaped(
+                f"the store is damaged, and this vouches for what is left: {damage[0]}; `mailkeep check`"
+            ),
+            file=sys.stderr,
+        )
+    if head.gaps or damage:
         raise typer.Exit(1)
 
 
