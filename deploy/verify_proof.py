@@ -104,7 +104,8 @@ def verify(proof: Path, message: Path | None, kept: Path | None, key: str | None
 def told_by(delivery: object) -> tuple[list[str], bytes, int]:
     """What a delivery says, in lines; the BLAKE3 and the size of its message."""
     id_, time_us, leg, content, length, envelope, *rest = typed(delivery, list)
-    queue_id, subject, *_ = *(typed(part, bytes) for part in rest[:4]), b"", b""
+    kinds = (bytes, bytes, bytes, bytes, dict, list)
+    queue_id, subject, *_ = *map(typed, rest, kinds), b"", b""
     if len(typed(id_, bytes)) != 16 or len(typed(content, bytes)) != 32 or typed(length, int) < 0:
         raise NotProvedError("the fact is no delivery of mailkeep's: its id, its content or its size")
     if leg not in ("lmtp", "milter", "import"):
@@ -167,7 +168,7 @@ def parted(note: str) -> tuple[str, list[tuple[str, bytes]]]:
     signatures = []
     for line in below.removesuffix("\n").split("\n") if below else []:
         mark, name, signature = line.split(" ")
-        if mark != "—" or not KEY_NAME.fullmatch(name):
+        if mark != "—" or not KEY_NAME.fullmatch(name) or not signature:
             raise NotProvedError(f"that is not a signature: {line[:60]!r}")
         signatures.append((name, decoded(signature)))
     return text + "\n", signatures

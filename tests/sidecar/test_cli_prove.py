@@ -322,6 +322,8 @@ def changed_fact(place: int, value: object) -> dict[str, Any]:
         (5, [b"a", [[]]]),
         (6, 1),
         (7, None),
+        (10, []),
+        (11, {}),
     ],
 )
 def test_a_fact_of_other_types(tmp_path: Path, place: int, value: object) -> None:
@@ -370,6 +372,7 @@ def test_a_head_that_two_readers_would_read_in_two_ways(tmp_path: Path) -> None:
         *(head.replace("stream 1", f"stream {facts}") for facts in ("01", "+1", " 1", "-1", "1_0", "\u0661")),
         *(head + f"later{end}gap other\n" for end in ("\x0b", "\x0c", "\x1c", "\x85", "\u2028", "\r")),
         head.replace("\n", "\u2028"),
+        head + "\n— mx1 \n",
         head.replace("\n", "\r\n"),
         head.replace("time ", "\ntime "),
         re.sub("^time.*\n", "", head, flags=re.MULTILINE),
