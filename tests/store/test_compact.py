@@ -69,7 +69,7 @@ class Mailbox:
             self.fact(
                 Erasure(
                     delivery=delivery.id, time_us=now_us(), owner="dpo", reason="asked",
-                    content=self.store.tombstone(delivery.content),
+                    content=self.store.tombstone(delivery.content), facts=self.store.traces(delivery.id),
                 )
             )  # fmt: skip
             del self.mails[delivery.id]
