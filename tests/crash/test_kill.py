@@ -25,7 +25,7 @@ from store.store import Query, Store
 from tests.support.lmtp_sink import LmtpSink
 from tests.support.serving import Client, Serving
 
-KILLS = int(os.environ.get("MAILKEEP_KILLS", "12"))
+KILLS = int(os.environ.get("MAILKEEP_KILLS", "7"))
 CLIENTS = 8
 
 

@@ -33,7 +33,7 @@ from tests.crash.test_kill import Load
 from tests.support.lmtp_sink import LmtpSink
 from tests.support.serving import COMMAND, Serving
 
-KILLS = min(int(os.environ.get("MAILKEEP_KILLS", "6")), 40)
+KILLS = min(int(os.environ.get("MAILKEEP_KILLS", "4")), 40)
 CLIENTS = 4
 SCHEDULER = (
     '[scheduler]\ncompact = ""\nexpire = ""\ncheck = ""\nnice = 0\nio_class = "none"\nbusy_latency = "1m"\n'
