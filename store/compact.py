@@ -31,8 +31,7 @@ from store.places import Damage, Group, Location, StreamState, stream_number
 from store.plan import Unit, in_force, plan
 from store.records import Content, Delivery, Outcomes, Replay, Stub
 from store.regroup import FILES, class_of, file_type, thread_key
-from store.scan import is_sealed, key_of_pack, keys_record, scan_groups, scan_segment
-from store.sealing import sealed_for
+from store.scan import readers_of, scan_groups, scan_segment
 from store.segments import Files, Part, Segment, first_of, last_of, pack_path, packs_of, stream_files
 from store.store import Store
 from store.view import find_end
@@ -164,12 +163,11 @@ class Compactor:
         """Whether a part is to be resealed."""
         if not self._options.reseal:
             return False
-        wanted = {recipient.fingerprint for recipient in self._store.keyring.recipients}
+        wanted = self._store.keyring.readers
         for number in packs_of(part):
-            path = pack_path(directory, number)
             with contextlib.suppress(ValueError, FileNotFoundError):  # damaged packs are not rewritten
-                keys = keys_record(path, key_of_pack(path, self._store.id)) if is_sealed(path) else None
-                if (sealed_for(keys) if keys else frozenset()) != wanted:
+                readers = readers_of(pack_path(directory, number), self._store.id)
+                if (readers or frozenset()) != wanted:
                     return True
         return False
 

@@ -122,7 +122,7 @@ class StreamLog:
         if payload is None or self._seal is None:
             return False
         self._keys, self._keys_due = payload, 0
-        return sealed_for(payload) == {recipient.fingerprint for recipient in self._keyring.recipients}
+        return sealed_for(payload) == self._keyring.readers
 
     def _start_pack(self) -> None:
         number = self._last_pack + 1

@@ -57,11 +57,6 @@ def key_of_pack(path: Path, store_id: bytes) -> bytes:
         raise
 
 
-def is_sealed(path: Path) -> bool:
-    """Whether a pack is sealed, by its header. Raises `ValueError`, `OSError`."""
-    return read_pack_header(path).suite != 0
-
-
 def keys_record(path: Path, key: bytes) -> bytes | None:
     """The payload of the first sound KEYS record in a sealed pack: one is its first record, more follow now
     and then. None when there is none. Raises `OSError`."""
@@ -74,6 +69,15 @@ def keys_record(path: Path, key: bytes) -> bytes | None:
                 if layout.payload_is_sound(header, payload, key):
                     return payload
     return None
+
+
+def readers_of(path: Path, store_id: bytes) -> frozenset[bytes] | None:
+    """The fingerprints of those for whom a pack is sealed, none while it has no record that says so; None
+    when it is not sealed. Raises `ValueError`, `FormatError`, `OSError`."""
+    if read_pack_header(path).suite == 0:
+        return None
+    payload = keys_record(path, key_of_pack(path, store_id))
+    return sealed_for(payload) if payload else frozenset()
 
 
 def pack_seal(path: Path, key: bytes, keyring: Keyring) -> PackSeal | None:
@@ -90,7 +94,7 @@ class Suiting:
     def __init__(self, streams: Path, store_id: bytes, keyring: Keyring) -> None:
         self._streams = streams
         self._store_id = store_id
-        self._wanted = {recipient.fingerprint for recipient in keyring.recipients}
+        self._wanted = keyring.readers
         self._names: dict[int, str] = {}
         self._known: dict[tuple[int, int], bool] = {}
 
@@ -110,12 +114,12 @@ class Suiting:
         if where.stream not in self._names:
             self._names = {stream_number(path.name): path.name for path in self._streams.iterdir()}
         path = pack_path(self._streams / self._names[where.stream], where.pack)
-        if not is_sealed(path):
+        readers = readers_of(path, self._store_id)
+        if readers is None:
             return True
-        payload = keys_record(path, key_of_pack(path, self._store_id))
-        if payload is None:
+        if not readers:
             raise ValueError("no record of its key")
-        return self._wanted <= sealed_for(payload)
+        return self._wanted <= readers
 
 
 def _magic_from(fd: int, at: int) -> Iterator[int]:

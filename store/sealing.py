@@ -167,9 +167,14 @@ class Keyring:
         return bool(self.recipients)
 
     @property
+    def readers(self) -> frozenset[bytes]:
+        """The fingerprints of all recipients."""
+        return frozenset(recipient.fingerprint for recipient in self.recipients)
+
+    @property
     def fingerprints(self) -> bytes:
-        """Those of all recipients, sorted, end to end."""
-        return b"".join(sorted(recipient.fingerprint for recipient in self.recipients))
+        """The same, sorted, end to end."""
+        return b"".join(sorted(self.readers))
 
     def new_seal(self) -> tuple[PackSeal, bytes]:
         """A seal for a new pack, and the payload of the record that keeps its key."""

@@ -53,8 +53,8 @@ from store.records import (
     Replay,
 )
 from store.rows import Term
-from store.scan import Suiting, is_sealed, key_of_pack, keys_record
-from store.sealing import NO_KEYS, Identity, Keyring, fingerprint, recipients_of, sealed_for
+from store.scan import Suiting, readers_of
+from store.sealing import NO_KEYS, Identity, Keyring, fingerprint, recipients_of
 from store.segments import all_packs, pack_path
 from store.snapshot import REMOVED, Counters, Snapshot
 from store.view import CaughtUp, View, find_end, terms
@@ -193,10 +193,8 @@ class Store:
             raise SealedError(
                 f"{self.path} is sealed for {self.keyring.told()}, and no identity given opens it"
             )
-        if self.hidden:
-            raise SealedError(
-                f"part of {', '.join(self.hidden)} is sealed for others: what it holds is not known"
-            )
+        if hidden := self.hidden:
+            raise SealedError(f"part of {', '.join(hidden)} is sealed for others: what it holds is not known")
 
     def _open_view(self, *, wait: bool) -> None:
         index = self.path / "index"
@@ -629,8 +627,6 @@ def _refuse_wrong_identity(path: Path, about: About, keyring: Keyring) -> None:
     for directory in sorted((path / "streams").iterdir()):
         for number in all_packs(directory):
             with contextlib.suppress(ValueError, OSError):
-                pack = pack_path(directory, number)
-                payload = keys_record(pack, key_of_pack(pack, about.id)) if is_sealed(pack) else None
-                if payload and own & sealed_for(payload):
+                if own & (readers_of(pack_path(directory, number), about.id) or frozenset()):
                     return
     raise SealedError(f"no identity given opens anything in {path}, which is sealed for {about.told()}")
