@@ -266,6 +266,42 @@ class RetentionConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ImapConfig:
+    """How commands look into the mailboxes as they are now."""
+
+    server: Address = key(
+        "127.0.0.1:143", ADDRESS, "The mailbox server's IMAP address: HOST:PORT.", reload=True
+    )
+    tls: str = key(
+        "none",
+        choice("none", "starttls", "tls"),
+        '"none" (loopback only), "starttls" or "tls".',
+        reload=True,
+    )
+    ca: Path | None = key(
+        "",
+        PATH_OR_NONE,
+        "File with the certificates to trust for TLS; empty for those of the system.",
+        reload=True,
+    )
+    master_user: str = key(
+        "",
+        TEXT,
+        "Master user, who may log in for everybody; empty for each user's own password.",
+        reload=True,
+    )
+    master_separator: str = key(
+        "*", TEXT, "What stands between a user and the master user at login.", reload=True
+    )
+    passwords: Path | None = key(
+        "",
+        PATH_OR_NONE,
+        "File with lines USER:PASSWORD, the master user's among them, or the users' own.",
+        reload=True,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LogConfig:
     """What is written to standard error."""
 
@@ -303,6 +339,7 @@ _Section = (
     | SchedulerConfig
     | RetentionConfig
     | WitnessConfig
+    | ImapConfig
     | LogConfig
 )
 _SECTIONS: dict[str, type[_Section]] = {
@@ -314,6 +351,7 @@ _SECTIONS: dict[str, type[_Section]] = {
     "encryption": EncryptionConfig,
     "scheduler": SchedulerConfig,
     "witness": WitnessConfig,
+    "imap": ImapConfig,
     "log": LogConfig,
 }
 _LISTS: dict[str, type[_Section]] = {"retention": RetentionConfig}
@@ -332,6 +370,7 @@ class Config:
     encryption: EncryptionConfig = EncryptionConfig()
     scheduler: SchedulerConfig = SchedulerConfig()
     witness: WitnessConfig = WitnessConfig()
+    imap: ImapConfig | None = None
     retention: tuple[RetentionConfig, ...] = ()
     log: LogConfig = LogConfig()
 
@@ -505,6 +544,8 @@ def _faults(config: Config) -> Iterator[str]:
     if config.milter is not None and config.milter.commit_timeout_s >= POSTFIX_MILTER_TIMEOUT_S:
         # Past it Postfix defers the mail while we go on capturing it, and it is captured twice.
         yield "[milter] commit_timeout: it must be below 5m, Postfix's milter_content_timeout"
+    if config.imap is not None:
+        yield from _imap_faults(config.imap)
     yield from _retention_faults(config.rules)
     taken: dict[Address, str] = {}
     for name in ("lmtp", "milter", "metrics"):
@@ -533,6 +574,13 @@ def _lmtp_faults(lmtp: LmtpConfig) -> Iterator[str]:
             yield f"[lmtp] {name}: it must be below 10m, Postfix's lmtp_data_done_timeout"
     if lmtp.connect_timeout_s >= lmtp.delivery_timeout_s:
         yield "[lmtp] connect_timeout: it must be below delivery_timeout"
+
+
+def _imap_faults(imap: ImapConfig) -> Iterator[str]:
+    if imap.server.is_unix:
+        yield f"[imap] server: {imap.server} will not do, IMAP is asked over TCP: write HOST:PORT"
+    elif imap.tls == "none" and imap.server.host not in ("127.0.0.1", "::1", "localhost"):
+        yield f"[imap] tls: without it passwords would go to {imap.server} in the clear"
 
 
 def _retention_faults(rules: tuple[Rule, ...]) -> Iterator[str]:

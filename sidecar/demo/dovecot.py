@@ -27,6 +27,8 @@ from sidecar.demo.process import (
     why_it_failed,
 )
 
+MASTER = "master"
+"""the user who may log in as everybody, with the same password"""
 _START_TIMEOUT_S = 30.0
 
 _CONFIG = """\
@@ -77,6 +79,13 @@ service stats {{
   chroot =
 }}
 
+auth_master_user_separator = *
+passdb {{
+  driver = passwd-file
+  args = scheme=PLAIN {directory}/masters
+  master = yes
+  pass = yes
+}}
 passdb {{
   driver = passwd-file
   args = scheme=PLAIN username_format=%u {directory}/users
@@ -231,6 +240,7 @@ class PrivateDovecot:
             (directory / name).mkdir(exist_ok=True)
         (directory / "mail").chmod(0o700)
         os.chown(directory / "mail", uid, gid)
+        (directory / "masters").write_text(f"{MASTER}:{self.password}\n")
         (directory / "users").write_text("".join(f"{line}\n" for line in self._user_lines(uid, gid)))
         anyone = (
             ""

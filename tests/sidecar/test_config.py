@@ -11,6 +11,7 @@ import pytest
 from sidecar.config import (
     Config,
     ConfigError,
+    ImapConfig,
     LmtpConfig,
     MetricsConfig,
     MilterConfig,
@@ -230,6 +231,7 @@ def test_the_effective_configuration_reads_back() -> None:
             lmtp=LmtpConfig(idle_timeout_s=90.5, socket_mode=0o600),
             milter=MilterConfig(),
             metrics=MetricsConfig(),
+            imap=ImapConfig(master_user="m"),
         ),
         store=StoreConfig(path=Path('/srv/a "quoted" ü'), reserve_bytes=12345),
         retention=(RetentionConfig(to="@a.example", keep_us=7 * YEAR_US), RetentionConfig(sender="<>")),
@@ -250,7 +252,11 @@ def test_keys_list_their_defaults() -> None:
     plain = [f"{key.section}.{key.key} = {key.default}" for key in keys if key.section != "retention"]
     rule = [f"{key.key} = {key.default}" for key in keys if key.section == "retention"]
     assert parse("\n".join([*plain, "[[retention]]", *rule])) == Config(
-        lmtp=LmtpConfig(), milter=MilterConfig(), metrics=MetricsConfig(), retention=(RetentionConfig(),)
+        lmtp=LmtpConfig(),
+        milter=MilterConfig(),
+        metrics=MetricsConfig(),
+        imap=ImapConfig(),
+        retention=(RetentionConfig(),),
     )
     for key in keys:
         assert key.help.endswith("."), key
@@ -314,12 +320,15 @@ def test_rules_in_their_order() -> None:
     assert parse("retention = []\n[lmtp]").rules == ()
 
 
-_OF_JOBS = {"scheduler", "retention", "witness"}
+_KINDS = (SchedulerConfig, RetentionConfig, WitnessConfig, ImapConfig)
+_OF_JOBS = {"scheduler", "retention", "witness", "imap"}
 
 
 def test_timeouts_caps_policy_jobs_and_rules_are_reloadable() -> None:
     jobs = {(section, key) for section, key, *_ in all_keys() if section in _OF_JOBS}
-    assert len(jobs) == sum(len(fields(kind)) for kind in (SchedulerConfig, RetentionConfig, WitnessConfig))
+    assert len(jobs) == sum(
+        len(fields(kind)) for kind in (SchedulerConfig, RetentionConfig, WitnessConfig, ImapConfig)
+    )
     assert reloadable_keys() == jobs | {
         ("store", "threads"),
         ("store", "compaction_level"),

@@ -13,6 +13,7 @@ import pytest
 
 from sidecar.config import (
     Config,
+    ImapConfig,
     LmtpConfig,
     MetricsConfig,
     MilterConfig,
@@ -57,7 +58,7 @@ def test_each_file_says_what_it_is_where_it_goes_and_how_to_undo_it(name: str) -
 
 
 def test_the_example_is_the_defaults() -> None:
-    defaults = Config(lmtp=LmtpConfig(), milter=MilterConfig(), metrics=MetricsConfig())
+    defaults = Config(lmtp=LmtpConfig(), milter=MilterConfig(), metrics=MetricsConfig(), imap=ImapConfig())
     assert Config.load(DEPLOY / "mailkeep.toml") == defaults
     with_rule = RULE.sub("", (DEPLOY / "mailkeep.toml").read_text())
     assert Config.parse(with_rule, "mailkeep.toml") == replace(defaults, retention=(RetentionConfig(),))

@@ -179,7 +179,7 @@ def test_somebody_who_may_only_look(store: Store, path: Path) -> None:
     for entry in [path.parent, *path.rglob("*"), path]:
         entry.chmod(0o755 if entry.is_dir() else 0o644)
     for parent in path.parents:
-        if parent.stat().st_uid == 0 and "pytest" in parent.name:
+        if parent.stat().st_uid == 0 and any("pytest" in part for part in parent.parts):
             parent.chmod(0o755)
     code = _READER.replace("with", "import os; os.setgid(65534); os.setuid(65534)\nwith", 1)
     subprocess.run([sys.executable, "-c", code, str(path), delivery.id.hex()], check=True, timeout=30)

@@ -1,0 +1,44 @@
+"""From the configuration to a mailbox server: reads the file with passwords."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sidecar.config import ConfigError, ImapConfig
+from sidecar.live.imap import ImapServer
+
+
+def imap_server(config: ImapConfig | None) -> ImapServer:
+    """The configured server with all that is needed to get in. Raises `ConfigError`."""
+    if config is None:
+        raise ConfigError(
+            "the configuration has no [imap], so the mailboxes cannot be looked into",
+            "Say how to log in under [imap]; deploy/mailkeep.toml shows every key.",
+        )
+    passwords = _passwords(config.passwords) if config.passwords else {}
+    if not passwords:
+        raise ConfigError("[imap] passwords: it names no file with lines USER:PASSWORD")
+    password = ""
+    if config.master_user:
+        if config.master_user not in passwords:
+            raise ConfigError(f"[imap] passwords: {config.passwords} has no line for {config.master_user}")
+        password = passwords[config.master_user]
+    return ImapServer(
+        address=config.server, tls=config.tls, ca=config.ca, master=config.master_user,
+        separator=config.master_separator, password=password, passwords=passwords,
+    )  # fmt: skip
+
+
+def _passwords(path: Path) -> dict[str, str]:
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as exc:
+        raise ConfigError(f"[imap] passwords: {path} cannot be read: {exc}") from exc
+    found = {}
+    for number, line in enumerate(lines, 1):
+        if line.strip() and not line.lstrip().startswith("#"):
+            user, colon, password = line.strip().partition(":")
+            if not colon or not user:
+                raise ConfigError(f"[imap] passwords: {path}, line {number}: write USER:PASSWORD")
+            found[user] = password
+    return found

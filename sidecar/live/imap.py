@@ -1,0 +1,240 @@
+"""A live mailbox over IMAP (RFC 3501, 9051), by one user's login or by a master user.
+
+A master user is Dovecot's and Cyrus' way to let one password into every mailbox: logins are `user*master`.
+One connection belongs to one thread; open as many as there are threads.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import socket
+import ssl
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, Self
+
+from imapclient import IMAPClient, SocketTimeout
+from imapclient.exceptions import IMAPClientError
+from imapclient.exceptions import LoginError as RefusedError
+
+from sidecar.live.mailbox import FOREVER_US, LiveError, LiveMessage, LoginError
+from sidecar.units import Address
+
+CONNECT_TIMEOUT_S = 30.0
+REPLY_TIMEOUT_S = 300.0
+_AT_ONCE = 500
+"""messages whose facts are asked for in one command"""
+_AT_ONCE_BYTES = 8 << 20
+"""about so many bytes of messages are fetched by one command, and held here"""
+_FACTS = ("RFC822.SIZE", "INTERNALDATE", "FLAGS", "BODY.PEEK[HEADER.FIELDS (MESSAGE-ID DATE)]")
+_FIELD = re.compile(rb"(?im)^(message-id|date)[ \t]*:[ \t]*((?:[^\r\n]|\r?\n[ \t])*)")
+_NO_SELECT = frozenset({b"\\noselect", b"\\nonexistent"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImapServer:
+    """Where the live mailboxes are and how to get in. `tls`: "none", "starttls" or "tls". With a `master`
+    user `password` is the master's and opens every mailbox; else `passwords` has each user's own."""
+
+    address: Address
+    tls: str = "none"
+    ca: Path | None = None
+    master: str = ""
+    separator: str = "*"
+    password: str = ""
+    passwords: dict[str, str] | None = None
+
+    def login(self, user: str) -> tuple[str, str]:
+        """The name and the password for a user. Raises `LoginError`."""
+        if self.master:
+            return f"{user}{self.separator}{self.master}", self.password
+        own = (self.passwords or {}).get(user)
+        if own is None:
+            raise LoginError(f"there is no password for {user}, and no master user")
+        return user, own
+
+
+class ImapMailbox:
+    """A connection that is logged in as one user; a context manager. See `LiveMailbox`."""
+
+    def __init__(self, server: ImapServer, user: str) -> None:
+        """Raises `LiveError`, `LoginError`."""
+        self.user = user
+        self.server = server
+        self._selected: tuple[str, bool] | None = None
+        name, password = server.login(user)
+        with self._told("cannot be reached"):
+            self._client = self._connect()
+        try:
+            with self._told("refuses the login"):
+                if name.isascii() and password.isascii():
+                    self._client.login(name, password)
+                else:
+                    self._client.plain_login(name, password)
+        except BaseException:
+            self.close()
+            raise
+
+    def _connect(self) -> IMAPClient:
+        address, server = self.server.address, self.server
+        context = ssl.create_default_context(cafile=server.ca) if server.tls != "none" else None
+        client = IMAPClient(
+            address.host,
+            address.port,
+            ssl=server.tls == "tls",
+            ssl_context=context,
+            timeout=SocketTimeout(CONNECT_TIMEOUT_S, REPLY_TIMEOUT_S),
+        )
+        client.normalise_times = False
+        if server.tls == "starttls":
+            client.starttls(context)
+        return client
+
+    def folders(self) -> list[str]:
+        """See `LiveMailbox`."""
+        with self._told("does not list folders"):
+            found = self._client.list_folders()
+        names = [str(name) for flags, _, name in found if not _NO_SELECT & {flag.lower() for flag in flags}]
+        return sorted(names, key=lambda name: (name.upper() != "INBOX", name))
+
+    def messages(self, folder: str, since_us: int = 0, until_us: int = FOREVER_US) -> Iterator[LiveMessage]:
+        """See `LiveMailbox`; by whole days."""
+        self._select(folder)
+        with self._told(f"does not search {folder}"):
+            uids = sorted(self._client.search(_criteria(since_us, until_us)))
+        for at in range(0, len(uids), _AT_ONCE):
+            asked = uids[at : at + _AT_ONCE]
+            with self._told(f"does not tell what is in {folder}"):
+                facts = self._client.fetch(asked, _FACTS)
+            yield from (
+                _live(folder, uid, facts[uid]) for uid in asked if b"RFC822.SIZE" in facts.get(uid, {})
+            )
+
+    def fetch(self, messages: Sequence[LiveMessage]) -> Iterator[tuple[LiveMessage, bytes]]:
+        """See `LiveMailbox`."""
+        for batch in _batches(messages):
+            self._select(batch[0].folder)
+            with self._told(f"does not give what is in {batch[0].folder}"):
+                found = self._client.fetch([int(message.uid) for message in batch], ("BODY.PEEK[]",))
+            for message in batch:
+                data = found.get(int(message.uid), {}).get(b"BODY[]")
+                if data is not None:
+                    yield message, data
+
+    def append(self, folder: str, raw: bytes, *, received_us: int, flags: Sequence[str] = ()) -> str:
+        """Put a message into a folder, with the received date it had; the server's words. Raises
+        `LiveError`."""
+        moment = datetime.fromtimestamp(received_us // 1_000_000, UTC)
+        with self._told(f"does not take a message into {folder}"):
+            said: bytes = self._client.append(folder, raw, flags, moment)
+        return said.decode("utf-8", "replace")
+
+    def make_folder(self, folder: str) -> bool:
+        """Make a folder, and subscribe to it, unless it is there; whether it is new. Raises `LiveError`."""
+        with self._told(f"does not make {folder}"):
+            if self._client.folder_exists(folder):
+                return False
+            self._client.create_folder(folder)
+            self._client.subscribe_folder(folder)
+            return True
+
+    def delete(self, messages: Sequence[LiveMessage]) -> None:
+        """Delete messages of one folder for good. Raises `LiveError`."""
+        if messages:
+            self._select(messages[0].folder, readonly=False)
+            with self._told(f"does not delete in {messages[0].folder}"):
+                uids = [int(message.uid) for message in messages]
+                self._client.delete_messages(uids, silent=True)
+                self._client.expunge(uids if self._client.has_capability("UIDPLUS") else None)
+
+    def close(self) -> None:
+        """See `LiveMailbox`."""
+        client = getattr(self, "_client", None)
+        if client is not None:
+            del self._client
+            with contextlib.suppress(IMAPClientError, OSError):
+                client.logout()
+            with contextlib.suppress(IMAPClientError, OSError):
+                client.shutdown()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _select(self, folder: str, *, readonly: bool = True) -> None:
+        if self._selected != (folder, readonly):
+            with self._told(f"does not open {folder}"):
+                self._client.select_folder(folder, readonly=readonly)
+            self._selected = (folder, readonly)
+
+    @contextlib.contextmanager
+    def _told(self, what: str) -> Iterator[None]:
+        """Whatever goes wrong within is told as what the server did not do."""
+        where = f"IMAP server {self.server.address}, {self.user}"
+        try:
+            yield
+        except RefusedError as exc:
+            raise LoginError(f"{where}: {what}: {_words(exc)}") from exc
+        except (IMAPClientError, OSError, ssl.SSLError) as exc:
+            self._selected = None
+            raise LiveError(f"{where}: {what}: {_words(exc)}") from exc
+        except AttributeError as exc:
+            if hasattr(self, "_client"):
+                raise
+            raise LiveError(f"{where}: the connection is closed") from exc
+
+
+def _words(exc: Exception) -> str:
+    if isinstance(exc, socket.timeout):
+        return "no answer in time"
+    text = " ".join(str(exc).split())
+    return text.removeprefix("b'").removesuffix("'") or type(exc).__name__
+
+
+def _criteria(since_us: int, until_us: int) -> list[Any]:
+    """IMAP knows days only, in the server's own zone: a day more on each side."""
+    criteria: list[Any] = []
+    if since_us > 0:
+        criteria += ["SINCE", _day(since_us, -1)]
+    if until_us < FOREVER_US:
+        criteria += ["BEFORE", _day(until_us, 2)]
+    return criteria or ["ALL"]
+
+
+def _day(time_us: int, days: int) -> Any:
+    return (datetime.fromtimestamp(time_us / 1e6, UTC) + timedelta(days=days)).date()
+
+
+def _live(folder: str, uid: int, facts: dict[bytes, Any]) -> LiveMessage:
+    header = next((value for name, value in facts.items() if name.startswith(b"BODY[HEADER.FIELDS")), b"")
+    fields = {
+        found[1].lower(): b"".join(found[2].split(b"\r\n")).strip() for found in _FIELD.finditer(header)
+    }
+    received: datetime | None = facts.get(b"INTERNALDATE")
+    return LiveMessage(
+        folder=folder,
+        uid=str(uid),
+        size=facts[b"RFC822.SIZE"],
+        received_us=round(received.timestamp()) * 1_000_000 if received else 0,
+        flags=tuple(flag.decode("ascii", "replace") for flag in facts.get(b"FLAGS", ())),
+        message_id=fields.get(b"message-id", b""),
+        date=fields.get(b"date", b""),
+    )
+
+
+def _batches(messages: Sequence[LiveMessage]) -> Iterator[list[LiveMessage]]:
+    batch: list[LiveMessage] = []
+    size = 0
+    for message in messages:
+        if batch and (size + message.size > _AT_ONCE_BYTES or len(batch) == _AT_ONCE):
+            yield batch
+            batch, size = [], 0
+        batch.append(message)
+        size += message.size
+    if batch:
+        yield batch
