@@ -1,4 +1,4 @@
-"""A live mailbox over IMAP, with a real Dovecot: what it tells, what it changes, what it says when it fails."""
+"""A live mailbox over IMAP, with a real Dovecot: what it tells, what it changes, what it says at faults."""
 
 from __future__ import annotations
 
