@@ -19,7 +19,7 @@ SOURCES = ("downstream", "mailkeep", "earlier")
 JOBS = ("compact", "expire", "check", "drill", "witness")
 """the kinds of background jobs"""
 RESULTS = ("ok", "failed", "interrupted")
-_LABEL_VALUES: dict[str, tuple[str, ...]] = {
+LABEL_VALUES: dict[str, tuple[str, ...]] = {
     "leg": LEGS,
     "reason": REASONS,
     "class": CLASSES,
@@ -112,7 +112,7 @@ def _places() -> tuple[dict[Series, int], int]:
     places: dict[Series, int] = {}
     at = 0
     for spec in TABLE:
-        for labels in itertools.product(*(_LABEL_VALUES[label] for label in spec.labels)):
+        for labels in itertools.product(*(LABEL_VALUES[label] for label in spec.labels)):
             places[spec.name, *labels] = at
             # A histogram: a count for each bound, one for what is above them all, and the sum.
             at += len(spec.bounds) + 2 if spec.kind == "histogram" else 1

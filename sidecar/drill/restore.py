@@ -85,7 +85,8 @@ async def _one(store: Store, id_: DeliveryId, server: ScratchServer, sender: Sen
     recipient = next(filter(_can_be_said, (to.address for to in delivery.envelope.recipients)), b"postmaster")
     server.take()
     try:
-        reply = await sender.send(b"", recipient, store.read(delivery.content))
+        eight_bit = b"8BITMIME" in delivery.envelope.sender_params.upper()
+        reply = await sender.send(b"", recipient, store.read(delivery.content), eight_bit=eight_bit)
     except (StoreError, DownstreamError) as exc:
         sender.drop()  # without its end: the server keeps nothing of it
         if _is_removed(store, id_):
@@ -125,7 +126,9 @@ class Sender:
         self._timeout_s = timeout_s
         self._connection: Downstream | None = None
 
-    async def send(self, sender: bytes, recipient: bytes, pieces: Iterable[bytes]) -> bytes:
+    async def send(
+        self, sender: bytes, recipient: bytes, pieces: Iterable[bytes], *, eight_bit: bool = False
+    ) -> bytes:
         """One message for one recipient: the server's final reply. What `pieces` raises is passed on before
         the message has an end. Raises `DownstreamError`; after any of these, `drop`."""
         if self._connection is None or self._connection.lost:
@@ -134,7 +137,7 @@ class Sender:
             )
         connection = self._connection
         mail = b"MAIL FROM:<%s>" % sender
-        if b"8BITMIME" in connection.capabilities.keywords:
+        if eight_bit and b"8BITMIME" in connection.capabilities.keywords:
             mail += b" BODY=8BITMIME"
         if b"SMTPUTF8" in connection.capabilities.keywords and not (sender + recipient).isascii():
             mail += b" SMTPUTF8"

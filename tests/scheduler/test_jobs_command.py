@@ -158,7 +158,7 @@ def test_stopped_while_somebody_waits(serving: Serving) -> None:
 
 def test_a_reload_takes_up_schedules(serving: Serving) -> None:
     serving.start()
-    assert wait_until(lambda: len(listed(serving)) == 4, timeout_s=10)
+    assert wait_until(lambda: len(listed(serving)) == 5, timeout_s=10)
     serving.config.write_text(serving.config.read_text().replace("@monthly", "every 2h"))
     assert serving.process
     serving.process.send_signal(signal.SIGHUP)

@@ -327,9 +327,7 @@ _OF_JOBS = {"scheduler", "retention", "witness", "drill", "imap"}
 
 def test_timeouts_caps_policy_jobs_and_rules_are_reloadable() -> None:
     jobs = {(section, key) for section, key, *_ in all_keys() if section in _OF_JOBS}
-    assert len(jobs) == sum(
-        len(fields(kind)) for kind in _KINDS
-    )
+    assert len(jobs) == sum(len(fields(kind)) for kind in _KINDS)
     assert reloadable_keys() == jobs | {
         ("store", "threads"),
         ("store", "compaction_level"),
