@@ -42,6 +42,7 @@ TIMED = 500_000
 """captures counted at once to see which days there are"""
 _PREVIEW_AFTER_S = 0.12
 """how long the cursor must rest before the message under it is read"""
+_NOTICE_S = 8.0
 _ORDERS = ("newest", "name", "messages")
 _VIEWS = ("messages", "mailboxes", "days")
 
@@ -80,7 +81,8 @@ class Browser(App[None]):
         Binding("escape", "up", "back", show=False),
         Binding("tab,shift+tab", "other", "other pane", show=False),
         Binding("question_mark", "help", "help", key_display="?"),
-        Binding("q,ctrl+q,ctrl+c", "leave", "quit", key_display="q"),
+        Binding("q", "leave", "quit"),
+        Binding("ctrl+q,ctrl+c", "leave", show=False, priority=True),
     ]
 
     def __init__(self, store: Store, setting: Setting | None = None) -> None:
@@ -122,8 +124,9 @@ class Browser(App[None]):
         )
         yield RowList[MessageRow](
             [
-                Column("CAPTURED", 16), Column("FROM", 3, elastic=True), Column("TO", 3, elastic=True, from_width=100),
-                Column("SUBJECT", 5, elastic=True), Column("SIZE", 8, right=True), Column("STATUS", 9),
+                Column("CAPTURED", 16), Column("FROM", 3, elastic=True),
+                Column("TO", 3, elastic=True, from_width=100), Column("SUBJECT", 5, elastic=True),
+                Column("SIZE", 8, right=True), Column("STATUS", 9),
             ],
             id="messages",
         )  # fmt: skip
@@ -196,21 +199,22 @@ class Browser(App[None]):
         }  # fmt: skip
         return lists[self.view_name]
 
+    @property
+    def is_loading(self) -> bool:
+        """Whether a list is being filled."""
+        return any(self._loading.values())
+
     def say(self, notice: str) -> None:
-        """Something for the status line, until the next key."""
+        """Something for the status line, until the cursor moves or some seconds have gone by."""
         self._notice = notice
         self._show_status()
-
-    def on_key(self) -> None:
-        """Called by textual."""
-        if self._notice:
-            self.say("")
+        if notice:
+            self.set_timer(_NOTICE_S, lambda: self.say("") if self._notice == notice else None)
 
     def _show_title(self) -> None:
-        where = escaped(str(self.store.path))
-        said = Text("mailkeep ", "bold").append(f"{where}  ", "dim")
-        asked = escaped(self.asked.line)
-        said.append(asked or "everything, newest first", "bold" if asked else "dim")
+        said = Text("mailkeep  ", "bold", no_wrap=True, overflow="ellipsis")
+        said.append(escaped(self.asked.line) or "everything, newest first")
+        said.append(f"  {escaped(str(self.store.path))}", "dim")
         self._base.query_one("#title", Static).update(said)
 
     def _show_status(self) -> None:
@@ -236,6 +240,8 @@ class Browser(App[None]):
                 parts.append("searching" + back)
             else:
                 parts.append("End for more")
+        if rows.range_from is not None:
+            parts.append(f"range of {len(rows.range):,}: v or Space marks it, Esc leaves it")
         if self.marks:
             parts.append(f"{len(self.marks):,} marked")
         if self._listing is not None and self._listing.damaged:
@@ -263,6 +269,9 @@ class Browser(App[None]):
     def _failed(self, view: str) -> Callable[[str], None]:
         def failed(words: str) -> None:
             self._loading[view] = False
+            rows: RowList[Any] = self._base.query_one(f"#{view}", RowList)
+            rows.empty = words
+            rows.refresh()
             self.say(words)
 
         return failed
@@ -423,7 +432,7 @@ class Browser(App[None]):
 
     @on(RowList.Moved)
     def _moved(self, message: RowList.Moved) -> None:
-        self._show_status()
+        self.say("")
         row = message.rows.current
         if isinstance(row, MessageRow) and self.pane.display:
             self._read(row)
@@ -441,7 +450,7 @@ class Browser(App[None]):
             self._close_filter()
         elif self.messages.range_from is not None:
             self.messages.range_from = None
-            self.messages.refresh()
+            self._marks_changed()
         elif self.view_name != "messages":
             self._show_view("messages")
         elif self.pane.display and not self.messages.display:
@@ -510,6 +519,7 @@ class Browser(App[None]):
         line.value = self.asked.line
         line.cursor_position = len(line.value)
         line.focus()
+        self.say("Enter looks for it, Esc leaves; ? in a list tells the words")
 
     @on(Input.Submitted, "#filter")
     def _filter(self, message: Input.Submitted) -> None:
@@ -552,7 +562,6 @@ class Browser(App[None]):
             return
         if rows.range_from is None:
             rows.range_from = rows.cursor
-            self.say("move, then v or Space marks the range; Esc leaves it")
         else:
             self.marks.add(row.key for row in rows.range)
             rows.range_from = None

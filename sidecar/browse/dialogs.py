@@ -18,25 +18,25 @@ from sidecar.export import Format
 from sidecar.readable import escaped, text
 
 HELP = """\
- Lists          up down pgup pgdn home end, or k j ctrl+b ctrl+f g G
- m  d  l        mailboxes, days, messages
- Enter          open: a mailbox, a day, a message; once more: all of the screen
- Tab            between list and preview, to scroll it; n p: next, previous message
- i              in the preview: what is on record (envelope, replies, replays)
- Esc            back
+m d l      mailboxes, days, messages       up down  pgup pgdn
+Enter      open it; once more: full size   home end (k j g G)
+Esc        back                            Tab: scroll what is open
+n p        next, previous message          i: what is on record of it
 
- Space          mark or unmark a message; u: unmark all
- v              begin a range; move; v or Space marks it
- a              mark all that are loaded (End loads more)
- r              put the marked ones back through LMTP; asks first
- e              export the marked ones: eml, maildir or mbox
-                (with nothing marked: the message under the cursor)
+Space      mark, unmark                    u: unmark all
+v          a range: v, move, v             a: all that are loaded
+r          put the marked ones back through LMTP; asks first
+e          export the marked ones: eml, mbox or maildir
+           (with nothing marked: the one under the cursor)
 
- /              filter: to: from: since: until: subject: status: leg: queue-id:
-                message-id: as-of: and words that are in subject or addresses
-                  from:@example.com since:2h subject:"second reminder" invoice
- s              mailboxes: order by newest, name, messages
- R              look for new mail          q   quit
+/          filter: the words of `list`, and others that must be in
+           the subject, the From field or an address, such as
+           from:@example.com since:2h subject:"second reminder" invoice
+           to: from: since: until: subject: status: leg: queue-id:
+           message-id: as-of:
+s          order mailboxes by newest, name, messages
+End        on the last row: load more, search further back
+R          take in new mail                q: quit
 """
 
 

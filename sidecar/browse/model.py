@@ -35,6 +35,8 @@ KEYS = {
 _CHOICES: dict[str, tuple[str, ...]] = {"leg": tuple(Leg), "status": tuple(Status)}
 _TIMES = frozenset({"since", "until", "as-of"})
 _WORD = re.compile(r'(?:(?P<key>[A-Za-z-]+):)?(?:"(?P<quoted>(?:[^"\\]|\\.)*)"|(?P<plain>\S*))')
+_MOST_RAW = 2000
+"""bytes of a header field that are decoded for a row"""
 _MOST_SUBJECT = 400
 """characters of a subject or address that a row keeps; a line is never longer"""
 
@@ -149,12 +151,17 @@ class MessageRow:
         """The From field as the reader of the mail sees it; the envelope's sender where there is none."""
         delivery = stored.delivery
         envelope = delivery.envelope
-        sender = header_text(delivery.header_from).strip() or text(envelope.sender) or "<>"
+        sender = (
+            header_text(delivery.header_from[:_MOST_RAW]).replace('"', "").strip()
+            or text(envelope.sender)
+            or "<>"
+        )
         first = text(envelope.recipients[0].address) if envelope.recipients else ""
         others = len(envelope.recipients) - 1
         return cls(
             delivery.id, delivery.time_us, shown(sender),
-            shown(first) + (f" +{others}" if others > 0 else ""), shown(header_text(delivery.subject)), delivery.size, str(status_of(stored)),
+            shown(first) + (f" +{others}" if others > 0 else ""),
+            shown(header_text(delivery.subject[:_MOST_RAW])), delivery.size, str(status_of(stored)),
         )  # fmt: skip
 
     @property

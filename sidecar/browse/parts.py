@@ -11,9 +11,12 @@ from dataclasses import dataclass, field
 from email.message import Message
 from email.parser import BytesHeaderParser
 from email.policy import compat32
+from itertools import islice
 
 KEPT_BYTES = 128 << 10
 _MOST_HEADER = 256 << 10
+_MOST_FIELDS = 500
+_MOST_FIELD = 2000
 _MOST_PARTS = 200
 _MOST_DEPTH = 20
 _MOST_BOUNDARY = 200
@@ -119,7 +122,7 @@ class Scan:
         size = end.end() if end else len(self._buffer) if last else _MOST_HEADER
         if self._boundaries and (early := self._delimiter_in(self._buffer[:size])) is not None:
             size = early.start()  # a part without an empty line
-        header = BytesHeaderParser(policy=compat32).parsebytes(self._buffer[:size])
+        header = _shortened(BytesHeaderParser(policy=compat32).parsebytes(self._buffer[:size]))
         self._buffer = self._buffer[size:]
         self._in_header, self._after_newline = False, True
         if not self._seen_header:
@@ -190,6 +193,15 @@ class Scan:
         if self._part is not None:
             self._part.end()
             self._part = None
+
+
+def _shortened(header: Message) -> Message:
+    """The first fields by their beginnings: Python's parsers of parameters and encoded words take their time
+    over malicious ones."""
+    short = Message(policy=compat32)
+    for name, value in islice(header.raw_items(), _MOST_FIELDS):
+        short[name] = str(value)[:_MOST_FIELD]
+    return short
 
 
 def _boundary(header: Message) -> bytes:

@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from email.message import Message
-from html.parser import HTMLParser
 from itertools import islice
 
+from sidecar.browse.html import html_text
 from sidecar.browse.parts import Part, Scan
 from sidecar.readable import escaped, header_text, text
 from sidecar.units import format_size
@@ -26,8 +26,8 @@ _MOST_LINES = 2000
 _MOST_LINE = 4000
 _MOST_FIELD = 1000
 _MOST_ATTACHMENTS = 50
-_MOST_HTML = 64 << 10
-"""Python's parser takes its time over malicious HTML: a second with this much"""
+_MOST_SIGNS = 128 << 10
+"""characters of all texts together: the screen wraps them in one go"""
 _READ_BYTES = 256 << 20
 _NO_CHARSETS = frozenset({"idna", "punycode", "unicode-escape", "raw-unicode-escape", "undefined", "utf-7"})
 """codecs of Python's that no mail means, or that are slow with malicious input"""
@@ -70,15 +70,23 @@ def _told(scan: Scan, note: str) -> Preview:
         if lines:
             lines.append("")
         lines += _lines(part)
-    if len(lines) > _MOST_LINES:
-        lines, note = [*lines[:_MOST_LINES], "…"], note or "only the beginning is shown"
-    if any(part.cut for part in read):
+    shown = list(_first(lines))
+    if len(shown) < len(lines) or any(part.cut for part in read):
         note = note or "only the beginning is shown"
     others = [part for part in scan.parts if part not in read and not _is_alternative(part, read)]
     told = [_attachment(part) for part in others[:_MOST_ATTACHMENTS]]
     if len(others) > _MOST_ATTACHMENTS or scan.more:
         told.append("and more")
-    return Preview(tuple(_fields(scan.header)), tuple(lines), tuple(told), note)
+    return Preview(tuple(_fields(scan.header)), tuple(shown), tuple(told), note)
+
+
+def _first(lines: list[str]) -> Iterator[str]:
+    room = _MOST_SIGNS
+    for line in lines[:_MOST_LINES]:
+        room -= len(line)
+        if room < 0:
+            return
+        yield line
 
 
 def _to_read(parts: list[Part]) -> Iterator[Part]:
@@ -93,19 +101,16 @@ def _is_alternative(part: Part, read: list[Part]) -> bool:
 
 
 def _fields(header: Message) -> Iterator[tuple[str, str]]:
+    found = list(header.raw_items())
     for name in FIELDS:
-        for raw in header.get_all(name, [])[:2]:
-            yield name, escaped(_field_text(raw)[:_MOST_FIELD])
+        values = [value for other, value in found if other.lower() == name.lower()]
+        for value in values[:2]:
+            yield name, escaped(_field_text(str(value))[:_MOST_FIELD])
 
 
-def _field_text(raw: object) -> str:
-    """A field's value as `email` gave it: bytes that are no ASCII came out as surrogates."""
-    value = str(raw)
-    try:
-        data = value.encode("ascii", "surrogateescape")
-    except UnicodeEncodeError:  # a `Header` object, decoded already
-        data = value.encode("utf-8", "replace")
-    return " ".join(header_text(data).split())
+def _field_text(value: str) -> str:
+    """A field's value as `email` keeps it: bytes that are no ASCII are surrogates."""
+    return " ".join(header_text(value.encode("utf-8", "surrogateescape")).split())
 
 
 def _attachment(part: Part) -> str:
@@ -116,9 +121,11 @@ def _attachment(part: Part) -> str:
 def _lines(part: Part) -> list[str]:
     said = _decoded(part)
     if part.kind == "text/html":
-        said = html_text(said[:_MOST_HTML])
+        said = html_text(said)
     lines = said.replace("\r\n", "\n").rstrip("\n").split("\n")
-    return [escaped(line[:_MOST_LINE].expandtabs(8).rstrip()) for line in lines[: _MOST_LINES + 1]]
+    return [
+        escaped(line[:_MOST_LINE].expandtabs(8)[:_MOST_LINE].rstrip()) for line in lines[: _MOST_LINES + 1]
+    ]
 
 
 def _decoded(part: Part) -> str:
@@ -134,58 +141,3 @@ def _decoded(part: Part) -> str:
         return text(raw) if charset in _NO_CHARSETS | {"utf-8"} else raw.decode(charset, "replace")
     except (LookupError, ValueError, TypeError):
         return text(raw)
-
-
-class _Reader(HTMLParser):
-    """The words of HTML, a line for each block."""
-
-    _HIDDEN = frozenset({"script", "style", "head", "title", "template", "noscript"})
-    _BLOCKS = frozenset(
-        "p div br tr table ul ol li h1 h2 h3 h4 h5 h6 blockquote pre hr section article header footer".split()  # noqa: SIM905 - a list of words
-    )
-
-    def __init__(self) -> None:
-        super().__init__(convert_charrefs=True)
-        self.said: list[str] = []
-        self._hidden: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:  # noqa: ARG002 - its signature
-        """Called by the parser."""
-        if tag in self._HIDDEN and tag != "body":
-            self._hidden.append(tag)
-        elif tag == "body":
-            self._hidden.clear()  # a head that was never closed
-        elif tag == "li":
-            self.said.append("\n- ")
-        elif tag in {"td", "th"}:
-            self.said.append("  ")
-        elif tag in self._BLOCKS:
-            self.said.append("\n")
-
-    def handle_endtag(self, tag: str) -> None:
-        """Called by the parser."""
-        if tag in self._hidden:
-            del self._hidden[self._hidden.index(tag) :]
-        elif tag in self._BLOCKS and tag != "br":
-            self.said.append("\n")
-
-    def handle_data(self, data: str) -> None:
-        """Called by the parser."""
-        if not self._hidden:
-            self.said.append(" ".join(data.split()) if data.strip() else " ")
-            if data[-1:].isspace():
-                self.said.append(" ")
-
-
-def html_text(html: str) -> str:
-    """The text of HTML as lines, without what a browser does not show. Raises nothing for malformed HTML."""
-    reader = _Reader()
-    with suppress(AssertionError, ValueError):  # some malformed declarations: what came before is text enough
-        reader.feed(html)
-        reader.close()
-    lines: list[str] = []
-    for line in "".join(reader.said).split("\n"):
-        line = " ".join(line.split())
-        if line or (lines and lines[-1]):
-            lines.append(line)
-    return "\n".join(lines).strip("\n")
