@@ -694,7 +694,6 @@ class Browser(App[None]):
     def _act(self, title: str, total: int, do: Callable[[Callable[[actions.Told], None]], str]) -> None:
         """Do something with messages while a dialog tells of it."""
         self._stop_action = False
-        outcome = self._outcome = Outcome(title, total, self._ask_to_stop)
         done = 0
 
         def tell(told: actions.Told) -> None:
@@ -723,11 +722,10 @@ class Browser(App[None]):
             self._outcome = None
             self._show_status()
 
-        async def begin() -> None:
-            await self.push_screen(outcome)
-            self._work.start("act", run, over)
-
-        self.call_later(begin)
+        outcome = self._outcome = Outcome(
+            title, total, begin=lambda: self._work.start("act", run, over), stop=self._ask_to_stop
+        )
+        self.push_screen(outcome)
 
     def _ask_to_stop(self) -> None:
         self._stop_action = True

@@ -205,8 +205,11 @@ class Outcome(Dialog):
         Binding("q,enter", "leave_if_over", "Leave"),
     ]
 
-    def __init__(self, title: str, total: int, stop: Callable[[], None]) -> None:
+    def __init__(
+        self, title: str, total: int, *, begin: Callable[[], None], stop: Callable[[], None]
+    ) -> None:
         super().__init__()
+        self._begin = begin
         self._title = title
         self._total = total
         self._stop = stop
@@ -220,6 +223,10 @@ class Outcome(Dialog):
             with VerticalScroll(id="told"):
                 yield Static(id="lines", markup=False)
             yield Static(f"0 of {self._total}   Esc stops it", id="keys", markup=False)
+
+    def on_mount(self) -> None:
+        """Called by textual."""
+        self._begin()
 
     def tell(self, lines: list[str], state: str = "") -> None:
         """More lines, and how far it is."""

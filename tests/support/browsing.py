@@ -1,4 +1,4 @@
-"""A store with some mail in it, and the browser on it without a terminal."""
+"""The browser on a store, driven without a terminal."""
 
 from __future__ import annotations
 
@@ -8,18 +8,12 @@ import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
-import pytest
 from textual.pilot import Pilot
 
 from sidecar.browse.app import Browser, Setting
 from store.store import Store
 
 SMALL = (80, 24)
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "store"
 
 
 @contextlib.asynccontextmanager
