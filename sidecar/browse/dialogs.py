@@ -66,6 +66,8 @@ class Help(Dialog):
 class PutBack(Dialog):
     """Whereto? `y` and nothing else sends; `plan_for` makes the plan for another mailbox."""
 
+    AUTO_FOCUS = ""  # keys are for the question, until the field for another mailbox is asked for
+
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("y", "send", "Put back"),
         Binding("n,q", "leave", "Leave"),

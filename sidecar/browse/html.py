@@ -1,7 +1,7 @@
 """HTML as lines of text: what a browser would not show is left out, and a block begins a line. Pure.
 
 Not Python's `html.parser`: over 64 KiB of malicious tags it holds up the whole process for a minute. Here
-each character is looked at a few times at most, at the price of an attribute with a `>` in it showing its tail.
+each character is looked at a few times at most; in return an attribute with a `>` in it shows its tail.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from collections.abc import Iterator
 _HIDDEN = ("script", "style", "title", "template", "noscript")
 _HIDDEN_END = {name: re.compile(f"</{name}", re.IGNORECASE) for name in _HIDDEN}
 _BLOCKS = frozenset({
-    "p", "div", "br", "tr", "table", "ul", "ol", "h1", "h2", "h3", "h4", "h5", "h6", "blockquote", "pre", "hr",
-    "section", "article", "header", "footer", "li", "dt", "dd",
+    "p", "div", "br", "tr", "table", "ul", "ol", "h1", "h2", "h3", "h4", "h5", "h6", "blockquote", "pre",
+    "hr", "section", "article", "header", "footer", "li", "dt", "dd",
 })  # fmt: skip
 _CELLS = frozenset({"td", "th"})
 _TAG_NAME = re.compile(r"/?([A-Za-z][A-Za-z0-9]{0,20})")

@@ -88,7 +88,8 @@ def test_what_is_missing_is_said(path: Path, term: str, code: str, said: bytes) 
     outer, inner = pty.openpty()
     try:
         ran = subprocess.run(
-            [sys.executable, "-P", "-c", f"{code}from sidecar.cli import main; main()", "browse", "--store", path],
+            [sys.executable, "-P", "-c", f"{code}from sidecar.cli import main; main()", "browse",
+             "--store", path],
             stdin=inner, stdout=inner, stderr=subprocess.PIPE, env=environment(TERM=term), timeout=30,
             check=False,
         )  # fmt: skip
