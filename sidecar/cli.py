@@ -20,6 +20,7 @@ COMMANDS = {
     "demo": "sidecar.commands.demo",
     "list": "sidecar.commands.list",
     "show": "sidecar.commands.show",
+    "browse": "sidecar.commands.browse",
     "export": "sidecar.commands.export",
     "replay": "sidecar.commands.replay",
     "expire": "sidecar.commands.expire",
