@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import ssl
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -114,12 +114,22 @@ class ImapMailbox:
 
     def fetch(self, messages: Sequence[LiveMessage]) -> Iterator[tuple[LiveMessage, bytes]]:
         """See `LiveMailbox`."""
-        for batch in _batches(messages):
+        return self._give(_batches(messages), "")
+
+    def headers(self, messages: Sequence[LiveMessage]) -> Iterator[tuple[LiveMessage, bytes]]:
+        """See `LiveMailbox`."""
+        batches = (messages[at : at + _AT_ONCE] for at in range(0, len(messages), _AT_ONCE))
+        return self._give(batches, "HEADER")
+
+    def _give(
+        self, batches: Iterable[Sequence[LiveMessage]], part: str
+    ) -> Iterator[tuple[LiveMessage, bytes]]:
+        for batch in batches:
             self._select(batch[0].folder)
             with self._told(f"does not give what is in {batch[0].folder}"):
-                found = self._client.fetch([int(message.uid) for message in batch], ("BODY.PEEK[]",))
+                found = self._client.fetch([int(message.uid) for message in batch], (f"BODY.PEEK[{part}]",))
             for message in batch:
-                data = found.get(int(message.uid), {}).get(b"BODY[]")
+                data = found.get(int(message.uid), {}).get(b"BODY[%b]" % part.encode())
                 if data is not None:
                     yield message, data
 

@@ -77,6 +77,13 @@ class Maildir:
             if data is not None:
                 yield message, _BARE_LF.sub(b"\r\n", data) if b"\r" in data else data.replace(b"\n", b"\r\n")
 
+    def headers(self, messages: Sequence[LiveMessage]) -> Iterator[tuple[LiveMessage, bytes]]:
+        """See `LiveMailbox`."""
+        for message in messages:
+            header = self._header(message.folder, message.uid)
+            if header is not None:
+                yield message, _BARE_LF.sub(b"\r\n", header)
+
     def close(self) -> None:
         """See `LiveMailbox`."""
 
