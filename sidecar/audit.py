@@ -146,8 +146,7 @@ class Auditor:
                     expected.ids.append(delivery)
                 if stored.delivery.leg == Leg.LMTP:
                     expected.first_us = min(expected.first_us, stored.delivery.time_us)
-        first = next(self._lmtp(Query(newest_first=False)), None)
-        self._first_us = first.time_us if first else FOREVER_US
+                    self._first_us = min(self._first_us, stored.delivery.time_us)
         return sorted(user for user, expected in self._expected.items() if expected.ids)
 
     def login(self, name: str) -> str:
@@ -178,10 +177,8 @@ class Auditor:
         account.present = sum(place is not None for place in places.values())
         account.by_headers = sum(place is not None and place.how == "headers" for place in places.values())
         account.differences += self._missing(user, loaded, {c for c, place in places.items() if place})
-        looked_for = {
-            stored.delivery.content for stored in loaded if self._is_within(stored.delivery.time_us)
-        }
-        account.delivered = len(looked_for)
+        expected_here = (one.delivery for one in loaded if one.delivery.leg == Leg.LMTP)
+        account.delivered = len({d.content for d in expected_here if self._is_within(d.time_us)})
         unknown = [m for m in comparison.unknown if self._is_within(m.received_us)]
         account.differences += self._explained(user, mailbox, unknown, self._began(expected))
         return account
@@ -305,21 +302,22 @@ class Auditor:
             except (DamagedError, SealedError) as exc:
                 log.error("delivery %s: %s", delivery.hex(), exc)
 
-    def _lmtp(self, query: Query) -> Iterator[Delivery]:
-        """Deliveries that came through LMTP: what was imported says nothing about when mailkeep began."""
-        for _, stored in self._loaded(short_looks(self._store, query)):
-            if stored.delivery.leg == Leg.LMTP:
-                yield stored.delivery
-
     def _began(self, expected: _Expected) -> int:
-        """When the store got its first mail for a user; its very first mail, if it has none for them."""
-        firsts = [expected.first_us]
-        if self._since_us:  # the scan began later
-            for address in expected.addresses:
-                query = Query(terms=((Term.RECIPIENT, address),), newest_first=False)
-                first = next(self._lmtp(query), None)
-                firsts += [first.time_us] if first else []
-        return min(firsts) if min(firsts) < FOREVER_US else self._first_us
+        """When the store got its first mail for a user, as far as it matters in the interval; its very first
+        mail, if it has none for them."""
+        terms: list[tuple[tuple[Term, bytes], ...]] = [
+            ((Term.RECIPIENT, address),) for address in expected.addresses
+        ]
+        if self._since_us and any(map(self._has_earlier, terms or [()])):
+            return 0
+        return expected.first_us if expected.first_us < FOREVER_US else self._first_us
+
+    def _has_earlier(self, terms: tuple[tuple[Term, bytes], ...]) -> bool:
+        """Whether something came through LMTP before the interval. What was imported says nothing about when
+        mailkeep began."""
+        query = Query(until_us=self._since_us, terms=terms)
+        found = self._loaded(short_looks(self._store, query))
+        return any(stored.delivery.leg == Leg.LMTP for _, stored in found)
 
     def _date_of(self, delivery: Delivery) -> bytes | None:
         """The Date field as it was captured; None where it cannot be read."""
