@@ -17,9 +17,8 @@ from dataclasses import dataclass, field
 from itertools import groupby
 
 from sidecar.config import ImapConfig
-from sidecar.live.fields import id_and_date
 from sidecar.live.mailbox import LiveError, LiveMailbox, LiveMessage
-from sidecar.live.matching import compare, given, trace_ends
+from sidecar.live.matching import MOST_BYTES, compare, given, starts, trace_ends
 from sidecar.live.users import imap_user
 from store.errors import DamagedError, NotFoundError, SealedError, StoreError
 from store.ids import ContentId, DeliveryId, content_id
@@ -34,7 +33,6 @@ _MARGIN_US = 3_600_000_000
 """captured so long before the interval, mail may have been received in it"""
 _SECOND_US = 1_000_000
 """mailboxes tell no more"""
-_HEADER_BYTES = 256 << 10
 _SENT = re.compile(r"(?i)^(sent|gesendet)")
 _DRAFTS = re.compile(r"(?i)^(draft|entw[uü]rf)")
 
@@ -170,9 +168,7 @@ class Auditor:
             advance(number)
 
         loaded = [stored for _, stored in self._loaded(expected.ids)]
-        comparison = compare(
-            mailbox, [stored.delivery for stored in loaded], advance=seen, date_of=self._date_of
-        )
+        comparison = compare(mailbox, [stored.delivery for stored in loaded], advance=seen, read=self._read)
         places = {stored.delivery.content: comparison.present.get(stored.delivery.id) for stored in loaded}
         account.present = sum(place is not None for place in places.values())
         account.by_headers = sum(place is not None and place.how == "headers" for place in places.values())
@@ -252,8 +248,8 @@ class Auditor:
     def _by_content(self, user: str, message: LiveMessage, raw: bytes) -> Difference | None:
         """Whether the store knows these bytes, whoever they were for; None if they were for this user."""
         others: list[Delivery] = []
-        for end in trace_ends(raw):
-            content = content_id(raw[end:])
+        for start in starts(raw):
+            content = content_id(raw[start:])
             if self._store.was_erased(content):
                 return Difference(Kind.ERASED, live=message)
             if removal := self._removed(Term.CONTENT, content):
@@ -319,17 +315,15 @@ class Auditor:
         found = self._loaded(short_looks(self._store, query))
         return any(stored.delivery.leg == Leg.LMTP for _, stored in found)
 
-    def _date_of(self, delivery: Delivery) -> bytes | None:
-        """The Date field as it was captured; None where it cannot be read."""
-        head = b""
-        try:
-            for piece in self._store.read(delivery.content):
-                head += piece
-                if len(head) > _HEADER_BYTES or b"\r\n\r\n" in head:
-                    break
-        except StoreError:
+    def _read(self, delivery: Delivery) -> bytes | None:
+        """A captured message; None where it cannot be read, or is too large to be held."""
+        if delivery.size > MOST_BYTES:
             return None
-        return id_and_date(head.partition(b"\r\n\r\n")[0])[1]
+        try:
+            return b"".join(self._store.read(delivery.content))
+        except StoreError as exc:
+            log.error("delivery %s: %s", delivery.id.hex(), exc)
+            return None
 
     def _is_within(self, time_us: int) -> bool:
         return self._since_us <= time_us < self._until_us

@@ -215,7 +215,7 @@ def test_bytes_that_are_not_the_same_and_a_date_that_is_not(filler: Filler) -> N
     for number in (1, 2):
         capture(filler, mail(number, b"a\0b\r\n"))
     for number, old, new in (
-        (1, b"a\0", b"a\x80"),
+        (1, b"a\0", b"a?"),
         (2, b"1 Jan 2024 00:00:00 +0000\r\nFrom", b"2 Jan 2024 00:00:00 +0000\r\nFrom"),
     ):
         server.deliver(mail(number, b"a\0b\r\n").replace(old, new), received_us=NOON_US)
