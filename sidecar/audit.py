@@ -229,15 +229,15 @@ class Auditor:
     def _in_folder(
         self, user: str, mailbox: LiveMailbox, folder: str, messages: list[LiveMessage]
     ) -> Iterator[Difference]:
-        delivered = []
-        for message, header in mailbox.headers(messages):
+        delivered: list[LiveMessage] = []
+        refused: list[LiveMessage] = []
+        for message, header in given(mailbox, messages, refused.append, headers=True):
             if len(trace_ends(header)) > 1:
                 delivered.append(message)
                 continue
             name = re.split(r"[./]", folder)[-1]
             kind = Kind.SENT if _SENT.match(name) else Kind.DRAFT if _DRAFTS.match(name) else Kind.APPENDED
             yield Difference(kind, live=message)
-        refused: list[LiveMessage] = []
         for message, raw in given(mailbox, delivered, refused.append):
             difference = self._by_content(user, message, raw)
             if difference is not None:

@@ -215,6 +215,12 @@ class SchedulerConfig:
     audit: Schedule = key(
         "", SCHEDULE, "When mailboxes are compared with the store; needs [imap].", reload=True
     )
+    audit_since_us: int | None = key(
+        "30d",
+        KEEP,
+        'How far back it looks; a longer time or "forever" asks accounts, too, that have been closed since.',
+        reload=True,
+    )
     window: Window = key(
         "", WINDOW, "Hours in which jobs may run, such as 22:00-06:00; empty for always.", reload=True
     )

@@ -18,6 +18,7 @@ from sidecar.units import format_size
 from sidecar.witness import witness
 from store.check import Checked, Checker, CheckOptions
 from store.compact import CompactOptions, Compactor, close_open_packs
+from store.ids import now_us
 from store.retention import expire
 from store.sample import Sample
 from store.store import Store
@@ -166,9 +167,10 @@ def audit_job(store: Store, config: Current, audited: Audited) -> Run:
         def step(_number: int) -> None:
             context.yield_()
 
-        imap = config().imap
+        imap, back_us = config().imap, config().scheduler.audit_since_us
         server = imap_server(imap)
-        auditor = Auditor(store, imap or ImapConfig())
+        since_us = 0 if back_us is None else max(now_us() - back_us, 0)
+        auditor = Auditor(store, imap or ImapConfig(), since_us=since_us)
         users = auditor.scan(step)
         holes = missing = failed = 0
         for number, account in enumerate(

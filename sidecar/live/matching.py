@@ -271,17 +271,21 @@ class _Search:
 
 
 def given(
-    mailbox: LiveMailbox, messages: list[LiveMessage], refused: Callable[[LiveMessage], None]
+    mailbox: LiveMailbox,
+    messages: list[LiveMessage],
+    refused: Callable[[LiveMessage], None],
+    *,
+    headers: bool = False,
 ) -> Iterator[tuple[LiveMessage, bytes]]:
-    """The bytes of messages of one folder; a message that the server does not give is told, and does not keep
-    back the others.
+    """The bytes of messages of one folder, or their `headers` alone; a message that the server does not give
+    is told, and does not keep back the others.
 
     Raises `LiveError` where it is not about a message."""
     if not messages:
         return
     seen = set()
     try:
-        for message, raw in mailbox.fetch(messages):
+        for message, raw in mailbox.headers(messages) if headers else mailbox.fetch(messages):
             yield message, raw
             seen.add(message.uid)
     except LiveError:
@@ -291,8 +295,8 @@ def given(
             refused(left[0])
             return
         half = len(left) // 2
-        yield from given(mailbox, left[:half], refused)
-        yield from given(mailbox, left[half:], refused)
+        yield from given(mailbox, left[:half], refused, headers=headers)
+        yield from given(mailbox, left[half:], refused, headers=headers)
 
 
 def _key(value: bytes) -> bytes:

@@ -229,9 +229,10 @@ def test_what_the_server_does_not_give_is_told_as_a_hole(filler: Filler) -> None
     capture(filler, mail(1))
     server.refused = {server.deliver(mail(2), received_us=NOON_US).uid}
     server.deliver(mail(3), received_us=NOON_US)
+    server.headless = {server.deliver(mail(4), received_us=NOON_US).uid}
     account = audit(filler, server)
     holes = {one.live.uid: one.detail for one in account.differences if one.live}
-    assert holes == {"1": "the server does not give it", "2": ""}
+    assert holes == {"1": "the server does not give it", "2": "", "3": "the server does not give it"}
 
 
 # -- many mailboxes
