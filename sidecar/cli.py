@@ -28,6 +28,7 @@ COMMANDS = {
     "erase": "sidecar.commands.erase",
     "compact": "sidecar.commands.compact",
     "check": "sidecar.commands.check",
+    "drill": "sidecar.commands.drill",
     "head": "sidecar.commands.head",
     "prove": "sidecar.commands.prove",
     "rebuild": "sidecar.commands.rebuild",
