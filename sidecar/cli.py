@@ -23,6 +23,7 @@ COMMANDS = {
     "browse": "sidecar.commands.browse",
     "export": "sidecar.commands.export",
     "replay": "sidecar.commands.replay",
+    "audit": "sidecar.commands.audit",
     "expire": "sidecar.commands.expire",
     "hold": "sidecar.commands.hold",
     "erase": "sidecar.commands.erase",

@@ -37,6 +37,7 @@ from sidecar.keys import (
     SWITCH,
     TEXT,
     URL,
+    USER_FORMAT,
     WINDOW,
     Kind,
     choice,
@@ -213,6 +214,15 @@ class SchedulerConfig:
     )
     expire: Schedule = key("30 3 * * *", SCHEDULE, "When mail past its time is dropped.", reload=True)
     check: Schedule = key("0 4 * * 0", SCHEDULE, "When the store is verified.", reload=True)
+    audit: Schedule = key(
+        "", SCHEDULE, "When mailboxes are compared with the store; needs [imap].", reload=True
+    )
+    audit_since_us: int | None = key(
+        "30d",
+        KEEP,
+        'How far back it looks; a longer time or "forever" asks accounts, too, that have been closed since.',
+        reload=True,
+    )
     drill: Schedule = key(
         "", SCHEDULE, "When it is proven that restoring works, as [drill] says.", reload=True
     )
@@ -302,6 +312,18 @@ class ImapConfig:
         "",
         PATH_OR_NONE,
         "File with lines USER:PASSWORD, the master user's among them, or the users' own.",
+        reload=True,
+    )
+    username: str = key(
+        "%u",
+        USER_FORMAT,
+        "A recipient's IMAP login: %u is the address, %n its local part, %d its domain, without detail.",
+        reload=True,
+    )
+    recipient_delimiter: str = key(
+        "+",
+        TEXT,
+        "What begins the detail in an address, as in anna+lists@example.org; empty for none.",
         reload=True,
     )
 
@@ -574,6 +596,8 @@ def _faults(config: Config) -> Iterator[str]:
         yield "[milter] commit_timeout: it must be below 5m, Postfix's milter_content_timeout"
     if config.imap is not None:
         yield from _imap_faults(config.imap)
+    elif config.scheduler.audit != Schedule():
+        yield "[scheduler] audit: it needs [imap], which says how to look into the mailboxes"
     if config.drill.via is not None and (config.drill.via.is_unix or not config.drill.via.port):
         yield f"[drill] via: {config.drill.via} will not do, SMTP is spoken over TCP: write HOST:PORT"
     yield from _retention_faults(config.rules)

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
-from sidecar.config import Config, StoreConfig
+from sidecar.config import Config, ImapConfig, StoreConfig
 from sidecar.drill import DrillFailedError, Plan, drill, record
 from sidecar.scheduler.context import JobContext
 from sidecar.scheduler.kinds import JobKind, Run
@@ -22,6 +22,7 @@ from sidecar.witness import witness
 from store.check import Checked, Checker, CheckOptions
 from store.compact import CompactOptions, Compactor, close_open_packs
 from store.errors import StoreError
+from store.ids import now_us
 from store.retention import expire
 from store.sample import Sample
 from store.store import Store
@@ -29,7 +30,7 @@ from store.store import Store
 log = logging.getLogger(__name__)
 
 _ROLL_BYTES = 16 << 20
-_PRIORITIES = {"witness": 5, "drill": 8, "expire": 10, "compact": 20, "check": 30}
+_PRIORITIES = {"witness": 5, "drill": 8, "expire": 10, "compact": 20, "check": 30, "audit": 40}
 _FINDINGS_TOLD = 20
 
 Current = Callable[[], Config]
@@ -151,6 +152,52 @@ def witness_job(store: Store, config: Current) -> Run:
     return run
 
 
+class Audited(Protocol):
+    """Is told what an audit found."""
+
+    def __call__(self, holes: int, missing: int, *, whole: bool) -> None:
+        """`whole`: no mailbox was left out."""
+
+
+def audit_job(store: Store, config: Current, audited: Audited) -> Run:
+    """Compares the mailboxes with the store; holes go to the log. The run fails when one cannot be asked."""
+
+    def run(context: JobContext) -> str:
+        from sidecar.audit import Auditor, Kind  # an IMAP client in memory, for those alone who audit
+        from sidecar.audit_run import AuditRun
+        from sidecar.live.connect import imap_server
+        from sidecar.live.imap import ImapMailbox
+
+        def step(_number: int) -> None:
+            context.yield_()
+
+        imap, back_us = config().imap, config().scheduler.audit_since_us
+        server = imap_server(imap)
+        since_us = 0 if back_us is None else max(now_us() - back_us, 0)
+        auditor = Auditor(store, imap or ImapConfig(), since_us=since_us)
+        users = auditor.scan(step)
+        holes = missing = failed = 0
+        for number, account in enumerate(
+            AuditRun(auditor, lambda user: ImapMailbox(server, user), advance=step).run(users), 1
+        ):
+            context.progress(number, len(users), account.user)
+            if account.error is not None:
+                failed += 1
+                log.error("audit: %s", account.error)
+            for difference in account.differences:
+                if difference.kind is Kind.HOLE and difference.live is not None and holes < _FINDINGS_TOLD:
+                    live = difference.live
+                    log.error("audit: %s, %s: %s is not in the store", account.user, live.folder, live.uid)
+                holes += difference.kind is Kind.HOLE
+            missing += account.missing
+        audited(holes, missing, whole=not failed)
+        if failed:
+            raise NotAskedError(f"{failed} of {len(users)} mailboxes could not be asked")
+        return f"{len(users)} mailboxes: {holes} holes, {missing} messages deleted or moved out"
+
+    return run
+
+
 def drill_job(store: Store, config: Current) -> Run:
     """Proves that restoring works, as [drill] says. Without a recipient there it goes without a canary."""
 
@@ -190,11 +237,21 @@ def drill_job(store: Store, config: Current) -> Run:
     return run
 
 
+class NotAskedError(Exception):
+    """The audit could not look into a mailbox."""
+
+
 class FoundDamageError(Exception):
     """The check found something wrong."""
 
 
-def job_kinds(store: Store, config: Current, others: Others | None = None) -> dict[str, JobKind]:
+def _tell_nobody(holes: int, missing: int, *, whole: bool) -> None:
+    """Where nothing counts."""
+
+
+def job_kinds(
+    store: Store, config: Current, others: Others | None = None, *, audited: Audited = _tell_nobody
+) -> dict[str, JobKind]:
     """The kinds that there are, by name."""
     jobs = {
         "compact": (compact_job(store, config, others), frozenset({"all"})),
@@ -202,5 +259,6 @@ def job_kinds(store: Store, config: Current, others: Others | None = None) -> di
         "check": (check_job(store, config), frozenset({"read_data"})),
         "drill": (drill_job(store, config), frozenset({"sample", "canary"})),
         "witness": (witness_job(store, config), frozenset[str]()),
+        "audit": (audit_job(store, config, audited), frozenset[str]()),
     }
     return {name: JobKind(job, _PRIORITIES[name], arguments) for name, (job, arguments) in jobs.items()}

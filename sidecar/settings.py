@@ -33,5 +33,6 @@ def job_settings(config: Config) -> Settings:
             "check": scheduler.check,
             "drill": scheduler.drill,
             "witness": config.witness.every,
+            "audit": scheduler.audit,
         },
     )

@@ -23,11 +23,14 @@ _HEADINGS = ("JOB", "STATE", "SCHEDULE", "NEXT", "LAST", "TOOK", "RESULT")
 _INTERRUPTED = 4
 
 KindArgument = Annotated[
-    str, typer.Argument(metavar="JOB", help="compact, expire, check, drill, witness.", show_default=False)
+    str,
+    typer.Argument(metavar="JOB", help="compact, expire, check, drill, witness, audit.", show_default=False),
 ]
 KindOrAllArgument = Annotated[
     str,
-    typer.Argument(metavar="JOB", help="compact, expire, check, drill, witness, or all.", show_default=False),
+    typer.Argument(
+        metavar="JOB", help="compact, expire, check, drill, witness, audit, or all.", show_default=False
+    ),
 ]
 
 
