@@ -1,11 +1,12 @@
 """An import from its first message to its last: offered to the intake, settled batch by batch, told.
 
-Of each message it is told what became of it once that is durable. However the import ends (an interruption,
-a server that goes away), what was taken by then is settled and told; the same import again goes on there.
+Of each message it is told what became of it once that is durable. However the import ends (it is stopped, a
+server goes away), what was taken by then is settled and told; the same import again goes on there.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 
@@ -54,15 +55,21 @@ class Summary:
 
 class Import:
     """One import into a store. `tell` is called for each message when what became of it is settled, `advance`
-    with how many were looked at since the last call."""
+    with how many were looked at since the last call; `stop` says between two messages whether to end."""
 
     def __init__(
-        self, intake: Intake, tell: Callable[[Told], None], advance: Callable[[int], None] = lambda _n: None
+        self,
+        intake: Intake,
+        tell: Callable[[Told], None],
+        advance: Callable[[int], None] = lambda _n: None,
+        *,
+        stop: Callable[[], bool] = lambda: False,
     ) -> None:
         self.summary = Summary()
         self._intake = intake
         self._tell = tell
         self._advance = advance
+        self._stop = stop
         self._waiting: list[Told] = []
         self._bytes = 0
 
@@ -73,17 +80,25 @@ class Import:
             for source in sources:
                 if isinstance(source, Skipped):
                     self._one(source)
-                    continue
-                for found in source[0].messages(source[1]):
-                    self._one(found)
-                self.summary.there += source[0].known
+                elif not self._stop():
+                    self._all_of(*source)
         except StoreError:
             raise
-        except BaseException:
+        except Exception:
             self._settle()
             raise
         self._settle()
         return self.summary
+
+    def _all_of(self, source: Source, wanted: Wanted) -> None:
+        try:
+            with contextlib.closing(source.messages(wanted)) as messages:
+                for found in messages:
+                    if self._stop():
+                        return
+                    self._one(found)
+        finally:
+            self.summary.there += source.known
 
     def _one(self, found: Found | Skipped) -> None:
         if isinstance(found, Skipped):

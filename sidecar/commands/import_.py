@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -89,22 +92,38 @@ def command(
         if not dry_run:
             opened.start_writing_beside("operator")
         total = sum(one[0].total for one in sources if isinstance(one, tuple))
-        with Bar("import", total, quiet=json) as bar:
-            run = Import(Intake(opened, dry_run=dry_run), lambda told: _print(told, json=json), bar.advance)
-            interrupted = False
+        with Bar("import", total, quiet=json) as bar, _interruptible() as interrupted:
+            run = Import(
+                Intake(opened, dry_run=dry_run), lambda told: _print(told, json=json), bar.advance,
+                stop=interrupted.is_set,
+            )  # fmt: skip
             try:
                 run.run(sources)
-            except KeyboardInterrupt:
-                interrupted = True
             except BaseException:
                 _print_summary(run.summary, json=json, dry_run=dry_run)
                 raise
     summary = run.summary
     _print_summary(summary, json=json, dry_run=dry_run)
-    if interrupted:
+    if interrupted.is_set():
         print("mailkeep: interrupted; the same command goes on from there", file=sys.stderr)
         raise typer.Exit(_INTERRUPTED)
     raise typer.Exit(_NONE if not summary.messages else _SOME if summary.skipped else 0)
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[threading.Event]:
+    """Ctrl-C is taken note of, so that what was begun is ended in order; a second one ends it at once."""
+    interrupted = threading.Event()
+
+    def note(_signal: int, _frame: object) -> None:
+        interrupted.set()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield interrupted
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _wanted(rcpt: str | None, folder: str, since: str | None, until: str | None) -> Wanted:

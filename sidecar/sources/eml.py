@@ -8,7 +8,7 @@ then the file's own time.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -33,7 +33,7 @@ class EmlSource:
         self._path = path
         self.total = 1 if path.is_file() else sum(1 for _ in files_below(path, lambda _path, _why: None))
 
-    def messages(self, wanted: Wanted) -> Iterator[Found | Skipped]:
+    def messages(self, wanted: Wanted) -> Generator[Found | Skipped]:
         """See `Source`."""
         if self._path.is_file():
             yield from _message(self._path, "", wanted)

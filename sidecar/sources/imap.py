@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from collections.abc import Set as AbstractSet
 from concurrent.futures import Future, ThreadPoolExecutor
 from urllib.parse import quote, unquote, urlsplit
@@ -95,7 +95,7 @@ class ImapSource:
         self._own = threading.local()
         self._open: list[ImapMailbox] = []
 
-    def messages(self, wanted: Wanted) -> Iterator[Found | Skipped]:
+    def messages(self, wanted: Wanted) -> Generator[Found | Skipped]:
         """See `Source`."""
         pool = ThreadPoolExecutor(self._connections, thread_name_prefix="imap")
         waiting: deque[Future[list[Found | Skipped]]] = deque()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,7 +48,7 @@ class MaildirSource:
         self._path = path
         self.total = sum(len(_names(directory)) for directory, _ in _directories(path))
 
-    def messages(self, wanted: Wanted) -> Iterator[Found | Skipped]:
+    def messages(self, wanted: Wanted) -> Generator[Found | Skipped]:
         """See `Source`."""
         for directory, folder in _directories(self._path):
             keywords = _keywords(directory)

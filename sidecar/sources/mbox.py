@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -57,7 +57,7 @@ class MboxSource:
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    def messages(self, wanted: Wanted) -> Iterator[Found | Skipped]:
+    def messages(self, wanted: Wanted) -> Generator[Found | Skipped]:
         """See `Source`."""
         if not self._path.is_dir():
             yield from _messages(self._path, wanted.folder(""), wanted)

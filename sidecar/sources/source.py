@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -57,6 +57,6 @@ class Source(Protocol):
     total: int
     known: int
 
-    def messages(self, wanted: Wanted) -> Iterator[Found | Skipped]:
+    def messages(self, wanted: Wanted) -> Generator[Found | Skipped]:
         """Every message, and whatever cannot be read. Raises `SourceError` or `LiveError` when nothing more
         can be had."""
