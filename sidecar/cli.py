@@ -24,6 +24,7 @@ COMMANDS = {
     "export": "sidecar.commands.export",
     "replay": "sidecar.commands.replay",
     "audit": "sidecar.commands.audit",
+    "import": "sidecar.commands.import_",
     "expire": "sidecar.commands.expire",
     "hold": "sidecar.commands.hold",
     "erase": "sidecar.commands.erase",

@@ -16,6 +16,7 @@ from store.ids import ContentId
 from store.records import Leg, Replay
 from store.store import FOREVER_US, Store, StoredDelivery
 
+_IMPORTED = ("Folder", "Flags", "Origin")
 _EOL_NAMES = {b"\r\n": "CRLF", b"\n": "LF"}
 
 
@@ -124,7 +125,11 @@ def description_lines(found: Description) -> Iterator[str]:
     yield f"Message     {format_size(delivery.size)} ({delivery.size} bytes)"
     yield f"BLAKE3      {delivery.content.hex()}"
     yield from _optional("Notes", ", ".join(delivery.notes))
-    yield from _titled("Attributes", _attributes(delivery.attributes))
+    if delivery.leg == Leg.IMPORT:
+        for name in _IMPORTED:
+            yield from _optional(name, text(delivery.attributes.get(name.lower(), b"")))
+    else:
+        yield from _titled("Attributes", _attributes(delivery.attributes))
     yield from _titled("Parts", (_part_line(part) for part in found.parts))
     yield from _optional("Damage", found.damage)
     yield from _titled("Offered to", _leg_lines(found.legs.offered, found.stored))

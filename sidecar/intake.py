@@ -1,11 +1,11 @@
 """Mail from elsewhere into the store, each message once, however often it is offered.
 
-A message is known by its bytes, its recipient and its folder; never by its Message-ID. It is also known when
-it was captured through LMTP for the same recipient: what a mailbox holds then begins with trace fields that
-the mailbox server put on top. What was erased is left out. Nothing is written before all this has been looked
-up, so an import that was killed goes on quickly. Many messages share one flush, and none is held whole that
-is larger than `_KEPT_BYTES`. One `Intake` belongs to one thread, and takes for granted that no other imports
-the same mail at the same time.
+A message is known by its bytes, its recipient and its folder (where the source has folders); never by its
+Message-ID. It is also known when it was captured through LMTP for the same recipient: what a mailbox holds
+then begins with trace fields that the mailbox server put on top. What was erased is left out. Nothing is
+written before all this has been looked up, so an import that was killed goes on quickly. Many messages share
+one flush, and none is held whole that is larger than `_KEPT_BYTES`. One `Intake` belongs to one thread, and
+takes for granted that no other imports the same mail at the same time.
 """
 
 from __future__ import annotations
@@ -93,11 +93,13 @@ class _Known:
 class Intake:
     """Takes messages into a store that is open for writing; a context manager, which settles at its end."""
 
-    def __init__(self, store: Store) -> None:
-        """Raises `SealedError`: in a store that is sealed for others nobody sees what is there already."""
+    def __init__(self, store: Store, *, dry_run: bool = False) -> None:
+        """With `dry_run` nothing is written, and the store may be open for reading. Raises `SealedError`: in
+        a store that is sealed for others nobody sees what is there already."""
         store.require_whole()
         self._store = store
-        self._recent: dict[tuple[ContentId, bytes, str], DeliveryId] = {}
+        self._dry_run = dry_run
+        self._recent: dict[tuple[ContentId, bytes, str], DeliveryId | None] = {}
         self._idle = threading.Condition()
         self._messages = 0
         self._bytes = 0
@@ -116,6 +118,9 @@ class Intake:
         there = self._there(found, known)
         if there is not None:
             return there
+        if self._dry_run:
+            self._remember(found, known.names[0], None)
+            return Taken(found, How.NEW, known.names[0], size=known.size)
         self._wait(lambda: self._messages < _IN_FLIGHT_MESSAGES and self._bytes < _IN_FLIGHT_BYTES)
         with self._idle:
             if self._failed and not _may_work_again(self._failed[0][1]):
@@ -139,7 +144,7 @@ class Intake:
         else:
             raise StoreError("what was taken could not be written, however often it was tried")
         self._store.settle_index()
-        if not self._store.index_lag:
+        if not self._store.index_lag and not self._dry_run:
             self._recent.clear()
 
     def __enter__(self) -> Self:
@@ -153,12 +158,12 @@ class Intake:
 
     def _there(self, found: Found, known: _Known) -> Taken | None:
         """Why a message is not to be written, if so."""
-        if len(self._recent) >= _REMEMBERED:
+        if len(self._recent) >= _REMEMBERED and not self._dry_run:
             self.settle()
         own = known.names[0]
-        recent = self._recent.get((own, found.recipient.lower(), found.folder))
-        if recent is not None:
-            return Taken(found, How.THERE, own, recent, known.size)
+        key = _key(own, found)
+        if key in self._recent:
+            return Taken(found, How.THERE, own, self._recent[key], known.size)
         with self._store.index.read() as snapshot:
             stored = [name for name in known.names if snapshot.content(name) is not None]
             erasures = snapshot.counters().erased
@@ -206,9 +211,12 @@ class Intake:
             time_us=self._time_us(found.received_us),
             done=done,
         )
-        key = (delivery.content, found.recipient.lower(), found.folder)
-        self._recent[key] = delivery.id
+        self._remember(found, delivery.content, delivery.id)
         return Taken(found, How.NEW, delivery.content, delivery.id, known.size)
+
+    def _remember(self, found: Found, content: ContentId, delivery: DeliveryId | None) -> None:
+        self._recent[_key(content, found)] = delivery
+        self._recent[(*_key(content, found)[:2], "")] = delivery  # a source without folders asks for any
 
     def _time_us(self, received_us: int) -> int:
         """When it was received, as the store has it: not in the future, and not in one microsecond with many
@@ -267,9 +275,13 @@ def _is_same(other: Delivery, found: Found, *, whole: bool) -> bool:
     return (
         whole
         and other.leg == Leg.IMPORT
-        and other.attributes.get("folder", b"") == _as_value(found.folder)
+        and (not found.folder or other.attributes.get("folder", b"") == _as_value(found.folder))
         and any(place.address.lower() == found.recipient.lower() for place in other.envelope.recipients)
     )
+
+
+def _key(content: ContentId, found: Found) -> tuple[ContentId, bytes, str]:
+    return content, found.recipient.lower(), found.folder
 
 
 def _attributes(found: Found) -> dict[str, bytes]:

@@ -200,7 +200,7 @@ def legs_of(store: Store, stored: StoredDelivery, as_of_us: int = FOREVER_US) ->
         others = [other for other in store.deliveries(query) if _is_same_mail(stored, other)]
         same = sorted([stored, *others], key=lambda found: order(found.delivery.id))
     return Legs(
-        tuple(found for found in same if found.delivery.leg != Leg.LMTP),
+        tuple(found for found in same if found.delivery.leg == Leg.MILTER),
         tuple(found for found in same if found.delivery.leg == Leg.LMTP),
     )
 

@@ -35,6 +35,7 @@ class LegName(enum.StrEnum):
 
     LMTP = "lmtp"
     MILTER = "milter"
+    IMPORT = "import"
 
 
 def _not_empty(text: str | None) -> str | None:

@@ -99,6 +99,12 @@ class ImapMailbox:
         names = [str(name) for flags, _, name in found if not _NO_SELECT & {flag.lower() for flag in flags}]
         return sorted(names, key=lambda name: (name.upper() != "INBOX", name))
 
+    def uid_validity(self, folder: str) -> int:
+        """What a folder's UIDs belong to (RFC 3501 2.3.1.1): with another one they mean other messages.
+        Raises `LiveError`."""
+        with self._told(f"does not tell of {folder}"):
+            return int(self._client.folder_status(folder, ["UIDVALIDITY"])[b"UIDVALIDITY"])
+
     def messages(self, folder: str, since_us: int = 0, until_us: int = FOREVER_US) -> Iterator[LiveMessage]:
         """See `LiveMailbox`; by whole days."""
         self._select(folder)
