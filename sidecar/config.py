@@ -211,6 +211,12 @@ class SchedulerConfig:
     )
     expire: Schedule = key("30 3 * * *", SCHEDULE, "When mail past its time is dropped.", reload=True)
     check: Schedule = key("0 4 * * 0", SCHEDULE, "When the store is verified.", reload=True)
+    search: Schedule = key(
+        "every 5m",
+        SCHEDULE,
+        "When the search index takes in what is new; `find` does so itself.",
+        reload=True,
+    )
     window: Window = key(
         "", WINDOW, "Hours in which jobs may run, such as 22:00-06:00; empty for always.", reload=True
     )
@@ -229,6 +235,17 @@ class SchedulerConfig:
     io_rate_bytes: int = key(
         "0", SIZE, "What a job may read and write in a second; 0 for no limit.", reload=True
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchConfig:
+    """Whether mail can be found by its words."""
+
+    enabled: bool = key(
+        default=True, kind=SWITCH,
+        help_text="Keep an index of the words of all mail; never in a sealed store.",
+        reload=True,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -337,6 +354,7 @@ _Section = (
     | CaptureConfig
     | EncryptionConfig
     | SchedulerConfig
+    | SearchConfig
     | RetentionConfig
     | WitnessConfig
     | ImapConfig
@@ -350,6 +368,7 @@ _SECTIONS: dict[str, type[_Section]] = {
     "capture": CaptureConfig,
     "encryption": EncryptionConfig,
     "scheduler": SchedulerConfig,
+    "search": SearchConfig,
     "witness": WitnessConfig,
     "imap": ImapConfig,
     "log": LogConfig,
@@ -369,6 +388,7 @@ class Config:
     capture: CaptureConfig = CaptureConfig()
     encryption: EncryptionConfig = EncryptionConfig()
     scheduler: SchedulerConfig = SchedulerConfig()
+    search: SearchConfig = SearchConfig()
     witness: WitnessConfig = WitnessConfig()
     imap: ImapConfig | None = None
     retention: tuple[RetentionConfig, ...] = ()

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import itertools
 import logging
+import shutil
 from collections.abc import Callable
 from typing import Protocol
 
 from sidecar.config import Config, StoreConfig
 from sidecar.scheduler.context import JobContext
 from sidecar.scheduler.kinds import JobKind, Run
+from sidecar.search import index as search_index
+from sidecar.search.follow import Follower
 from sidecar.units import format_size
 from sidecar.witness import witness
 from store.check import Checked, Checker, CheckOptions
@@ -25,7 +28,7 @@ from store.store import Store
 log = logging.getLogger(__name__)
 
 _ROLL_BYTES = 16 << 20
-_PRIORITIES = {"witness": 5, "expire": 10, "compact": 20, "check": 30}
+_PRIORITIES = {"witness": 5, "expire": 10, "search": 15, "compact": 20, "check": 30}
 _FINDINGS_TOLD = 20
 
 Current = Callable[[], Config]
@@ -147,6 +150,33 @@ def witness_job(store: Store, config: Current) -> Run:
     return run
 
 
+def search_job(store: Store, config: Current) -> Run:
+    """Takes what is new into the search index; removes that where none is to be."""
+
+    def run(context: JobContext) -> str:
+        if store.keyring.seals or not config().search.enabled:
+            gone = search_index.remove(store.path)
+            return f"off, {'as the store is sealed' if store.keyring.seals else 'by [search] enabled'}" + (
+                "" if gone else "; somebody still writes to the index"
+            )
+        if shutil.disk_usage(store.path).free < config().store.reserve_bytes:
+            return "nothing done: free space is below the reserve"
+        index = search_index.IndexWriter.take(store.path, store.id)
+        if index is None:
+            return "another process is at it"
+        with index:
+
+            def show(done: int, waiting: int) -> None:
+                context.progress(done, done + waiting, "messages that can be found by their words")
+
+            reached = Follower(store, index, step=_step(context), progress=show).run()
+        return f"{reached.messages} messages can be found by their words" + (
+            "" if reached.is_complete else f", {reached.waiting} wait"
+        )
+
+    return run
+
+
 class FoundDamageError(Exception):
     """The check found something wrong."""
 
@@ -157,6 +187,7 @@ def job_kinds(store: Store, config: Current, others: Others | None = None) -> di
         "compact": (compact_job(store, config, others), frozenset({"all"})),
         "expire": (expire_job(store, config), frozenset[str]()),
         "check": (check_job(store, config), frozenset({"read_data"})),
+        "search": (search_job(store, config), frozenset[str]()),
         "witness": (witness_job(store, config), frozenset[str]()),
     }
     return {name: JobKind(job, _PRIORITIES[name], arguments) for name, (job, arguments) in jobs.items()}

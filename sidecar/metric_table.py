@@ -16,7 +16,7 @@ REASONS = ("full", "failed", "timeout", "internal")
 CLASSES = ("2xx", "4xx", "5xx")
 CLASS_OF = {2: "2xx", 4: "4xx", 5: "5xx"}
 SOURCES = ("downstream", "mailkeep", "earlier")
-JOBS = ("compact", "expire", "check", "witness")
+JOBS = ("compact", "expire", "check", "search", "witness")
 """the kinds of background jobs"""
 RESULTS = ("ok", "failed", "interrupted")
 _LABEL_VALUES: dict[str, tuple[str, ...]] = {

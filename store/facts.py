@@ -16,7 +16,7 @@ from typing import NamedTuple
 from store import layout, records
 from store.errors import DamagedError
 from store.layout import FIRST_COMPACTED, PACK_HEADER_BYTES, RECORD_HEADER_BYTES, Commit, RecordType
-from store.places import Damage, Location
+from store.places import Damage, Location, Place
 from store.scan import key_of_pack, pack_seal, read_pack_header, scan_records
 from store.sealing import Keyring, PackSeal
 from store.segments import Part, Segment, first_of, pack_path, packs_of
@@ -154,6 +154,29 @@ def leaves_from(
                 waiting, skipped = [], 0
         at = PACK_HEADER_BYTES
     return leaves
+
+
+def groups_from(
+    directory: Path, store_id: bytes, keyring: Keyring, parts: Sequence[Part], place: Place
+) -> Iterator[FactGroup]:
+    """The groups of a stream from a record on that begins at (pack, offset), to be followed by whoever knows
+    how far it is acknowledged: of the first only what comes from there on. `parts` are those of the stream,
+    in order. Raises `OSError`, `ValueError` where a pack cannot be read."""
+    packs = [number for part in parts for number in packs_of(part)]
+    for number in packs[packs.index(place[0]) :]:
+        path = pack_path(directory, number)
+        key = key_of_pack(path, store_id)
+        goes_on = following(directory, parts, number)
+        facts: list[Fact] = []
+        for piece in _pieces(path, key, place[1] if number == place[0] else PACK_HEADER_BYTES):
+            if piece.type == RecordType.COMMIT:
+                if goes_on is not None and piece.number >= goes_on:
+                    break
+                yield FactGroup(layout.decode_commit(piece.payload), facts)
+                facts = []
+            elif piece.type in layout.ENTRY_RECORDS:
+                seal = pack_seal(path, key, keyring) if piece.type in layout.SEALED_RECORDS else None
+                facts += _facts_in(piece, seal)
 
 
 def _facts_in(piece: _Piece, seal: PackSeal | None) -> list[Fact]:

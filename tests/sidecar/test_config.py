@@ -320,14 +320,15 @@ def test_rules_in_their_order() -> None:
     assert parse("retention = []\n[lmtp]").rules == ()
 
 
-_KINDS = (SchedulerConfig, RetentionConfig, WitnessConfig, ImapConfig)
-_OF_JOBS = {"scheduler", "retention", "witness", "imap"}
+_KINDS = (SchedulerConfig, SearchConfig, RetentionConfig, WitnessConfig, ImapConfig)
+_OF_JOBS = {"scheduler", "search", "retention", "witness", "imap"}
 
 
 def test_timeouts_caps_policy_jobs_and_rules_are_reloadable() -> None:
     jobs = {(section, key) for section, key, *_ in all_keys() if section in _OF_JOBS}
     assert len(jobs) == sum(
-        len(fields(kind)) for kind in (SchedulerConfig, RetentionConfig, WitnessConfig, ImapConfig)
+        len(fields(kind))
+        for kind in (SchedulerConfig, SearchConfig, RetentionConfig, WitnessConfig, ImapConfig)
     )
     assert reloadable_keys() == jobs | {
         ("store", "threads"),
