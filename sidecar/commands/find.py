@@ -111,6 +111,9 @@ def command(
 
 def _why_no_index(opened: Store, config: Path | None, store: Path | None) -> str:
     if opened.keyring.seals:
+        from sidecar.search.index import remove
+
+        remove(opened.path)  # one of the time before
         return "the store is sealed, and no words of it may lie here in the clear"
     return "" if options.search_enabled(config, store) else "[search] enabled is false"
 

@@ -49,10 +49,8 @@ class Term:
 
 def parse(typed: str) -> tuple[Term, ...]:
     """The terms. Raises `QueryError`."""
-    # What separates words is nothing that a terminal or a shell might have left in.
-    typed = re.sub(
-        r"[\x00-\x1f\x7f]", " ", typed.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-    )
+    # Controls, and bytes that are no UTF-8, separate words.
+    typed = re.sub(r"[\x00-\x1f\x7f]", " ", typed.encode("utf-8", "replace").decode())
     if len(typed) > _MOST_CHARACTERS:
         raise QueryError(f"that is more than {_MOST_CHARACTERS} characters")
     terms = []
