@@ -33,7 +33,7 @@ from store.writer import Submission
 from tests.bench.corpus import prepare
 from tests.bench.find_engines import START_US, STEP_US, documents, queries, size_of, words
 from tests.bench.size import keep
-from tests.bench.table import Line, conditions, percentile, record, show, skipped
+from tests.bench.table import Line, conditions, record, show, skipped, spread
 
 MESSAGES = int(os.environ.get("MAILKEEP_FIND_MESSAGES", "100000"))
 FIRST_TARGET_MS = 100
@@ -60,8 +60,8 @@ def _built(engine: str, path: Path) -> dict[str, Any]:
 
 
 def _beside(engine: str, path: Path) -> tuple[list[float], dict[str, int], float, int]:
-    """Two readers beside a writer: their seconds and faults; then the writer is killed: seconds until the next
-    one has opened what is left, and whether what was committed is found."""
+    """Two readers beside a writer: their seconds and faults; then the writer is killed: seconds until the
+    next one has opened what is left, and whether what was committed is found."""
     writer = _start(engine, "write", path, 10_000_000)
     lines = _lines(writer)
     next(lines)
@@ -100,6 +100,10 @@ def _beside(engine: str, path: Path) -> tuple[list[float], dict[str, int], float
             process.wait()
 
 
+def _after_kill(found: tuple[list[float], dict[str, int], float, int]) -> str:
+    return f"{found[2]:.1f} s, {'all there' if found[3] else 'LOST'}"
+
+
 def _store_of(path: Path) -> None:
     """A store with so many deliveries of one message, and words of their own in its search index."""
     message = b"Subject: made up\r\n\r\nfor the bench\r\n"
@@ -124,7 +128,7 @@ def _store_of(path: Path) -> None:
             store.writer.submit(Submission(entries=entries, done=lambda _error: None))
             store.settle_index(60)
     with Store.open(path) as store:
-        _, fact = list(facts_since(store, "bench", store.state("bench").facts - 1))[0]
+        _, fact = next(facts_since(store, "bench", store.state("bench").facts - 1))
         cursor = Cursor(store.state("bench").facts, fact.leaf)
         index = IndexWriter.take(path, store.id)
         assert index
@@ -202,7 +206,8 @@ def main() -> None:
         lines = []
         for what, name, form in (
             ("CPU to build", "cpu_s", "{:.0f} s"), ("wall", "wall_s", "{:.0f} s"),
-            ("memory at the peak, without the maker's", "rss_mb", "{:.0f} MB"), ("on disk, a message", "bytes", "{:.0f} bytes"),
+            ("memory at the peak, without the maker's", "rss_mb", "{:.0f} MB"),
+            ("on disk, a message", "bytes", "{:.0f} bytes"),
         ):  # fmt: skip
             ours, *peer = (form.format(built[engine][name]) for engine in engines)
             lines.append(Line(what=what, ours=ours, peer="".join(peer)))
@@ -213,15 +218,16 @@ def main() -> None:
             )
             lines.append(
                 Line(
-                    what=f"newest 50, a word {ours_said['query']}: first of a process / 10th, found", ours=ours, peer="".join(peer),
+                    what=f"newest 50, a word {ours_said['query']}: first of a process / 10th, found",
+                    ours=ours, peer="".join(peer),
                     ratio=ours_said["first_ms"], target=FIRST_TARGET_MS, unit=" ms",
                 )
             )  # fmt: skip
         for what, tell in (
-            ("two readers beside a writer, p50 / p99 / max", lambda found: " / ".join(f"{percentile(found[0], p) * 1e3:.1f}" for p in (50, 99, 100)) + " ms"),
+            ("two readers beside a writer, p50 / p99 / max", lambda found: spread(found[0])),
             ("their faults", lambda found: str(found[1] or "none")),
-            ("after SIGKILL of the writer: the next one starts and ends", lambda found: f"{found[2]:.1f} s, {'all there' if found[3] else 'LOST'}"),
-        ):  # fmt: skip
+            ("after SIGKILL of the writer: the next one starts and ends", _after_kill),
+        ):
             ours, *peer = (tell(beside[engine]) for engine in engines)
             lines.append(Line(what=what, ours=ours, peer="".join(peer)))
         _store_of(scratch / "store")

@@ -58,7 +58,8 @@ def documents(known: Words, count: int) -> Iterator[Document]:
     for number in range(count):
         tens = min(max(2, int(rng.lognormvariate(2.1, 0.9))), 400)
         body = " ".join(rng.choices(known.tens, k=tens)) + f" only{number}"
-        people = f"user{rng.randrange(5000)}@example.org {rng.choice(known.vocabulary)}@host{rng.randrange(3000)}.example"
+        people = f"user{rng.randrange(5000)}@example.org "
+        people += f"{rng.choice(known.vocabulary)}@host{rng.randrange(3000)}.example"
         id_ = DeliveryId(rng.randbytes(8) + (START_US + number * STEP_US).to_bytes(8, "big"))
         yield Document(id_, Text(" ".join(rng.choice(known.tens).split()[:5]), people, "", body))
 
@@ -168,7 +169,7 @@ class Tantivy:
         return [bytes(searcher.doc(address)["id"][0]) for _, address in found.hits]
 
 
-ENGINES: dict[str, type[Ours] | type[Tantivy]] = {"ours": Ours, "tantivy": Tantivy}
+ENGINES: dict[str, type[Ours | Tantivy]] = {"ours": Ours, "tantivy": Tantivy}
 
 
 def size_of(path: Path) -> int:
@@ -212,7 +213,7 @@ def write(engine: Engine, count: int) -> None:
     )
 
 
-def search(make: type[Ours] | type[Tantivy], path: Path) -> None:
+def search(make: type[Ours | Tantivy], path: Path) -> None:
     """Every query: the first answer of a process that has asked nothing yet, and the 10th."""
     asked = queries(words())
     for name, typed in asked.items():
@@ -233,7 +234,7 @@ def search(make: type[Ours] | type[Tantivy], path: Path) -> None:
         os.waitpid(pid, 0)
 
 
-def query(make: type[Ours] | type[Tantivy], path: Path) -> None:
+def query(make: type[Ours | Tantivy], path: Path) -> None:
     """Ask without end beside a writer; a line for each second."""
     typed = list(queries(words()).values())
     engine = make(path, write=False)

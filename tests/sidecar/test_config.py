@@ -17,6 +17,7 @@ from sidecar.config import (
     MilterConfig,
     RetentionConfig,
     SchedulerConfig,
+    SearchConfig,
     StoreConfig,
     WitnessConfig,
     all_keys,

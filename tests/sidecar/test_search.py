@@ -11,7 +11,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -71,10 +70,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
         put(fill, "two", "report, annual", to=[b"carl@sub.example.net"], replies=[b"250 ok"])
         put(fill, "three", "Müllabfuhr und Straße", leg=Leg.MILTER)
         put(fill, "four", "来週の会議資料です")
-        fill.put(
-            b"Subject: five\r\nFrom: Dora Ex <dora@example.net>\r\nContent-Type: application/pdf; name=plan.pdf\r\n\r\nx",
-            subject=b"five",
-        )
+        pdf = b"Content-Type: application/pdf; name=plan.pdf\r\n\r\nx"
+        fill.put(b"Subject: five\r\nFrom: Dora Ex <dora@example.net>\r\n" + pdf, subject=b"five")
     return path
 
 
@@ -135,9 +132,12 @@ def test_output_and_limit(store: Path) -> None:
     assert "nothing matches" in mailkeep("find", "--store", store, "nosuchword").err
 
 
-ODD = ['"', '""', '" "', "*", "**", "-", "--", "-*", 'a"', '"a', 'a "b', "a*b*", "NEAR(a b)", "a AND", "OR", "NOT a", "{x}:a", "subject:", "subject:*",
-       "^a", "a+b", "(a", "a)", "a\0b", "\x1b[31m", "\ud800", "'", "; drop table words", "rowid:1", "words:a", "-a", "-a -b", "a" * 9999, "a " * 99, "a " * 101,
-       "é\u0301", "\u0301", "𐍈", "👍", "👍 a", "a\u200bb", "%", "_", "..", "a\nb"]  # fmt: skip
+ODD = [
+    '"', '""', '" "', "*", "**", "-", "--", "-*", 'a"', '"a', 'a "b', "a*b*", "NEAR(a b)", "a AND", "OR",
+    "NOT a", "{x}:a", "subject:", "subject:*", "^a", "a+b", "(a", "a)", "a\0b", "\x1b[31m", "\ud800", "'", "rowid:1",
+    "; drop table words", "words:a", "-a", "-a -b", "a" * 9999, "a " * 99, "a " * 101, "é\u0301", "\u0301",
+    "𐍈", "👍", "👍 a", "a\u200bb", "%", "_", "..", "a\nb",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("typed", ODD)
@@ -345,7 +345,9 @@ def test_another_history_is_followed_from_its_beginning(tmp_path: Path) -> None:
 
 def test_order_is_that_of_time_whatever_comes_when(tmp_path: Path) -> None:
     rng = random.Random(2)
-    with IndexWriter.take(tmp_path, b"x" * 16, shard_messages=40) or pytest.fail() as index:
+    index = IndexWriter.take(tmp_path, b"x" * 16, shard_messages=40)
+    assert index is not None
+    with index:
         ids = [new_delivery_id(rng.randrange(1, 10_000)) for _ in range(500)]
         for at in range(0, 500, 10):
             some = sorted(ids[at : at + 10], key=order)
@@ -566,9 +568,10 @@ from pathlib import Path
 from sidecar.search.follow import Follower
 from sidecar.search.index import IndexWriter
 from store.store import Store
-with Store.open(Path(sys.argv[1])) as store, IndexWriter.take(store.path, store.id, shard_messages=100) as index:
-    print("on", flush=True)
-    Follower(store, index).run()
+with Store.open(Path(sys.argv[1])) as store:
+    with IndexWriter.take(store.path, store.id, shard_messages=100) as index:
+        print("on", flush=True)
+        Follower(store, index).run()
 """
 
 
@@ -595,6 +598,5 @@ def test_killed_at_any_moment_nothing_is_missed_or_doubled(tmp_path: Path) -> No
 
 
 @pytest.fixture(autouse=True)
-def _no_configuration(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _no_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MAILKEEP_CONFIG", raising=False)
-    yield
