@@ -16,7 +16,7 @@ from sidecar.config import Config, StoreConfig
 from sidecar.scheduler.context import JobContext
 from sidecar.scheduler.kinds import JobKind, Run
 from sidecar.search import index as search_index
-from sidecar.search.follow import Follower
+from sidecar.search.follow import Follower, until
 from sidecar.units import format_size
 from sidecar.witness import witness
 from store.check import Checked, Checker, CheckOptions
@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 _ROLL_BYTES = 16 << 20
 _PRIORITIES = {"witness": 5, "expire": 10, "search": 15, "compact": 20, "check": 30}
 _FINDINGS_TOLD = 20
+_SEARCH_RUN_S = 300.0
 
 Current = Callable[[], Config]
 """the configuration as it is now: SIGHUP changes it"""
@@ -169,7 +170,8 @@ def search_job(store: Store, config: Current) -> Run:
             def show(done: int, waiting: int) -> None:
                 context.progress(done, done + waiting, "messages that can be found by their words")
 
-            reached = Follower(store, index, step=_step(context), progress=show).run()
+            stop = until(_SEARCH_RUN_S)  # other jobs want to run, too; the next run goes on
+            reached = Follower(store, index, stop=stop, step=_step(context), progress=show).run()
         return f"{reached.messages} messages can be found by their words" + (
             "" if reached.is_complete else f", {reached.waiting} wait"
         )

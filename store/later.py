@@ -14,7 +14,7 @@ from store.facts import Fact, groups_from
 from store.layout import PACK_HEADER_BYTES
 from store.merkle import TILE_BITS
 from store.places import stream_number
-from store.segments import packs_of, stream_files
+from store.segments import pack_path, packs_of, stream_files
 from store.store import Store
 
 
@@ -22,13 +22,15 @@ class OtherHistoryError(StoreError):
     """The stream is not the one that was followed: it was rolled back, or made anew."""
 
 
-def facts_since(store: Store, stream: str, since: int, leaf: bytes = b"") -> Iterator[tuple[int, Fact]]:
+def facts_since(
+    store: Store, stream: str, since: int, leaf: bytes = b"", *, without: bool = False
+) -> Iterator[tuple[int, Fact]]:
     """(number, fact) for the facts of a stream from number `since` on, up to what is in the index now; what
     is damaged is left out. `leaf` is that of the fact before.
 
     Raises `OtherHistoryError` where the stream is shorter than that or the fact before is another one;
-    `FileNotFoundError` when compaction replaces a pack meanwhile: begin again where you are; `OSError` and
-    `ValueError` for a pack that cannot be read.
+    `FileNotFoundError` when compaction replaces a pack meanwhile: begin again where you are (and when it is
+    lost: `without` goes on without those that are); `OSError`.
     """
     upto = store.state(stream).facts
     if since > upto:
@@ -38,7 +40,11 @@ def facts_since(store: Store, stream: str, since: int, leaf: bytes = b"") -> Ite
         return
     directory = store.path / "streams" / stream
     parts = stream_files(directory).parts
+    if without:
+        parts = tuple(part for part in parts if all(pack_path(directory, n).exists() for n in packs_of(part)))
     packs = [number for part in parts for number in packs_of(part)]
+    if not packs:
+        return
     with store.index.read() as snapshot:
         where = snapshot.block(stream_number(stream), first >> TILE_BITS)
     if where is not None and where.pack in packs:

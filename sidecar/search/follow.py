@@ -105,15 +105,22 @@ class Follower:
 
     def _follow(self, stream: str) -> bool:
         """The facts of one stream; False when told to stop before the last."""
-        for _ in range(_TRIES):
+        upto = self._store.state(stream).facts
+        for tries in range(_TRIES):
             with contextlib.suppress(FileNotFoundError):  # compaction replaced a pack
                 since, leaf = self._index.cursor(stream)
-                found = facts_since(self._store, stream, since, leaf)
+                found = facts_since(self._store, stream, since, leaf, without=tries == _TRIES - 1)
                 while stretch := list(islice(found, _FACTS_A_STEP)):
                     self._note(stream, stretch)
                     self._step(0)
                     if self._stop():
                         return False
+                if self._index.cursor(stream).facts < upto:
+                    log.error(
+                        "stream %s has lost its facts from %d to %d; once they are restored, remove %s",
+                        stream, self._index.cursor(stream).facts, upto, self._index.directory,
+                    )  # fmt: skip
+                    self._index.note(stream, Cursor(upto), (), ())
                 return True
         return False
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
 import signal
@@ -27,8 +28,11 @@ from store.looks import order
 from store.records import Leg
 from store.retention import erase, expire
 from store.sealing import new_identity
-from store.store import FOREVER_US, Store
+from store.store import FOREVER_US, Query, Store
+from tests.support.lmtp_sink import LmtpSink
 from tests.support.mailstore import NOON_US, SECOND_US, Filler, mailkeep, written
+from tests.support.serving import Client, Serving
+from tests.support.sink_thread import SinkThread
 
 DAY_US = 86_400 * SECOND_US
 ROOT = Path(__file__).parents[2]
@@ -134,9 +138,9 @@ def test_output_and_limit(store: Path) -> None:
 
 ODD = [
     '"', '""', '" "', "*", "**", "-", "--", "-*", 'a"', '"a', 'a "b', "a*b*", "NEAR(a b)", "a AND", "OR",
-    "NOT a", "{x}:a", "subject:", "subject:*", "^a", "a+b", "(a", "a)", "a\0b", "\x1b[31m", "\ud800", "'", "rowid:1",
-    "; drop table words", "words:a", "-a", "-a -b", "a" * 9999, "a " * 99, "a " * 101, "é\u0301", "\u0301",
-    "𐍈", "👍", "👍 a", "a\u200bb", "%", "_", "..", "a\nb",
+    "NOT a", "{x}:a", "subject:", "subject:*", "^a", "a+b", "(a", "a)", "a\0b", "\x1b[31m", "\ud800", "'",
+    "rowid:1", "; drop table words", "words:a", "-a", "-a -b", "a" * 9999, "a " * 99, "a " * 101,
+    "é\u0301", "\u0301", "𐍈", "👍", "👍 a", "a\u200bb", "%", "_", "..", "a\nb",
 ]  # fmt: skip
 
 
@@ -600,3 +604,48 @@ def test_killed_at_any_moment_nothing_is_missed_or_doubled(tmp_path: Path) -> No
 @pytest.fixture(autouse=True)
 def _no_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MAILKEEP_CONFIG", raising=False)
+
+
+def test_lost_and_damaged_packs_keep_nothing_else_from_being_found(tmp_path: Path) -> None:
+    path = tmp_path / "store"
+    with written(path) as fill:
+        for number in range(40):
+            put(fill, f"number {number}")
+            if number % 10 == 9:
+                fill.store.writer.roll()
+    first, second, *_ = sorted((path / "streams/host").glob("*.pack"))
+    first.unlink()
+    second.write_bytes(b"\0" * 64 + second.read_bytes()[64:])
+    with Store.open(path) as store:
+        reached = follow(store)
+        assert reached.is_complete
+        there = {stored.delivery.id for stored in store.deliveries(Query())}
+        assert set(hits(store, "number")) == there
+        assert len(there) in (20, 30)
+
+
+def test_a_real_serve_keeps_it(tmp_path: Path) -> None:
+    with SinkThread(LmtpSink()) as sink:
+        serving = Serving(tmp_path, sink.address, '[scheduler]\nsearch = ""\n')
+        serving.start()
+        try:
+            asyncio.run(_send(serving.port, b"Subject: plum\r\n\r\nxyzzyword\r\n"))
+            config = ("--config", serving.config)
+            ran = mailkeep("jobs", "run", "search", "--wait", *config)
+            assert ran.code == 0, ran.err
+            assert "1 messages" in mailkeep("jobs", *config).out
+            assert b"zzyword" in _bytes_of(serving.store / DIRECTORY)
+            asyncio.run(_send(serving.port, b"Subject: pear\r\n\r\nxyzzyword\r\n"))
+            shown = mailkeep("find", "xyzzy*", "--json", *config).objects
+            assert [one["subject"] for one in shown] == ["pear", "plum"]
+            mailkeep("erase", shown[0]["id"], "--reason", "r", "--yes", *config)
+            shown = mailkeep("find", "xyzzyword", "--json", *config).objects
+            assert [one["subject"] for one in shown] == ["plum"]
+        finally:
+            assert serving.stop() == 0
+
+
+async def _send(port: int, message: bytes) -> None:
+    client = await Client.connect(port)
+    await client.send(message)
+    await client.close()
