@@ -15,8 +15,9 @@ from typing import Protocol
 from sidecar.config import Config, StoreConfig
 from sidecar.scheduler.context import JobContext
 from sidecar.scheduler.kinds import JobKind, Run
-from sidecar.search import index as search_index
+from sidecar.search import files as search_files
 from sidecar.search.follow import Follower, until
+from sidecar.search.index import IndexWriter
 from sidecar.units import format_size
 from sidecar.witness import witness
 from store.check import Checked, Checker, CheckOptions
@@ -156,13 +157,13 @@ def search_job(store: Store, config: Current) -> Run:
 
     def run(context: JobContext) -> str:
         if store.keyring.seals or not config().search.enabled:
-            gone = search_index.remove(store.path)
+            gone = search_files.remove(store.path)
             return f"off, {'as the store is sealed' if store.keyring.seals else 'by [search] enabled'}" + (
                 "" if gone else "; somebody still writes to the index"
             )
         if shutil.disk_usage(store.path).free < config().store.reserve_bytes:
             return "nothing done: free space is below the reserve"
-        index = search_index.IndexWriter.take(store.path, store.id)
+        index = IndexWriter.take(store.path, store.id)
         if index is None:
             return "another process is at it"
         with index:

@@ -95,8 +95,8 @@ def command(
 
 def _forget(store: Store) -> None:
     """The words of what was erased leave the search index, too; whatever fails there, it is erased."""
+    from sidecar.search.files import SearchError
     from sidecar.search.follow import forget_removed
-    from sidecar.search.index import SearchError
 
     store.settle_index()
     try:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 _CATCH_UP_S = 2.0
 """how long an answer may wait for what is not in the index yet"""
 _INTERRUPTED = 130
+_NICE = 10
 
 
 class _Command(TyperCommand):
@@ -88,7 +89,7 @@ def command(
     with options.open_store(config, store, identity) as opened:
         if why := _why_no_index(opened, config, store):
             if build:
-                from sidecar.search.index import SearchError
+                from sidecar.search.files import SearchError
 
                 raise SearchError(f"there is no search index: {why}")
             print(f"mailkeep: {why}: only subjects and addresses are searched", file=sys.stderr)
@@ -111,7 +112,7 @@ def command(
 
 def _why_no_index(opened: Store, config: Path | None, store: Path | None) -> str:
     if opened.keyring.seals:
-        from sidecar.search.index import remove
+        from sidecar.search.files import remove
 
         remove(opened.path)  # one of the time before
         return "the store is sealed, and no words of it may lie here in the clear"
@@ -147,9 +148,12 @@ def _catch_up(store: Store, *, build: bool, quiet: bool) -> None:
         return
     index = IndexWriter.take(store.path, store.id)
     if index is None:
-        from sidecar.search.index import SearchError
+        from sidecar.search.files import SearchError
 
         raise SearchError("another process writes to the search index: `mailkeep jobs` shows how far it is")
+    from sidecar.scheduler.niceness import stand_back
+
+    stand_back(_NICE, "idle")  # it has time, and the mail has not
     with index, Bar("search index", quiet=quiet) as bar:
         known = index.counts()[0]
 
@@ -167,7 +171,7 @@ def _catch_up(store: Store, *, build: bool, quiet: bool) -> None:
 
 
 def _tell_missing(store: Store) -> None:
-    from sidecar.search.index import IndexReader
+    from sidecar.search.reader import IndexReader
 
     try:
         with IndexReader(store.path, store.id) as reader:
@@ -186,9 +190,11 @@ def _tell_missing(store: Store) -> None:
 
 def _found(store: Store, terms: tuple[Term, ...], selection: Selection) -> Iterator[DeliveryId]:
     """What the index has, newest first. An index that turns out to be damaged is begun anew, once."""
+    from sidecar.search.files import SearchDamagedError
     from sidecar.search.follow import Follower, until
-    from sidecar.search.index import IndexReader, IndexWriter, SearchDamagedError
+    from sidecar.search.index import IndexWriter
     from sidecar.search.query import expression
+    from sidecar.search.reader import IndexReader
 
     asked = exact_filter(store, selection)
     interval = asked.since_us or 0, FOREVER_US if asked.until_us is None else asked.until_us

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from itertools import islice
 
 from sidecar.readable import text as as_text
-from sidecar.search.index import DIRECTORY, Cursor, Document, IndexWriter, SearchDamagedError
+from sidecar.search.files import DIRECTORY, Cursor, Document, SearchDamagedError
+from sidecar.search.index import IndexWriter
 from sidecar.search.text import Text, extract
 from store import records
 from store.errors import DamagedError, NotFoundError

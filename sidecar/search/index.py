@@ -22,163 +22,38 @@ same messages once more and finds them there.
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import heapq
 import os
-import shutil
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Self
 
-from sidecar.search.text import Text, fold
+from sidecar.search.files import (
+    DIRECTORY,
+    SHARD,
+    STATE,
+    Cursor,
+    Document,
+    SearchDamagedError,
+    Shard,
+    State,
+    connect,
+    create,
+    empty,
+    mark_of,
+    remove_database,
+    shard_path,
+    take_lock,
+    told,
+)
+from sidecar.search.text import fold
 from store.files import adopt
 from store.ids import DeliveryId, delivery_time_us
 from store.looks import order
-from store.store import Store
 
-DIRECTORY = "search"
-VERSION = "1"
 SHARD_MESSAGES = 20_000
 _FIRST_ROW = 1 << 40
-_PAGE_BYTES = 8192
-_CACHE_KIB = 16_000
-_BUSY_MS = 10_000
 _PAGES_A_STEP = 200
-_DAMAGE = frozenset(
-    {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR, sqlite3.SQLITE_FORMAT}
-)
-"""SQLITE_ERROR: a table is not there that should be"""
-
-_STATE = """
-create table meta (key text primary key, value text) without rowid;
-create table shards (number integer primary key, messages integer, oldest_us integer, newest_us integer,
-                     disorder_us integer, closed integer);
-create table streams (name text primary key, facts integer, leaf blob) without rowid;
-create table waiting (id blob primary key) without rowid;
-"""
-_SHARD = """
-create table ids (row integer primary key, id blob unique);
-create table extent (number integer, messages integer, oldest_us integer, newest_us integer,
-                     disorder_us integer, closed integer);
-create virtual table words using fts5(subject, people, files, body, content='', columnsize=0,
-                                      tokenize="unicode61 remove_diacritics 2");
-"""
-
-
-class SearchError(Exception):
-    """The search index cannot be used."""
-
-    hint = "It is derived: remove the store's `search` directory, and `mailkeep find --build` makes it anew."
-    exit_code = 1
-
-
-class SearchDamagedError(SearchError):
-    """What is in it cannot be read, or is by another version or of another store."""
-
-
-class Cursor(NamedTuple):
-    """How far a stream was followed: so many facts, the last of which had this leaf."""
-
-    facts: int = 0
-    leaf: bytes = b""
-
-
-class Shard(NamedTuple):
-    """One shard. Of two rows the later is older by `disorder_us` at most."""
-
-    number: int
-    messages: int
-    oldest_us: int
-    newest_us: int
-    disorder_us: int
-    closed: int
-
-
-@dataclass(frozen=True, slots=True)
-class Document:
-    """One message to be taken in; without text where there is none that can be read."""
-
-    id: DeliveryId
-    text: Text
-
-
-@contextlib.contextmanager
-def _told(directory: Path) -> Iterator[None]:
-    """SQLite's errors as ours."""
-    try:
-        yield
-    except sqlite3.Error as exc:
-        code = getattr(exc, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
-        damaged = code in _DAMAGE and not str(exc).startswith("fts5:")  # that is what was asked
-        kind = SearchDamagedError if damaged else SearchError
-        raise kind(f"the search index in {directory}: {exc}") from exc
-
-
-def _shard_path(directory: Path, number: int) -> Path:
-    return directory / f"{number:08d}.db"
-
-
-def _connect(path: Path, *, write: bool) -> sqlite3.Connection:
-    mode = "mode=rw" if write else "mode=ro"
-    if not write and not os.access(path.parent, os.W_OK):
-        mode = "immutable=1"  # on a medium where nothing can be written SQLite cannot share
-    db = sqlite3.connect(
-        f"file:{_quoted(path)}?{mode}", uri=True, isolation_level=None, timeout=_BUSY_MS / 1000
-    )
-    if write:
-        db.execute("pragma synchronous=full")
-        db.execute("pragma secure_delete=on")
-        db.execute(f"pragma cache_size=-{_CACHE_KIB}")
-    return db
-
-
-def _quoted(path: Path) -> str:
-    from urllib.parse import quote
-
-    return quote(str(path))
-
-
-def _create(path: Path, schema: str, mark: str = "") -> None:
-    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-    adopt(path)
-    with contextlib.closing(_connect(path, write=True)) as db:
-        db.execute(f"pragma page_size={_PAGE_BYTES}")
-        db.execute("pragma journal_mode=wal")
-        db.executescript(schema)
-        if mark:
-            db.execute("insert into meta values ('mark', ?)", (mark,))
-
-
-def _remove(path: Path) -> None:
-    for suffix in ("", "-wal", "-shm", "-journal"):
-        path.with_name(path.name + suffix).unlink(missing_ok=True)
-
-
-class _State:
-    """What both sides read of state.db."""
-
-    def __init__(self, db: sqlite3.Connection) -> None:
-        self._db = db
-
-    def mark(self) -> str:
-        found = self._db.execute("select value from meta where key = 'mark'").fetchone()
-        return str(found[0]) if found else ""
-
-    def shards(self) -> list[Shard]:
-        return [Shard(*row) for row in self._db.execute("select * from shards order by number")]
-
-    def messages(self) -> int:
-        return int(self._db.execute("select coalesce(sum(messages), 0) from shards").fetchone()[0])
-
-    def waiting(self) -> int:
-        return int(self._db.execute("select count(*) from waiting").fetchone()[0])
-
-
-def mark_of(store_id: bytes) -> str:
-    """What the index of a store is marked with."""
-    return f"{VERSION} {store_id.hex()}"
 
 
 class IndexWriter:
@@ -190,9 +65,9 @@ class IndexWriter:
         self._mark = mark
         self._most = shard_messages
         self._open: tuple[int, sqlite3.Connection] | None = None
-        with _told(directory):
+        with told(directory):
             self._db = self._opened()
-        self._state = _State(self._db)
+        self._state = State(self._db)
 
     @classmethod
     def take(
@@ -204,7 +79,7 @@ class IndexWriter:
         if not directory.is_dir():
             directory.mkdir(mode=0o700, exist_ok=True)
             adopt(directory)
-        lock = _take_lock(directory)
+        lock = take_lock(directory)
         if lock is None:
             return None
         try:
@@ -221,16 +96,16 @@ class IndexWriter:
         path = self.directory / "state.db"
         if not path.exists():
             empty(self.directory)
-            _create(path, _STATE, self._mark)
-        db = _connect(path, write=True)
+            create(path, STATE, self._mark)
+        db = connect(path, write=True)
         try:
-            self._look_at(_State(db))
+            self._look_at(State(db))
         except BaseException:
             db.close()
             raise
         return db
 
-    def _look_at(self, state: _State) -> None:
+    def _look_at(self, state: State) -> None:
         if state.mark() != self._mark:
             raise SearchDamagedError(f"{self.directory} is by another version, or of another store")
         listed = {shard.number for shard in state.shards()}
@@ -238,11 +113,11 @@ class IndexWriter:
         if not listed <= there:
             raise SearchDamagedError(f"{self.directory}: a shard is missing")
         for number in there - listed:  # removed from the list, or not yet put there, by somebody killed
-            _remove(_shard_path(self.directory, number))
+            remove_database(shard_path(self.directory, number))
 
     def cursor(self, stream: str) -> Cursor:
         """How far a stream was followed."""
-        with _told(self.directory):
+        with told(self.directory):
             found = self._db.execute("select facts, leaf from streams where name = ?", (stream,)).fetchone()
         return Cursor(*found) if found else Cursor()
 
@@ -250,7 +125,7 @@ class IndexWriter:
         self, stream: str, cursor: Cursor, added: Iterable[DeliveryId], gone: Sequence[DeliveryId]
     ) -> None:
         """A stretch of a stream: what it adds waits to be read, what it ends is forgotten at once."""
-        with _told(self.directory):
+        with told(self.directory):
             doomed = self._with(gone) if gone else []
             self._db.execute("begin immediate")
             try:
@@ -269,7 +144,7 @@ class IndexWriter:
                 raise
             for number in doomed:
                 self._let_go(number)
-                _remove(_shard_path(self.directory, number))
+                remove_database(shard_path(self.directory, number))
 
     def _with(self, gone: Sequence[DeliveryId]) -> list[int]:
         """The shards that have any of these."""
@@ -284,18 +159,18 @@ class IndexWriter:
 
     def next_waiting(self, count: int) -> list[DeliveryId]:
         """The newest of those that wait, in order of time."""
-        with _told(self.directory):
+        with told(self.directory):
             rows = self._db.execute("select id from waiting order by id desc limit ?", (count,)).fetchall()
         return [DeliveryId(row[8:] + row[:8]) for (row,) in reversed(rows)]
 
     def counts(self) -> tuple[int, int]:
         """How many messages are in it, and how many wait."""
-        with _told(self.directory):
+        with told(self.directory):
             return self._state.messages(), self._state.waiting()
 
     def take_in(self, documents: Sequence[Document], passed_over: Iterable[DeliveryId] = ()) -> None:
         """Some of those that wait, in order of time; `passed_over` wait no longer, and are not in it."""
-        with _told(self.directory):
+        with told(self.directory):
             shard = self._fill(self._to_fill(), documents) if documents else None
             self._db.execute("begin immediate")
             try:
@@ -314,8 +189,8 @@ class IndexWriter:
             return shards[-1].number
         number = shards[-1].number + 1 if shards else 1
         self._close_shard()
-        _remove(_shard_path(self.directory, number))
-        _create(_shard_path(self.directory, number), _SHARD)
+        remove_database(shard_path(self.directory, number))
+        create(shard_path(self.directory, number), SHARD)
         return number
 
     def _fill(self, number: int, documents: Sequence[Document]) -> Shard:
@@ -334,7 +209,7 @@ class IndexWriter:
 
     def tidy(self, step: Callable[[], None] = lambda: None) -> None:
         """Make each full shard one sorted whole in one file, in small steps; `step` may raise to stop."""
-        with _told(self.directory):
+        with told(self.directory):
             for shard in self._state.shards():
                 if not shard.closed and shard.messages >= self._most:
                     self._tidy(shard.number, step)
@@ -356,7 +231,7 @@ class IndexWriter:
                     self._db.execute("update shards set closed = 1 where number = ?", (number,))
 
     def _shard(self, number: int) -> sqlite3.Connection:
-        return _connect(_shard_path(self.directory, number), write=True)
+        return connect(shard_path(self.directory, number), write=True)
 
     def _let_go(self, number: int) -> None:
         if self._open is not None and self._open[0] == number:
@@ -369,12 +244,12 @@ class IndexWriter:
 
     def start_over(self) -> None:
         """Throw all of it away, and begin anew."""
-        with _told(self.directory):
+        with told(self.directory):
             self._close_shard()
             self._db.close()
             empty(self.directory)
             self._db = self._opened()
-            self._state = _State(self._db)
+            self._state = State(self._db)
 
     def close(self) -> None:
         """Let go."""
@@ -425,143 +300,3 @@ def _fill(db: sqlite3.Connection, number: int, documents: Sequence[Document]) ->
     db.execute("delete from extent")
     db.execute("insert into extent values (?, ?, ?, ?, ?, ?)", shard)
     return shard
-
-
-def _take_lock(directory: Path) -> int | None:
-    path = directory / "lock"
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    try:
-        adopt(path)
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(fd)
-        return None
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd
-
-
-def empty(directory: Path) -> None:
-    """Remove all that is in it but the lock, the list of shards first: without that the rest is nothing."""
-    _remove(directory / "state.db")
-    for path in directory.iterdir():
-        if path.name != "lock":
-            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
-
-
-def remove(store_path: Path) -> bool:
-    """Remove the index of a store that is to have none; False while somebody writes to it. Raises
-    `OSError`."""
-    directory = store_path / DIRECTORY
-    if not directory.is_dir():
-        return True
-    lock = _take_lock(directory)
-    if lock is None:
-        return False
-    try:
-        empty(directory)
-    finally:
-        os.close(lock)
-    return True
-
-
-class IndexReader:
-    """Reads beside the writer, without a lock. Everything may raise `SearchError`."""
-
-    def __init__(self, store_path: Path, store_id: bytes) -> None:
-        """Raises `FileNotFoundError` when there is no index."""
-        self.directory = store_path / DIRECTORY
-        path = self.directory / "state.db"
-        if not path.exists():
-            raise FileNotFoundError(str(path))
-        with _told(self.directory):
-            self._db = _connect(path, write=False)
-            self._state = _State(self._db)
-            if self._state.mark() != mark_of(store_id):
-                self._db.close()
-                raise SearchDamagedError(f"{path} is by another version, or of another store")
-
-    def counts(self) -> tuple[int, int]:
-        """How many messages are in it, and how many wait."""
-        with _told(self.directory):
-            return self._state.messages(), self._state.waiting()
-
-    def behind(self, store: Store) -> bool:
-        """Whether a stream has facts that were not followed yet."""
-        with _told(self.directory):
-            known = dict(self._db.execute("select name, facts from streams").fetchall())
-        return any(store.state(name).facts > known.get(name, 0) for name in store.view.names())
-
-    def search(self, expression: str, since_us: int, until_us: int) -> Iterator[DeliveryId]:
-        """The messages in [since, until) that an FTS5 expression matches, newest first. No look at the index
-        stays open while the caller works. What the writer takes away meanwhile is left out."""
-        with _told(self.directory):
-            left = [s for s in self._state.shards() if s.newest_us >= since_us and s.oldest_us < until_us]
-        left.sort(key=lambda shard: shard.newest_us)
-        heads: list[tuple[int, DeliveryId, Iterator[DeliveryId]]] = []
-        while left or heads:
-            while left and (not heads or left[-1].newest_us >= delivery_time_us(heads[0][1])):
-                _push(heads, self._in_order(left.pop(), expression, since_us))
-            if heads:
-                _, id_, rest = heapq.heappop(heads)
-                if since_us <= delivery_time_us(id_) < until_us:
-                    yield id_
-                _push(heads, rest)
-
-    def _in_order(self, shard: Shard, expression: str, since_us: int) -> Iterator[DeliveryId]:
-        """A shard's matches, the newest first, also where its rows are not quite so."""
-        heap: list[tuple[int, DeliveryId]] = []
-        for id_ in self._rows(shard, expression):
-            time_us = delivery_time_us(id_)
-            while heap and delivery_time_us(heap[0][1]) >= time_us + shard.disorder_us:
-                yield heapq.heappop(heap)[1]
-            if time_us + shard.disorder_us < since_us:
-                break
-            heapq.heappush(heap, (_backwards(id_), id_))
-        while heap:
-            yield heapq.heappop(heap)[1]
-
-    def _rows(self, shard: Shard, expression: str) -> Iterator[DeliveryId]:
-        """By row, from the last on, some at a time: an open look would keep the writer's log growing."""
-        below, count = 1 << 62, 100
-        while True:
-            try:
-                with _told(self.directory), contextlib.closing(self._shard(shard.number)) as db:
-                    rows = db.execute(
-                        "select rowid, (select id from ids where row = words.rowid) from words "
-                        "where words match ? and rowid < ? order by rowid desc limit ?",
-                        (expression, below, count),
-                    ).fetchall()
-            except FileNotFoundError:
-                return
-            yield from (DeliveryId(id_) for _, id_ in rows if id_ is not None)
-            if len(rows) < count:
-                return
-            below, count = rows[-1][0], min(count * 4, 5000)
-
-    def _shard(self, number: int) -> sqlite3.Connection:
-        path = _shard_path(self.directory, number)
-        if not path.exists():
-            raise FileNotFoundError(str(path))
-        return _connect(path, write=False)
-
-    def close(self) -> None:
-        """Let go."""
-        self._db.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
-
-
-def _backwards(id_: DeliveryId) -> int:
-    return -int.from_bytes(order(id_), "big")
-
-
-def _push(heads: list[tuple[int, DeliveryId, Iterator[DeliveryId]]], rest: Iterator[DeliveryId]) -> None:
-    id_ = next(rest, None)
-    if id_ is not None:
-        heapq.heappush(heads, (_backwards(id_), id_, rest))

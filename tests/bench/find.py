@@ -22,8 +22,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from sidecar.search.files import DIRECTORY, Cursor, Document
 from sidecar.search.follow import Follower
-from sidecar.search.index import DIRECTORY, Cursor, Document, IndexWriter
+from sidecar.search.index import IndexWriter
 from store.ids import chunk_id, content_id, new_delivery_id
 from store.later import facts_since
 from store.layout import NewChunk

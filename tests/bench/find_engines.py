@@ -20,8 +20,10 @@ from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from sidecar.search.index import Cursor, Document, IndexReader, IndexWriter
+from sidecar.search.files import Cursor, Document
+from sidecar.search.index import IndexWriter
 from sidecar.search.query import expression, parse
+from sidecar.search.reader import IndexReader
 from sidecar.search.text import Text
 from store.ids import DeliveryId, delivery_time_us
 from store.store import FOREVER_US

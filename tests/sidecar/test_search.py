@@ -16,11 +16,13 @@ from pathlib import Path
 
 import pytest
 
+from sidecar.demo.ports import wait_until
 from sidecar.scheduler.context import JobContext, JobInterrupted
-from sidecar.search import index as search_index
+from sidecar.search.files import DIRECTORY, Cursor, Document
 from sidecar.search.follow import Follower, Reached, forget_removed
-from sidecar.search.index import DIRECTORY, Document, IndexReader, IndexWriter
+from sidecar.search.index import SHARD_MESSAGES, IndexWriter
 from sidecar.search.query import QueryError, expression, parse
+from sidecar.search.reader import IndexReader
 from sidecar.search.text import Text
 from store.compact import CompactOptions, Compactor, close_open_packs
 from store.ids import DeliveryId, delivery_time_us, new_delivery_id, now_us
@@ -54,7 +56,7 @@ def put(fill: Filler, subject: str, body: str = "nothing", **how: object) -> Del
     return fill.put(mail(subject, body), subject=subject.encode(), **how).id  # type: ignore[arg-type]
 
 
-def follow(store: Store, shard_messages: int = search_index.SHARD_MESSAGES) -> Reached:
+def follow(store: Store, shard_messages: int = SHARD_MESSAGES) -> Reached:
     index = IndexWriter.take(store.path, store.id, shard_messages=shard_messages)
     assert index is not None
     with index:
@@ -355,7 +357,7 @@ def test_order_is_that_of_time_whatever_comes_when(tmp_path: Path) -> None:
         ids = [new_delivery_id(rng.randrange(1, 10_000)) for _ in range(500)]
         for at in range(0, 500, 10):
             some = sorted(ids[at : at + 10], key=order)
-            index.note("s", search_index.Cursor(at), some, ())
+            index.note("s", Cursor(at), some, ())
             index.take_in([Document(id_, Text(subject="word")) for id_ in some])
         index.tidy()
     with IndexReader(tmp_path, b"x" * 16) as reader:
@@ -602,8 +604,9 @@ def test_killed_at_any_moment_nothing_is_missed_or_doubled(tmp_path: Path) -> No
 
 
 @pytest.fixture(autouse=True)
-def _no_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
+def _nothing_from_without(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MAILKEEP_CONFIG", raising=False)
+    monkeypatch.setattr("sidecar.commands.find._CATCH_UP_S", 60.0)  # on a busy machine, too
 
 
 def test_lost_and_damaged_packs_keep_nothing_else_from_being_found(tmp_path: Path) -> None:
@@ -649,3 +652,20 @@ async def _send(port: int, message: bytes) -> None:
     client = await Client.connect(port)
     await client.send(message)
     await client.close()
+
+
+def test_ctrl_c_keeps_what_is_done(tmp_path: Path) -> None:
+    path = tmp_path / "store"
+    with written(path) as fill:
+        for number in range(1000):
+            put(fill, f"number {number}", f"text {number} " * 200)
+    command = [sys.executable, "-m", "sidecar.cli", "find", "--build", "--store", str(path)]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    shard = path / DIRECTORY / "00000001.db"
+    assert wait_until(shard.exists, timeout_s=20)
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=30)
+    assert process.returncode == 130, told
+    assert told == "mailkeep: interrupted; what is done stays, the same command goes on\n"
+    assert mailkeep("find", "--build", "--store", path).code == 0
+    assert len(found(path, "number")) == 1000
