@@ -19,6 +19,7 @@ COMMANDS = {
     "serve": "sidecar.commands.serve",
     "demo": "sidecar.commands.demo",
     "list": "sidecar.commands.list",
+    "find": "sidecar.commands.find",
     "show": "sidecar.commands.show",
     "browse": "sidecar.commands.browse",
     "export": "sidecar.commands.export",

@@ -226,6 +226,12 @@ class SchedulerConfig:
     drill: Schedule = key(
         "", SCHEDULE, "When it is proven that restoring works, as [drill] says.", reload=True
     )
+    search: Schedule = key(
+        "every 5m",
+        SCHEDULE,
+        "When the search index takes in what is new; `find` does so itself.",
+        reload=True,
+    )
     window: Window = key(
         "", WINDOW, "Hours in which jobs may run, such as 22:00-06:00; empty for always.", reload=True
     )
@@ -244,6 +250,17 @@ class SchedulerConfig:
     io_rate_bytes: int = key(
         "0", SIZE, "What a job may read and write in a second; 0 for no limit.", reload=True
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchConfig:
+    """Whether mail can be found by its words."""
+
+    enabled: bool = key(
+        default=True, kind=SWITCH,
+        help_text="Keep an index of the words of all mail; never in a sealed store.",
+        reload=True,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -384,6 +401,7 @@ _Section = (
     | CaptureConfig
     | EncryptionConfig
     | SchedulerConfig
+    | SearchConfig
     | RetentionConfig
     | WitnessConfig
     | DrillConfig
@@ -398,6 +416,7 @@ _SECTIONS: dict[str, type[_Section]] = {
     "capture": CaptureConfig,
     "encryption": EncryptionConfig,
     "scheduler": SchedulerConfig,
+    "search": SearchConfig,
     "witness": WitnessConfig,
     "drill": DrillConfig,
     "imap": ImapConfig,
@@ -418,6 +437,7 @@ class Config:
     capture: CaptureConfig = CaptureConfig()
     encryption: EncryptionConfig = EncryptionConfig()
     scheduler: SchedulerConfig = SchedulerConfig()
+    search: SearchConfig = SearchConfig()
     witness: WitnessConfig = WitnessConfig()
     drill: DrillConfig = DrillConfig()
     imap: ImapConfig | None = None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import shutil
 import time
 from collections.abc import Callable
 from typing import Protocol
@@ -17,6 +18,9 @@ from sidecar.config import Config, ImapConfig, StoreConfig
 from sidecar.drill import DrillFailedError, Plan, drill, record
 from sidecar.scheduler.context import JobContext
 from sidecar.scheduler.kinds import JobKind, Run
+from sidecar.search import files as search_files
+from sidecar.search.follow import Follower, until
+from sidecar.search.index import IndexWriter
 from sidecar.units import format_size
 from sidecar.witness import witness
 from store.check import Checked, Checker, CheckOptions
@@ -30,8 +34,9 @@ from store.store import Store
 log = logging.getLogger(__name__)
 
 _ROLL_BYTES = 16 << 20
-_PRIORITIES = {"witness": 5, "drill": 8, "expire": 10, "compact": 20, "check": 30, "audit": 40}
+_PRIORITIES = {"witness": 5, "drill": 8, "expire": 10, "search": 15, "compact": 20, "check": 30, "audit": 40}
 _FINDINGS_TOLD = 20
+_SEARCH_RUN_S = 300.0
 
 Current = Callable[[], Config]
 """the configuration as it is now: SIGHUP changes it"""
@@ -234,6 +239,32 @@ def drill_job(store: Store, config: Current) -> Run:
             raise DrillFailedError(f"not proven: {report.reasons[0]}{more}")
         return "; ".join(report.lines())
 
+
+def search_job(store: Store, config: Current) -> Run:
+    """Takes what is new into the search index; removes that where none is to be."""
+
+    def run(context: JobContext) -> str:
+        if store.keyring.seals or not config().search.enabled:
+            gone = search_files.remove(store.path)
+            return f"off, {'as the store is sealed' if store.keyring.seals else 'by [search] enabled'}" + (
+                "" if gone else "; somebody still writes to the index"
+            )
+        if shutil.disk_usage(store.path).free < config().store.reserve_bytes:
+            return "nothing done: free space is below the reserve"
+        index = IndexWriter.take(store.path, store.id)
+        if index is None:
+            return "another process is at it"
+        with index:
+
+            def show(done: int, waiting: int) -> None:
+                context.progress(done, done + waiting, "messages that can be found by their words")
+
+            stop = until(_SEARCH_RUN_S)  # other jobs want to run, too; the next run goes on
+            reached = Follower(store, index, stop=stop, step=_step(context), progress=show).run()
+        return f"{reached.messages} messages can be found by their words" + (
+            "" if reached.is_complete else f", {reached.waiting} wait"
+        )
+
     return run
 
 
@@ -258,6 +289,7 @@ def job_kinds(
         "expire": (expire_job(store, config), frozenset[str]()),
         "check": (check_job(store, config), frozenset({"read_data"})),
         "drill": (drill_job(store, config), frozenset({"sample", "canary"})),
+        "search": (search_job(store, config), frozenset[str]()),
         "witness": (witness_job(store, config), frozenset[str]()),
         "audit": (audit_job(store, config, audited), frozenset[str]()),
     }

@@ -16,7 +16,7 @@ REASONS = ("full", "failed", "timeout", "internal")
 CLASSES = ("2xx", "4xx", "5xx")
 CLASS_OF = {2: "2xx", 4: "4xx", 5: "5xx"}
 SOURCES = ("downstream", "mailkeep", "earlier")
-JOBS = ("compact", "expire", "check", "drill", "witness", "audit")
+JOBS = ("compact", "expire", "check", "search", "drill", "witness", "audit")
 """the kinds of background jobs"""
 RESULTS = ("ok", "failed", "interrupted")
 LABEL_VALUES: dict[str, tuple[str, ...]] = {

@@ -22,9 +22,10 @@ from sidecar.units import parse_time
 from store.errors import DamagedError, NotFoundError, SealedError, StoreError
 from store.filters import Filter, as_bytes, bare, exact_address
 from store.ids import DeliveryId, delivery_time_us, now_us
-from store.looks import order, short_looks
+from store.looks import IDS_PER_LOOK, order, short_looks
 from store.records import Leg
 from store.rows import Term
+from store.snapshot import Snapshot
 from store.store import FOREVER_US, Query, Store, StoredDelivery
 
 log = logging.getLogger(__name__)
@@ -117,6 +118,16 @@ def select(
         yield from chosen.load(chosen.ids(newest_first=False), damaged)
 
 
+def matching(
+    store: Store, selection: Selection, found: Iterable[DeliveryId], *, damaged: Damaged = _log_damage
+) -> Iterator[StoredDelivery]:
+    """Those of the deliveries `found` elsewhere that are there and are meant, in the order given; `limit` is
+    the first so many. Raises as `select`, but for what was removed, which is left out."""
+    store.require_identity()
+    chosen = _Chosen(store, selection)
+    yield from islice(chosen.load(chosen.likely(found), damaged), selection.limit or None)
+
+
 class _Chosen:
     """A selection made ready for one store and one moment."""
 
@@ -163,6 +174,20 @@ class _Chosen:
             for form in (b"<%b>" % inner, inner):
                 yield ((Term.MESSAGE_ID, form), *terms)
 
+    def likely(self, ids: Iterable[DeliveryId]) -> Iterator[DeliveryId]:
+        """Those among the ids that may be meant, as far as the index can tell: it need not read them."""
+        alternatives = [terms for terms in self._terms() if terms]
+        asked = self._filter
+        since_us, until_us = asked.since_us or 0, FOREVER_US if asked.until_us is None else asked.until_us
+        rest = (id_ for id_ in ids if since_us <= delivery_time_us(id_) < until_us)
+        if not alternatives:
+            yield from rest
+            return
+        while some := list(islice(rest, IDS_PER_LOOK)):
+            with self._store.index.read() as snapshot:
+                kept = [id_ for id_ in some if _has_any(snapshot, id_, alternatives)]
+            yield from kept
+
     def load(self, ids: Iterable[DeliveryId], damaged: Damaged) -> Iterator[StoredDelivery]:
         """Those among the candidates that all filters hold for."""
         for delivery in ids:
@@ -178,6 +203,10 @@ class _Chosen:
                 continue
             if self._filter.matches(stored.delivery) and self._status in (None, status_of(stored)):
                 yield stored
+
+
+def _has_any(snapshot: Snapshot, id_: DeliveryId, alternatives: list[tuple[tuple[Term, bytes], ...]]) -> bool:
+    return any(all(snapshot.has_term(kind, value, id_) for kind, value in terms) for terms in alternatives)
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,6 +32,7 @@ def job_settings(config: Config) -> Settings:
             "expire": scheduler.expire,
             "check": scheduler.check,
             "drill": scheduler.drill,
+            "search": scheduler.search,
             "witness": config.witness.every,
             "audit": scheduler.audit,
         },

@@ -454,6 +454,19 @@ class Store:
         """A message's bytes; see `store.content.assemble` for what must be kept in mind."""
         return content.assemble(self.recipe(content_id), self._fetch, self.key)
 
+    def skim(self, content_id: ContentId, most_bytes: int) -> Iterator[bytes]:
+        """A message's bytes without its long base64 runs (of more than `most_bytes`, decoded), for whoever
+        looks for words: what is left out is not even read. Each chunk is checked against its name, the whole
+        against nothing. Raises `NotFoundError`, `DamagedError`."""
+        recipe = self.recipe(content_id)
+        coded = {chunk for run in recipe.runs if run.width for chunk in run.chunks}
+        with self.index.read() as snapshot:
+            sizes = {chunk: where.size for chunk in coded if (where := snapshot.chunk(chunk))}
+        yield from content.assemble_some(
+            recipe, self._fetch, self.key,
+            lambda run: not run.width or sum(sizes.get(chunk, 0) for chunk in run.chunks) <= most_bytes,
+        )  # fmt: skip
+
     def _fetch(self, chunk: ChunkId) -> bytes:
         def find() -> Location | None:
             where = self._pending.chunks.get(chunk)

@@ -208,6 +208,15 @@ def store_settings(config: Path | None, store: Path | None) -> StoreConfig:
     return load_default(config).store
 
 
+def search_enabled(config: Path | None, store: Path | None) -> bool:
+    """Whether [search] enabled; its default where --store was given and nothing is configured."""
+    from sidecar.config import DEFAULT_PATH, SearchConfig, load_default
+
+    if store is not None and config is None and not DEFAULT_PATH.exists():
+        return SearchConfig().enabled
+    return load_default(config).search.enabled
+
+
 def signing_key(config: Path | None, store: Path | None, sign: Path | None) -> SignKey | None:
     """The key to sign heads with: that of --sign, else the configured one, if there is a configuration.
 

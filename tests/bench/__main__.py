@@ -11,7 +11,19 @@ from __future__ import annotations
 import importlib
 import sys
 
-BENCHES = ("mail", "size", "ingest", "sealed", "read", "compaction", "scale", "proof", "workers", "audit")
+BENCHES = (
+    "mail",
+    "size",
+    "ingest",
+    "sealed",
+    "read",
+    "compaction",
+    "scale",
+    "proof",
+    "workers",
+    "audit",
+    "find",
+)
 GROUPS = {"store": ("size", "ingest", "sealed", "read", "compaction")}
 
 

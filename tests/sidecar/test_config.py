@@ -18,6 +18,7 @@ from sidecar.config import (
     MilterConfig,
     RetentionConfig,
     SchedulerConfig,
+    SearchConfig,
     StoreConfig,
     WitnessConfig,
     all_keys,
@@ -321,8 +322,8 @@ def test_rules_in_their_order() -> None:
     assert parse("retention = []\n[lmtp]").rules == ()
 
 
-_KINDS = (SchedulerConfig, RetentionConfig, WitnessConfig, DrillConfig, ImapConfig)
-_OF_JOBS = {"scheduler", "retention", "witness", "drill", "imap"}
+_KINDS = (SchedulerConfig, SearchConfig, RetentionConfig, WitnessConfig, DrillConfig, ImapConfig)
+_OF_JOBS = {"scheduler", "search", "retention", "witness", "drill", "imap"}
 
 
 def test_timeouts_caps_policy_jobs_and_rules_are_reloadable() -> None:
