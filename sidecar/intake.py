@@ -165,9 +165,11 @@ class Intake:
         if key in self._recent:
             return Taken(found, How.THERE, own, self._recent[key], known.size)
         with self._store.index.read() as snapshot:
-            stored = [name for name in known.names if snapshot.content(name) is not None]
-            erasures = snapshot.counters().erased
-        if erasures and any(self._store.was_erased(name) for name in known.names):
+            counters = snapshot.counters()
+            # Names under trace fields are those of captured mail, or of what was erased.
+            names = known.names if counters.deliveries.get(Leg.LMTP) or counters.erased else (own,)
+            stored = [name for name in names if snapshot.content(name) is not None]
+        if counters.erased and any(self._store.was_erased(name) for name in names):
             return Taken(found, How.ERASED, own, size=known.size)
         addresses = {found.recipient.lower(), known.traces.delivered_to} - {b""}
         for name in stored:

@@ -58,7 +58,8 @@ class Envelope(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Delivery(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
-    """One captured transaction. `attributes` holds XFORWARD attributes or milter macros, by their names."""
+    """One captured transaction. `attributes` holds XFORWARD attributes or milter macros, by their names; of
+    imported mail `folder`, `flags` (with spaces between) and `origin` (of what kind, and where it lay)."""
 
     id: DeliveryId
     time_us: int

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from itertools import islice
 from pathlib import Path
 
@@ -19,10 +21,14 @@ _LOOKED_AT = 10_000
 def source_at(path: Path, format_: Format = Format.AUTO) -> Source:
     """The source at a path, of the kind that is said or that it looks like. Raises `SourceError`."""
     try:
-        path.stat()
-        kind = _detected(path) if format_ is Format.AUTO else format_
+        if stat.S_ISDIR(path.stat().st_mode):
+            os.scandir(path).close()  # a directory that may not be looked into is not an empty one
+        return _source(path, _detected(path) if format_ is Format.AUTO else format_)
     except OSError as exc:
-        raise SourceError(f"{path}: cannot be read: {exc.strerror}") from exc
+        raise SourceError(f"{exc.filename or path}: cannot be read: {exc.strerror}") from exc
+
+
+def _source(path: Path, kind: Format) -> Source:
     if kind is Format.MAILDIR:
         path = _inner(path)
         if not is_maildir(path):

@@ -8,6 +8,7 @@ differ the later one comes from moving or copying it.
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from imapclient.imap_utf7 import decode as from_utf7
 
 from sidecar.intake import Found
 from sidecar.line_ends import LineEnds
-from sidecar.sources.files import pieces_of, why_no_file
+from sidecar.sources.files import Told, pieces_of, why_no_file
 from sidecar.sources.source import Skipped, Wanted
 
 INBOX = "INBOX"
@@ -50,7 +51,10 @@ class MaildirSource:
 
     def messages(self, wanted: Wanted) -> Generator[Found | Skipped]:
         """See `Source`."""
-        for directory, folder in _directories(self._path):
+        unread: list[Skipped] = []
+        for directory, folder in _directories(
+            self._path, lambda where, why: unread.append(Skipped(f"maildir:{where}", why))
+        ):
             keywords = _keywords(directory)
             for place in _PLACES:
                 try:
@@ -63,6 +67,7 @@ class MaildirSource:
                 for name in names:
                     if not name.startswith("."):
                         yield from _message(_File(directory, place, name), folder, keywords, wanted)
+        yield from unread
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +81,7 @@ class _File:
     def path(self) -> Path:
         """Where it is now, or where it was."""
         listed = self.directory / self.place / self.name
-        if listed.exists():
+        if os.path.lexists(listed):
             return listed
         unique = self.name.partition(":")[0]
         for place in _PLACES:
@@ -128,17 +133,18 @@ def _keywords(directory: Path) -> dict[str, str]:
     return found
 
 
-def _directories(top: Path) -> Iterator[tuple[Path, str]]:
+def _directories(top: Path, told: Told = lambda _path, _why: None) -> Iterator[tuple[Path, str]]:
     """Each Maildir in a directory, with its folder's name; INBOX first."""
     if _is_one(top):
         yield top, INBOX
-    yield from _below(top, "")
+    yield from _below(top, "", told)
 
 
-def _below(directory: Path, folder: str) -> Iterator[tuple[Path, str]]:
+def _below(directory: Path, folder: str, told: Told) -> Iterator[tuple[Path, str]]:
     try:
         entries = sorted(directory.iterdir())
-    except OSError:
+    except OSError as exc:
+        told(str(directory), f"cannot be read: {exc.strerror}")
         return
     for entry in entries:
         if entry.name in (*_PLACES, "tmp") or not entry.is_dir() or entry.is_symlink():
@@ -151,11 +157,14 @@ def _below(directory: Path, folder: str) -> Iterator[tuple[Path, str]]:
         inner = f"{folder}/{name}" if folder else name
         if _is_one(entry):
             yield entry, inner
-        yield from _below(entry, inner)
+        yield from _below(entry, inner, told)
 
 
 def _is_one(directory: Path) -> bool:
-    return any((directory / place).is_dir() for place in _PLACES)
+    try:
+        return any((directory / place).is_dir() for place in _PLACES)
+    except PermissionError:  # told when it is read
+        return directory.name.startswith(".")
 
 
 def _names(directory: Path) -> list[str]:
