@@ -239,6 +239,8 @@ def drill_job(store: Store, config: Current) -> Run:
             raise DrillFailedError(f"not proven: {report.reasons[0]}{more}")
         return "; ".join(report.lines())
 
+    return run
+
 
 def search_job(store: Store, config: Current) -> Run:
     """Takes what is new into the search index; removes that where none is to be."""

@@ -131,7 +131,7 @@ def matching(
 class _Chosen:
     """A selection made ready for one store and one moment."""
 
-    def __init__(self, store: Store, selection: Selection, looked: Looked) -> None:
+    def __init__(self, store: Store, selection: Selection, looked: Looked = lambda _id: None) -> None:
         self._store = store
         self._looked = looked
         self._status = selection.status
