@@ -290,8 +290,8 @@ def job_kinds(
         "compact": (compact_job(store, config, others), frozenset({"all"})),
         "expire": (expire_job(store, config), frozenset[str]()),
         "check": (check_job(store, config), frozenset({"read_data"})),
-        "drill": (drill_job(store, config), frozenset({"sample", "canary"})),
         "search": (search_job(store, config), frozenset[str]()),
+        "drill": (drill_job(store, config), frozenset({"sample", "canary"})),
         "witness": (witness_job(store, config), frozenset[str]()),
         "audit": (audit_job(store, config, audited), frozenset[str]()),
     }

@@ -192,10 +192,11 @@ def test_the_files_are_the_owners_alone(store: Path) -> None:
 _WRITE = """
 import sys
 from pathlib import Path
+from store.neighbours import Neighbours
 from store.store import Store
 from tests.support.mailstore import Filler
 with Store.open(Path(sys.argv[1])) as store:
-    store.among_others()
+    store.among_others(Neighbours(), ["host", "host-2"])
     store.start_writing(sys.argv[2])
     fill = Filler(store)
     for line in sys.stdin:
