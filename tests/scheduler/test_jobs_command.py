@@ -24,7 +24,7 @@ from tests.support.serving import Serving, free_port
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 WITH_JOBS = (sys.executable, str(Path(__file__).with_name("with_jobs.py")))
-SECTION = '[scheduler]\ncompact = ""\nexpire = "@monthly"\ncheck = ""\nnice = 5\nbusy_latency = "10s"\n'
+SECTION = '[scheduler]\ncompact = ""\nexpire = "@monthly"\ncheck = ""\nsearch = ""\nnice = 5\nbusy_latency = "10s"\n'
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def steps(serving: Serving) -> list[int]:
 
 def test_list_and_run(serving: Serving) -> None:
     serving.start()
-    assert wait_until(lambda: len(listed(serving)) == 4, timeout_s=10)
+    assert wait_until(lambda: len(listed(serving)) == 5, timeout_s=10)
     found = listed(serving)
     assert (found["expire"]["state"], found["expire"]["schedule"]) == ("idle", "@monthly")
     assert found["expire"]["next"].endswith("Z")
@@ -119,7 +119,7 @@ def test_pause_restart_resume(serving: Serving) -> None:
     serving.start()
     assert wait_until(lambda: metrics(serving)['job_paused{job="expire"}'] == 1, timeout_s=10)
     assert steps(serving) == stood
-    assert done(serving, "resume", "all") == "resumed: compact, expire, check, witness\n"
+    assert done(serving, "resume", "all") == "resumed: compact, expire, check, search, witness\n"
     assert wait_until(lambda: len(steps(serving)) > len(stood), timeout_s=10)
     (serving.directory / "finish").touch()
     assert wait_until(lambda: listed(serving)["check"]["state"] == "idle", timeout_s=10)
@@ -158,7 +158,7 @@ def test_stopped_while_somebody_waits(serving: Serving) -> None:
 
 def test_a_reload_takes_up_schedules(serving: Serving) -> None:
     serving.start()
-    assert wait_until(lambda: len(listed(serving)) == 4, timeout_s=10)
+    assert wait_until(lambda: len(listed(serving)) == 5, timeout_s=10)
     serving.config.write_text(serving.config.read_text().replace("@monthly", "every 2h"))
     assert serving.process
     serving.process.send_signal(signal.SIGHUP)
