@@ -24,7 +24,10 @@ from tests.support.serving import Serving, free_port
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 WITH_JOBS = (sys.executable, str(Path(__file__).with_name("with_jobs.py")))
-SECTION = '[scheduler]\ncompact = ""\nexpire = "@monthly"\ncheck = ""\nsearch = ""\nnice = 5\nbusy_latency = "10s"\n'
+SECTION = (
+    '[scheduler]\ncompact = ""\nexpire = "@monthly"\ncheck = ""\nsearch = ""\n'
+    'nice = 5\nbusy_latency = "10s"\n'
+)
 
 
 @pytest.fixture

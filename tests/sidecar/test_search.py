@@ -669,3 +669,17 @@ def test_ctrl_c_keeps_what_is_done(tmp_path: Path) -> None:
     assert told == "mailkeep: interrupted; what is done stays, the same command goes on\n"
     assert mailkeep("find", "--build", "--store", path).code == 0
     assert len(found(path, "number")) == 1000
+
+
+def test_a_full_disk_gets_no_fuller(tmp_path: Path) -> None:
+    path, config = tmp_path / "store", tmp_path / "c.toml"
+    with written(path) as fill:
+        put(fill, "one")
+    assert found(path, "one") == ["one"]
+    with written(path) as fill:
+        put(fill, "two")
+    config.write_text(f'[store]\npath = "{path}"\nreserve = "1000TiB"\n[lmtp]\n')
+    ran = mailkeep("find", "bert", "--json", "--config", config)
+    assert [one["subject"] for one in ran.objects] == ["one"]
+    assert "reserve" in ran.err
+    assert "--build" in ran.err
