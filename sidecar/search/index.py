@@ -109,7 +109,7 @@ class IndexWriter:
         if state.mark() != self._mark:
             raise SearchDamagedError(f"{self.directory} is by another version, or of another store")
         listed = {shard.number for shard in state.shards()}
-        there = {int(found.stem) for found in self.directory.glob("[0-9]*.db")}
+        there = {int(found.stem) for found in self.directory.glob("*.db") if found.stem.isdecimal()}
         if not listed <= there:
             raise SearchDamagedError(f"{self.directory}: a shard is missing")
         for number in there - listed:  # removed from the list, or not yet put there, by somebody killed
