@@ -10,7 +10,7 @@ it said. Therefore a shard in which something is to be forgotten (erased, expire
 once, and what else it held waits to be read again.
 
 Why FTS5 and not tantivy (`python -m tests.bench find` measures both): on a million messages it took 101 s of
-CPU against 119, 42 MB of memory against 394, and both answer in some ms; it takes 2.4 times the space. It
+CPU against 103, 42 MB of memory against 398, and both answer in some ms; it takes 2.4 times the space. It
 comes with Python, its readers take no lock file, and a shard is a file. Neither lets deleted words go before
 a merge, which tantivy's binding cannot ask for (and FTS5's `secure-delete` needs SQLite 3.42, where Debian
 12 has 3.40): hence shards, few enough to be opened at once and small enough to be made again.
