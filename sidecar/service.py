@@ -18,8 +18,8 @@ from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
+from sidecar import jobs, notify
 from sidecar import log as logging_setup
-from sidecar import maintenance, notify
 from sidecar.board import State
 from sidecar.capture import CaptureEvents, Capturer
 from sidecar.config import Config, ConfigError, reloadable_changes
@@ -210,7 +210,7 @@ class Service:
     def _start_scheduler(self) -> None:
         self._scheduler = Scheduler(
             self._config.store.path / channel.DIRECTORY,
-            maintenance.job_kinds(
+            jobs.job_kinds(
                 self._store, lambda: self._loaded, self._worker, audited=self._metrics.audited
             ),
             job_settings(self._config),
@@ -290,7 +290,7 @@ class Service:
     async def _end_open_pack(self, *, everything: bool, done: Callable[[], None]) -> None:
         try:
             await asyncio.to_thread(
-                maintenance.end_open_pack, self._store, self._loaded.store, everything=everything
+                jobs.end_open_pack, self._store, self._loaded.store, everything=everything
             )
         except Exception:
             log.exception("the open pack could not be ended; what is in it is compacted later")

@@ -95,7 +95,8 @@ def command(
             print(f"mailkeep: {why}: only subjects and addresses are searched", file=sys.stderr)
             found = _scanned(opened, terms, selection)
         else:
-            _catch_up(opened, build=build, quiet=json)
+            reserve_bytes = options.store_settings(config, store).reserve_bytes
+            _catch_up(opened, reserve_bytes, build=build, quiet=json)
             if not terms:
                 return
             found = matching(opened, selection, _found(opened, terms, selection))
@@ -129,27 +130,31 @@ def _scanned(store: Store, terms: tuple[Term, ...], selection: Selection) -> Ite
     return islice(hits, selection.limit or None)
 
 
-def _catch_up(store: Store, *, build: bool, quiet: bool) -> None:
+def _catch_up(store: Store, reserve_bytes: int, *, build: bool, quiet: bool) -> None:
     """Take in what is new: all of it, or as much as there is time for. Says what is missing."""
+    from shutil import disk_usage
+
     from sidecar.bar import Bar
+    from sidecar.search.files import SearchError
     from sidecar.search.follow import Follower, until
     from sidecar.search.index import IndexWriter
 
     if not build:
-        index = None
         try:
-            index = IndexWriter.take(store.path, store.id)
-        except OSError as exc:  # a medium, or a person, that may only read
-            print(f"mailkeep: the search index is as it was: {exc.strerror}", file=sys.stderr)
-        if index is not None:
-            with index:
-                Follower(store, index, stop=until(_CATCH_UP_S)).run(tidy=False)
+            full = disk_usage(store.path).free < reserve_bytes
+            index = None if full else IndexWriter.take(store.path, store.id)
+            if index is not None:
+                with index:
+                    Follower(store, index, stop=until(_CATCH_UP_S)).run(tidy=False)
+            why = "free space is below the reserve" if full else ""
+        except (OSError, SearchError) as exc:  # a full disk, a medium or a person that may only read
+            why = str(exc)
+        if why:
+            print(f"mailkeep: the search index is as it was: {why}", file=sys.stderr)
         _tell_missing(store)
         return
     index = IndexWriter.take(store.path, store.id)
     if index is None:
-        from sidecar.search.files import SearchError
-
         raise SearchError("another process writes to the search index: `mailkeep jobs` shows how far it is")
     from sidecar.scheduler.niceness import stand_back
 

@@ -522,7 +522,7 @@ def test_it_can_be_switched_off(tmp_path: Path) -> None:
 
 def job(store: Store, text: str = "") -> str:
     from sidecar.config import Config
-    from sidecar.maintenance import search_job
+    from sidecar.jobs.search import search_job
 
     config = Config.parse(f"[lmtp]\n{text}", "x")
     return search_job(store, lambda: config)(JobContext({}))
@@ -542,7 +542,7 @@ def test_the_job_takes_in_and_takes_away(tmp_path: Path) -> None:
 
 def test_a_job_that_is_stopped_keeps_what_it_has_read(tmp_path: Path) -> None:
     from sidecar.config import Config
-    from sidecar.maintenance import search_job
+    from sidecar.jobs.search import search_job
 
     path = tmp_path / "store"
     with written(path) as fill:
@@ -670,3 +670,17 @@ def test_ctrl_c_keeps_what_is_done(tmp_path: Path) -> None:
     assert told == "mailkeep: interrupted; what is done stays, the same command goes on\n"
     assert mailkeep("find", "--build", "--store", path).code == 0
     assert len(found(path, "number")) == 1000
+
+
+def test_a_full_disk_gets_no_fuller(tmp_path: Path) -> None:
+    path, config = tmp_path / "store", tmp_path / "c.toml"
+    with written(path) as fill:
+        put(fill, "one")
+    assert found(path, "one") == ["one"]
+    with written(path) as fill:
+        put(fill, "two")
+    config.write_text(f'[store]\npath = "{path}"\nreserve = "1000TiB"\n[lmtp]\n')
+    ran = mailkeep("find", "bert", "--json", "--config", config)
+    assert [one["subject"] for one in ran.objects] == ["one"]
+    assert "reserve" in ran.err
+    assert "--build" in ran.err
