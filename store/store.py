@@ -71,11 +71,13 @@ FOREVER_US = (1 << 63) - 1
 
 @dataclass(frozen=True, slots=True)
 class StoredDelivery:
-    """A delivery with what became of it. `outcomes` has the last reply for each recipient that got one."""
+    """A delivery with what became of it. `outcomes` has the last reply for each recipient that got one;
+    `replays` those that were answered, `in_doubt` those that were begun and of which no answer is known."""
 
     delivery: Delivery
     outcomes: dict[int, Outcome] = field(default_factory=dict)
     replays: tuple[Replay, ...] = ()
+    in_doubt: tuple[Replay, ...] = ()
 
 
 class RemovedError(NotFoundError):
@@ -511,7 +513,31 @@ class Store:
         last: dict[int, Outcome] = {}
         for fact in sorted(outcomes, key=lambda fact: fact.time_us):
             last.update((outcome.recipient, outcome) for outcome in fact.outcomes)
-        return StoredDelivery(found, last, tuple(sorted(replays, key=lambda replay: replay.time_us)))
+        replays.sort(key=lambda replay: replay.time_us)
+        newest = {(replay.run, replay.recipient): replay for replay in replays}
+        return StoredDelivery(
+            found, last,
+            tuple(replay for replay in replays if not replay.is_intent),
+            tuple(replay for replay in newest.values() if replay.is_intent),
+        )  # fmt: skip
+
+    def replays_in(self, run: str, delivery: DeliveryId) -> dict[bytes, Replay]:
+        """The last word of a replay run on a delivery for each recipient, at whatever time and whatever became
+        of the delivery since. Raises `DamagedError`."""
+        try:
+            return self._replays_in(run, delivery)
+        except PackGoneError:  # compaction replaced it between two looks
+            return self._replays_in(run, delivery)
+
+    def _replays_in(self, run: str, delivery: DeliveryId) -> dict[bytes, Replay]:
+        found: list[Replay] = []
+        with self.index.read() as snapshot:
+            for kind, where in snapshot.delivery(delivery):
+                if kind == EntryType.REPLAY:
+                    entry = self._packs.entry(where)
+                    if isinstance(entry, Replay) and entry.run == run:
+                        found.append(entry)
+        return {replay.recipient: replay for replay in sorted(found, key=lambda replay: replay.time_us)}
 
     def fact(self, snapshot: Snapshot, delivery: DeliveryId) -> Delivery | None:
         """The record of a delivery, also of one that was removed, as long as compaction has left it."""
@@ -613,7 +639,10 @@ def _has_terms(found: StoredDelivery, wanted: tuple[tuple[Term, bytes], ...]) ->
     own = terms(found.delivery)
     return all(
         term in own
-        or (term[0] == Term.REPLAY_RUN and any(replay.run.encode() == term[1] for replay in found.replays))
+        or (
+            term[0] == Term.REPLAY_RUN
+            and any(replay.run.encode() == term[1] for replay in (*found.replays, *found.in_doubt))
+        )
         for term in wanted
     )
 
