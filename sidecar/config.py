@@ -35,6 +35,7 @@ from sidecar.keys import (
     SWITCH,
     TEXT,
     URL,
+    USER_FORMAT,
     WINDOW,
     Kind,
     choice,
@@ -297,6 +298,18 @@ class ImapConfig:
         "",
         PATH_OR_NONE,
         "File with lines USER:PASSWORD, the master user's among them, or the users' own.",
+        reload=True,
+    )
+    username: str = key(
+        "%u",
+        USER_FORMAT,
+        "A recipient's IMAP login: %u is the address, %n its local part, %d its domain, without detail.",
+        reload=True,
+    )
+    recipient_delimiter: str = key(
+        "+",
+        TEXT,
+        "What begins the detail in an address, as in anna+lists@example.org; empty for none.",
         reload=True,
     )
 

@@ -85,6 +85,14 @@ def _read_url(text: str) -> str:
     return text
 
 
+def _read_user_format(text: str) -> str:
+    if re.search("%[^und%]|%$", text.replace("%%", "")):
+        raise ValueError(f"{text!r} has a % that is none of %u, %n, %d and %%")
+    if not re.search("%[un]", text.replace("%%", "")):
+        raise ValueError(f"{text!r} would be one user for everybody: write %u or %n")
+    return text
+
+
 def count(low: int, high: int) -> Kind:
     """A whole number within bounds."""
 
@@ -148,6 +156,7 @@ KEEP = Kind(
 RECIPIENTS = Kind("a list of age public keys", '["age1…"]', _read_recipients, list, list)
 SWITCH = Kind("true or false", "true", bool, bool, bool)
 URL = Kind("an address", '"https://witness.example.org/heads"', _read_url)
+USER_FORMAT = Kind("a format", '"%u" or "%n"', _read_user_format)
 MODE = Kind("an octal file mode", '"0660"', _read_mode, lambda mode: f"{mode:04o}")
 
 

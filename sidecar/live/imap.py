@@ -222,9 +222,9 @@ def _day(time_us: int, days: int) -> Any:
 
 def _live(folder: str, uid: int, facts: dict[bytes, Any]) -> LiveMessage:
     header = next((value for name, value in facts.items() if name.startswith(b"BODY[HEADER.FIELDS")), b"")
-    fields = {
-        found[1].lower(): b"".join(found[2].split(b"\r\n")).strip() for found in _FIELD.finditer(header)
-    }
+    fields: dict[bytes, bytes] = {}
+    for found in _FIELD.finditer(header):  # the first of several, as the store has it
+        fields.setdefault(found[1].lower(), b"".join(found[2].split(b"\r\n")).strip())
     received: datetime | None = facts.get(b"INTERNALDATE")
     return LiveMessage(
         folder=folder,
