@@ -22,6 +22,7 @@ COMMANDS = {
     "show": "sidecar.commands.show",
     "export": "sidecar.commands.export",
     "replay": "sidecar.commands.replay",
+    "undelete": "sidecar.commands.undelete",
     "expire": "sidecar.commands.expire",
     "hold": "sidecar.commands.hold",
     "erase": "sidecar.commands.erase",

@@ -522,8 +522,8 @@ class Store:
         )  # fmt: skip
 
     def replays_in(self, run: str, delivery: DeliveryId) -> dict[bytes, Replay]:
-        """The last word of a replay run on a delivery for each recipient, at whatever time and whatever became
-        of the delivery since. Raises `DamagedError`."""
+        """The last word of a replay run on a delivery, for each recipient, whenever it was said and whatever
+        became of the delivery since. Raises `DamagedError`."""
         try:
             return self._replays_in(run, delivery)
         except PackGoneError:  # compaction replaced it between two looks

@@ -138,7 +138,9 @@ class ImapMailbox:
                     raise IMAPClientError(b" ".join(said).decode("utf-8", "replace"))
                 return b" ".join(said).decode("utf-8", "replace")
             if _LONE.search(raw):
-                raise IMAPClientError("it knows no MULTIAPPEND, and lone line ends would not stay as they are")
+                raise IMAPClientError(
+                    "it knows no MULTIAPPEND, and lone line ends would not stay as they are"
+                )
             answer: bytes = self._client.append(folder, raw, flags, moment)
         return answer.decode("utf-8", "replace")
 

@@ -132,7 +132,7 @@ class _Lane:
         road = self._road
         user = road.user(target.recipient)
         known = road.take(user)
-        mailbox = known or await road.do(lambda: road.connect(user))
+        mailbox = known if known is not None else await road.do(lambda: road.connect(user))
         sound = False
         try:
             reply = await road.do(lambda: self._append(mailbox, target))

@@ -70,7 +70,8 @@ class Journal:
 
     def settle(self, target: Target, reply: bytes) -> None:
         """What came of it. Durable within a moment, see `flush`; `failure` tells when not."""
-        assert self._loop and self._quiet  # noqa: S101 - as above
+        assert self._loop  # noqa: S101 - as above
+        assert self._quiet  # noqa: S101 - as above
         loop = self._loop
         self._waiting += 1
         self._quiet.clear()

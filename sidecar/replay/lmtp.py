@@ -1,4 +1,4 @@
-"""The road through LMTP: one recipient a transaction, the end withheld until the whole message has proved right.
+"""The road through LMTP: one recipient a transaction, no end sent before the whole message has proved right.
 
 A small message is read and proved first, and then goes out in one write with its MAIL and RCPT where the
 server pipelines and takes BDAT: one round trip a message, where a client that waits for each reply has four.

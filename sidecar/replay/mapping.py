@@ -39,6 +39,6 @@ def read_mapping(path: Path) -> dict[bytes, bytes]:
 
 
 def bare_address(text: str) -> bytes | None:
-    """An address as an envelope has it, without angle brackets; None for what is none. "" is the null sender."""
+    """An address as envelopes have it, without angle brackets, "" for the null sender; None for none."""
     bare = text.strip().removeprefix("<").removesuffix(">")
     return None if any(sign in "<>\\ " or not sign.isprintable() for sign in bare) else bare.encode()

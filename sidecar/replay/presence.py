@@ -12,7 +12,8 @@ from sidecar.live.imap import ImapMailbox
 from sidecar.live.mailbox import LiveError
 from sidecar.live.matching import Comparison, compare
 from sidecar.live.users import imap_user
-from sidecar.replay.targets import Outcome, Result, Target
+from sidecar.replay.road import StoppedError
+from sidecar.replay.targets import Item, Outcome, Result, Target
 from store.errors import StoreError
 from store.ids import DeliveryId, now_us
 from store.records import Delivery
@@ -20,10 +21,6 @@ from store.store import FOREVER_US, Store
 
 _SETTLED_S = 3.0
 """what a killed run had just sent may still be on its way into the mailbox"""
-
-
-class StoppedError(Exception):
-    """Somebody wants us to stop."""
 
 
 class Presence:
@@ -41,14 +38,11 @@ class Presence:
         self._stopped = stopped
         self._as_of_us = as_of_us
 
-    def sift(
-        self, targets: Iterable[Target | Result], *, since_us: int = 0, unknown: Outcome
-    ) -> Iterator[Target | Result]:
+    def sift(self, targets: Iterable[Item], *, since_us: int = 0) -> Iterator[Item]:
         """Mailbox by mailbox, those that are in no folder as they are, and a result for each of the others.
 
         Only messages received since `since_us` count. Where a mailbox cannot be looked into, its targets come
-        as results with the outcome `unknown`, and say why. Results given pass. Raises `StoppedError`,
-        `StoreError`.
+        as results that say why. Results given pass. Raises `StoppedError`, `StoreError`.
         """
         waiting: dict[str, list[tuple[DeliveryId, bytes, int]]] = {}
         for target in targets:
@@ -59,11 +53,9 @@ class Presence:
                 user = imap_user(target.recipient, self._config)
                 waiting.setdefault(user, []).append((target.delivery.id, target.recipient, target.begun_us))
         for user in list(waiting):
-            yield from self._one(user, waiting.pop(user), since_us, unknown)
+            yield from self._one(user, waiting.pop(user), since_us)
 
-    def _one(
-        self, user: str, waiting: list[tuple[DeliveryId, bytes, int]], since_us: int, unknown: Outcome
-    ) -> Iterator[Target | Result]:
+    def _one(self, user: str, waiting: list[tuple[DeliveryId, bytes, int]], since_us: int) -> Iterator[Item]:
         self._let_settle(max(begun_us for _, _, begun_us in waiting))
         deliveries: dict[DeliveryId, Delivery] = {}
         for delivery, _, _ in waiting:
@@ -87,11 +79,11 @@ class Presence:
             target = Target(deliveries[delivery], recipient, begun_us)
             match = found.present.get(delivery)
             if why:
-                yield Result(target, unknown, why=why)
+                yield Result(target, Outcome.IN_DOUBT if begun_us else Outcome.NOT_ATTEMPTED, why=why)
             elif match is not None:
                 yield Result(target, Outcome.THERE, how=match.how, folder=match.message.folder)
             else:
-                yield target
+                yield Target(target.delivery, recipient)
 
     def _let_settle(self, begun_us: int) -> None:
         while begun_us and now_us() - begun_us < _SETTLED_S * 1e6:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import Protocol
 
-from sidecar.replay.targets import Target
+from sidecar.replay.targets import Item, Target
 
 
 class LostError(Exception):
@@ -42,3 +43,14 @@ class Road(Protocol):
 
     def close(self) -> None:
         """When all lanes are closed."""
+
+
+class StoppedError(Exception):
+    """Somebody wants us to stop."""
+
+
+class Looks(Protocol):
+    """Who can tell what is in the mailboxes already."""
+
+    def sift(self, targets: Iterable[Item], *, since_us: int = 0) -> Iterator[Item]:
+        """Those that are in no folder, as targets no longer in doubt, and a result for each of the others."""

@@ -60,6 +60,9 @@ class Result:
         return self.outcome in BACK
 
 
+Item = Target | Result
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Whereto:
     """Who gets it: those who got it then, if `wanted` holds for them; or `recipient` in their place; or
