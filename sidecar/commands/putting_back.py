@@ -187,7 +187,7 @@ def _finish(ended: Ended, report: Report, run: str, *, json: bool) -> int:
     if ended.in_doubt:
         print(
             f"mailkeep: {ended.in_doubt} are in doubt: they were on their way when a run or a connection\n"
-            "ended, and the server may have them or not. With [imap] configured the same command looks for them;\n"
+            "ended, and the server may have them or not. With [imap] configured the same command looks;\n"
             "--doubtful send sends them once more.",
             file=sys.stderr,
         )

@@ -24,6 +24,8 @@ from store.store import FOREVER_US, RemovedError, Store
 _BACK_OFF_S = (0.1, 5.0)
 _TRIES = 3
 """connections that one message may cost, when it seems to be the message that ends them"""
+_AHEAD_S = 0.05
+_MOST_AT_ONCE = 64
 _STALE_S = 5.0
 """after which a target is looked up again: it may have been erased while it waited"""
 _Work = tuple[Target, "asyncio.Future[None]", float]
@@ -67,6 +69,24 @@ class _Outage:
             return
         await asyncio.sleep(self.pause_s)
         self.pause_s = min(self.pause_s * 1.5, _BACK_OFF_S[1])
+
+
+class _Pace:
+    """How many intents are written in one group: about what is sent in a twentieth of a second, so that a
+    flush and a look-up are shared by many, and few are in doubt after a kill. The first goes out at once."""
+
+    def __init__(self, lanes: int, rate: float) -> None:
+        self.at_once = 1
+        self._least = 2 * lanes
+        self._most = max(1, min(_MOST_AT_ONCE, int(rate * _AHEAD_S))) if rate else _MOST_AT_ONCE
+        self._last = time.monotonic()
+
+    def went(self, messages: int) -> None:
+        """So many went since it was said last."""
+        now = time.monotonic()
+        fast = int(messages / max(now - self._last, 1e-3) * _AHEAD_S)
+        self._last = now
+        self.at_once = min(2 * self.at_once, max(fast, self._least), self._most)
 
 
 @dataclass(slots=True)
@@ -113,6 +133,7 @@ class Run:
         self._options = options
         self._tell_other = tell
         self._stop = stop
+        self._room = asyncio.Event()
         self._outage = _Outage()
         self._doubts: list[Target] = []
         self._due = 0.0
@@ -160,7 +181,7 @@ class Run:
 
     async def _send(self, source: Iterator[Item]) -> None:
         lanes = self._options.lanes
-        queue: asyncio.Queue[_Work | None] = asyncio.Queue(2 * lanes)
+        queue: asyncio.Queue[_Work | None] = asyncio.Queue()  # `_feed` keeps it short
         tasks = [asyncio.create_task(self._work(queue)) for _ in range(lanes)]
         tasks.append(asyncio.create_task(self._feed(source, queue)))
         try:
@@ -173,12 +194,8 @@ class Run:
             raise
 
     async def _feed(self, source: Iterator[Item], queue: asyncio.Queue[_Work | None]) -> None:
-        # The first goes out at once. At a low rate an intent is not written long before its turn.
-        at_once, most = 1, max(8, 2 * self._options.lanes)
-        if self._options.rate:
-            most = max(1, min(most, int(self._options.rate / 10)))
-        while items := await asyncio.to_thread(self._take, source, at_once):
-            at_once = min(at_once * 2, most)
+        pace = _Pace(self._options.lanes, self._options.rate)
+        while items := await asyncio.to_thread(self._take, source, pace.at_once):
             targets = [target for item in items if (target := self._to_send(item)) is not None]
             if self._outage.given_up:
                 for target in targets:
@@ -188,9 +205,13 @@ class Run:
                     await self._wait_turn(len(targets))
                 durable = self._journal.intend(targets)
                 for target in targets:
-                    await queue.put((target, durable, time.monotonic()))
+                    queue.put_nowait((target, durable, time.monotonic()))
+                while queue.qsize() > len(targets) // 2:
+                    self._room.clear()
+                    await self._room.wait()
+                pace.went(len(targets))
         for _ in range(self._options.lanes):
-            await queue.put(None)
+            queue.put_nowait(None)
 
     def _take(self, source: Iterator[Item], number: int) -> list[Item]:
         if self.stopped:
@@ -217,6 +238,7 @@ class Run:
         try:
             while (work := await queue.get()) is not None:
                 target, durable, since = work
+                self._room.set()
                 await asyncio.shield(durable)
                 if self._journal.failure:
                     raise self._journal.failure

@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib
 import sys
 
-BENCHES = ("mail", "size", "ingest", "sealed", "read", "compaction", "scale", "proof", "workers")
+BENCHES = ("mail", "size", "ingest", "sealed", "read", "compaction", "scale", "proof", "workers", "replay")
 GROUPS = {"store": ("size", "ingest", "sealed", "read", "compaction")}
 
 
