@@ -75,7 +75,7 @@ def command(
         journal = Journal(opened, name, road=how.road_name, owner=getpass.getuser())
         performance = Performance(opened, how, journal)
         found = select(opened, selection, newest_first=False)
-        plan = _Plan(performance.presence().sift(resume(opened, journal, targets(found, whereto))))
+        plan = _Plan(performance.presence(strict=True).sift(resume(opened, journal, targets(found, whereto))))
         plan.show(opened, json=json)
         if not plan.missing or not _is_agreed(yes=yes, json=json):
             raise typer.Exit(0 if not plan.failed else putting_back.SOME)

@@ -61,7 +61,7 @@ class Performance:
         self._journal = journal
         self._stop = threading.Event()
 
-    def presence(self) -> Presence:
+    def presence(self, *, strict: bool = False) -> Presence:
         """Who looks into the mailboxes. Raises `ConfigError`."""
         from sidecar.config import ConfigError
         from sidecar.replay.presence import Presence  # IMAP's library takes a while
@@ -71,7 +71,9 @@ class Performance:
                 "the configuration has no [imap], so the mailboxes cannot be looked into",
                 "Say how to log in under [imap]; deploy/mailkeep.toml shows every key.",
             )
-        return Presence(self._store, self._request.imap, self._stop.is_set, self._request.as_of_us)
+        return Presence(
+            self._store, self._request.imap, self._stop.is_set, self._request.as_of_us, strict=strict
+        )
 
     def perform(self, source: Iterator[Item], tell: Callable[[Result], None]) -> Ended:
         """Put it back. Ctrl-C and SIGTERM end it in good order. Raises `ConfigError`, `StoreError`."""

@@ -29,20 +29,22 @@ class Presence:
 
     def __init__(
         self, store: Store, config: ImapConfig, stopped: Callable[[], bool] = lambda: False,
-        as_of_us: int = FOREVER_US,
+        as_of_us: int = FOREVER_US, *, strict: bool = False,
     ) -> None:  # fmt: skip
-        """Raises `ConfigError`."""
+        """`strict`: a mailbox that cannot be looked into is an error. Raises `ConfigError`."""
         self._store = store
         self._config = config
         self._server = imap_server(config)
         self._stopped = stopped
         self._as_of_us = as_of_us
+        self._strict = strict
 
     def sift(self, targets: Iterable[Item], *, since_us: int = 0) -> Iterator[Item]:
         """Mailbox by mailbox, those that are in no folder as they are, and a result for each of the others.
 
         Only messages received since `since_us` count. Where a mailbox cannot be looked into, its targets come
-        as results that say why. Results given pass. Raises `StoppedError`, `StoreError`.
+        as results that say why. Results given pass. Raises `StoppedError`, `StoreError`, with `strict` also
+        `LiveError`.
         """
         waiting: dict[str, list[tuple[DeliveryId, bytes, int]]] = {}
         for target in targets:
@@ -72,6 +74,8 @@ class Presence:
                     advance=lambda _number: self._check(),
                 )  # fmt: skip
         except LiveError as exc:
+            if self._strict:
+                raise
             why = str(exc)
         for delivery, recipient, begun_us in waiting:
             if delivery not in deliveries:
