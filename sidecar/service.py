@@ -90,7 +90,7 @@ class Service:
         if store.keyring.seals:
             resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core dump would hold mail and keys
         if self._worker:
-            store.among_others()
+            store.among_others(self._worker.neighbours, self._worker.other_streams())
         try:
             with store:
                 await self._run(store)

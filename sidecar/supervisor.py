@@ -31,6 +31,7 @@ from sidecar.metric_table import SIZE, passing
 from sidecar.metrics import Metrics
 from sidecar.milter_front import open_for_workers
 from sidecar.worker import Worker
+from store.neighbours import Neighbours
 
 log = logging.getLogger(__name__)
 
@@ -75,6 +76,7 @@ class Supervisor:
         self._latest = config
         self._load = load
         self._board = Board(config.workers, SIZE)
+        self._neighbours = Neighbours()
         self._metrics = Metrics(version("mailkeep"), self._board, 0)
         self._gauges = passing()
         self._posts = [_Post(number) for number in range(1, config.workers + 1)]
@@ -169,7 +171,8 @@ class Supervisor:
         lmtp, milter = self._config.lmtp, self._config.milter
         listens = lmtp is not None and number <= lmtp.workers
         worker = Worker(
-            number=number, board=self._board, config=self._config, latest=self._latest,
+            number=number, board=self._board, neighbours=self._neighbours,
+            config=self._config, latest=self._latest,
             listeners=self._listeners if listens else (),
             milter=milter is not None and number <= milter.workers, lifeline=self._lifeline[0],
         )  # fmt: skip

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from sidecar.board import Board, Cell, State
 from sidecar.config import Config
 from sidecar.metric_table import PLACES
+from store.neighbours import Neighbours
 
 _ROLL_TIMEOUT_S = 30.0
 _LOOK_S = 0.05
@@ -25,6 +26,7 @@ class Worker:
 
     number: int
     board: Board
+    neighbours: Neighbours
     config: Config
     """as it was at the start: what needs a restart is the same for all workers"""
     latest: Config

@@ -281,14 +281,16 @@ class PartCheck:
                     yield Finding("history", entry.delivery.hex(), what)
 
     def _recipe(self, content: Content) -> Iterator[Finding]:
-        missing = [
-            chunk
-            for run in content.runs
-            for chunk in run.chunks
-            if not self._knows(chunk, self._chunks, self._has_chunk)
-        ]
+        missing = self._missing(content)
+        if missing:  # perhaps another worker has made them durable, and is about to index them
+            self._store.catch_up()
+            missing = self._missing(content)
         if missing and self._is_needed(content.id):
             yield Finding("missing", content.id.hex(), f"{len(missing)} of its chunks are missing")
+
+    def _missing(self, content: Content) -> list[ChunkId]:
+        chunks = (chunk for run in content.runs for chunk in run.chunks)
+        return [chunk for chunk in chunks if not self._knows(chunk, self._chunks, self._has_chunk)]
 
     def _knows(self, name: bytes, here: set[bytes] | set[ChunkId] | set[ContentId] | set[DeliveryId],
                look: Callable[[bytes], bool]) -> bool:  # fmt: skip

@@ -11,7 +11,6 @@ import ctypes
 import logging
 import queue
 import threading
-import time
 from collections.abc import Callable
 
 from store.errors import DamagedError, StoreError
@@ -21,9 +20,6 @@ from store.writer import Pending
 
 log = logging.getLogger(__name__)
 _STEP_S = 0.2
-_EAGER_STEP_S = 0.01
-_REST = 4
-"""an eager indexer rests this many times as long as its last step took"""
 _RETRY_S = 2.0
 
 
@@ -36,16 +32,12 @@ class Indexer:
         *,
         behind: bool = False,
         note: Callable[[CaughtUp], None] = lambda _caught: None,
-        eager: bool = False,
     ) -> None:
-        """With `behind` the index is caught up with all streams first; `note` is told what was found. An
-        `eager` one takes steps as short as it can without being busy with them."""
+        """With `behind` the index is caught up with all streams first; `note` is told what was found."""
         self.pending = Pending()
         self.catching_up = behind
         self._view = view
         self._note = note
-        self._eager = eager
-        self._took_s = 0.0
         self._queue: queue.SimpleQueue[Group | None] = queue.SimpleQueue()
         self._put = 0
         self._done = 0
@@ -91,7 +83,7 @@ class Indexer:
         while not stopping:
             item = self._queue.get()
             if item is not None:
-                self._hurry.wait(self._step_s())
+                self._hurry.wait(_STEP_S)
             groups: list[Group] = []
             while True:
                 if item is None:
@@ -104,13 +96,7 @@ class Indexer:
                     break
             self._hurry.clear()
             if groups:
-                began = time.monotonic()
                 self._apply(groups)
-                self._took_s = time.monotonic() - began
-
-    def _step_s(self) -> float:
-        """How long groups gather before they are applied."""
-        return min(_STEP_S, max(_EAGER_STEP_S, _REST * self._took_s)) if self._eager else _STEP_S
 
     def _apply(self, groups: list[Group]) -> None:
         while True:

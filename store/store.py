@@ -38,6 +38,7 @@ from store.indexer import Indexer
 from store.ingest import Ingest
 from store.layout import STREAM_NAME_BYTES
 from store.log import COMPACT_LOCK, DEFAULT_PACK_BYTES, StreamLock, StreamLog
+from store.neighbours import Neighbours
 from store.packs import PackReader
 from store.places import Location, StreamState
 from store.records import (
@@ -138,7 +139,8 @@ class Store:
         self._indexer: Indexer | None = None
         self._pending = Pending()
         self._behind = False
-        self._eager = False
+        self._neighbours: Neighbours | None = None
+        self._others: tuple[str, ...] = ()
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
         try:
             self._open_view(wait=wait)
@@ -284,20 +286,20 @@ class Store:
             lock.release()
             raise
         self._note(caught)
-        self._indexer = Indexer(self.view, behind=self._behind, note=self._note, eager=self._eager)
+        self._indexer = Indexer(self.view, behind=self._behind, note=self._note)
         self._writer = Writer(
             appender, self.index, directory,
             publish=self._indexer.put, reserve_bytes=reserve_bytes, on_group=on_group,
             suits=Suiting(self._streams, self.id, self.keyring),
+            neighbours=self._neighbours, others=self._others,
         )  # fmt: skip
         self._pending = self._indexer.pending = self._writer.pending
         return self._writer
 
-    def among_others(self) -> None:
-        """Other processes write to this store as well, and look for duplicates in the index's runs: let what
-        is new here come there at once, and soon. To be called before `start_writing`."""
-        self.index.fresh_rows = 1
-        self._eager = True
+    def among_others(self, neighbours: Neighbours, others: Sequence[str]) -> None:
+        """Other processes write to this store as well, the streams `others`, and tell what is new there
+        through `neighbours`. To be called before `start_writing`."""
+        self._neighbours, self._others = neighbours, tuple(others)
 
     def end_pack(self, stream: str) -> None:
         """End the open pack of a stream that nobody writes. Raises `StoreLockedError` when somebody does."""
@@ -329,6 +331,13 @@ class Store:
                 return self.start_writing(stream)
             except StoreLockedError:
                 number += 1
+
+    def catch_up(self) -> None:
+        """Take in what other processes have committed since the last look."""
+        own = self._writer.stream if self._writer else ""
+        for stream in self.view.names():
+            if stream != own:
+                self.view.catch_up(stream)
 
     def state(self, stream: str) -> StreamState:
         """How far a stream is known now; what was committed since the last look is taken in first."""
@@ -456,6 +465,9 @@ class Store:
             return where
 
         data = self._follow(find, self._packs.chunk)
+        if data is None:  # perhaps another process has made it durable, and is about to index it
+            self.catch_up()
+            data = self._follow(find, self._packs.chunk)
         if data is None:
             raise DamagedError(f"chunk {chunk.hex()} is missing")
         return data

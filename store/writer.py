@@ -14,7 +14,7 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,8 @@ from store.ids import ChunkId, ContentId
 from store.index import Index
 from store.layout import NewChunk
 from store.log import StreamLog
-from store.places import Group, Location, Record
+from store.neighbours import Neighbours
+from store.places import Group, Location, Record, stream_number
 from store.records import Content, Delivery, Entry, Leg
 from store.snapshot import Snapshot
 
@@ -133,8 +134,11 @@ class Writer:
         reserve_bytes: int,
         on_group: Callable[[GroupFacts], None] | None = None,
         suits: Callable[[Location], bool] = lambda _where: True,
+        neighbours: Neighbours | None = None,
+        others: Sequence[str] = (),
     ) -> None:
-        """`suits` says whether a new message may refer to what lies somewhere."""
+        """`suits` says whether a new message may refer to what lies somewhere; `neighbours` is what processes
+        that write the streams `others` tell each other."""
         self.pending = Pending()
         self.epoch = 0
         self.failure: StoreFailedError | None = None
@@ -145,6 +149,9 @@ class Writer:
         self._reserve_bytes = reserve_bytes
         self._on_group = on_group
         self._suits = suits
+        self._neighbours = neighbours
+        self._others = {stream_number(name): name for name in others}
+        self._others_indexed: dict[int, int] = {}
         self._queue: queue.SimpleQueue[Submission | None] = queue.SimpleQueue()
         self._stopping = False
         self._closed = False
@@ -184,6 +191,11 @@ class Writer:
             raise StoreError("the open pack was not ended in time")
         if errors[0] is not None:
             raise errors[0]
+
+    @property
+    def stream(self) -> str:
+        """The stream that is written."""
+        return self._stream.name
 
     @property
     def open_pack(self) -> tuple[int, int]:
@@ -285,6 +297,8 @@ class Writer:
                 group = Group(self._stream.name, state, place, self._located, entries, self._stream.leaves)
                 self._located, self._fresh = [], set()
                 self.pending.add(group)
+                if self._neighbours:
+                    self._neighbours.tell(group.chunks)
                 self._publish(group)
                 if self._on_group:
                     seconds = time.perf_counter() - started
@@ -322,12 +336,19 @@ class Writer:
             self._waits(self.pending.chunks.get(chunk), snapshot)
             or self._counts(self.pending.recent_chunks.get(chunk), snapshot)
             or self._indexed(partial(snapshot.settled_chunk, chunk, self._bad))
+            or (self._neighbours is not None and self._told(self._neighbours.find(chunk), snapshot))
         )
         return known and not (self._condemned and snapshot.is_condemned(chunk))
 
     def _waits(self, where: Location | None, snapshot: Snapshot) -> bool:
         """Whether a place waits to be indexed, or has been by somebody else and not been replaced since."""
         return where is not None and (where.pack > self._indexed_pack or where[:2] in snapshot.known.numbers)
+
+    def _told(self, where: Location | None, snapshot: Snapshot) -> bool:
+        """Whether what a neighbour has told is still to be indexed, or sound and where it was."""
+        if where is None or where.stream not in self._others_indexed or not self._suits(where):
+            return False
+        return where.pack > self._others_indexed[where.stream] or self._counts(where, snapshot)
 
     def _counts(self, where: Location | None, snapshot: Snapshot) -> bool:
         """Whether a recent place is sound, and in a pack that compaction has not replaced meanwhile."""
@@ -354,6 +375,8 @@ class Writer:
             self._condemned = snapshot.has_condemned()
             state = snapshot.state(self._stream.name)
             self._indexed_pack = state.pack if state else 0
+            states = {number: snapshot.state(name) for number, name in self._others.items()}
+            self._others_indexed = {number: s.pack if s else 0 for number, s in states.items()}
         except StoreError as exc:
             log.error("no deduplication: %s", exc)
             return None
