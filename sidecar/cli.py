@@ -23,6 +23,7 @@ COMMANDS = {
     "export": "sidecar.commands.export",
     "replay": "sidecar.commands.replay",
     "undelete": "sidecar.commands.undelete",
+    "audit": "sidecar.commands.audit",
     "expire": "sidecar.commands.expire",
     "hold": "sidecar.commands.hold",
     "erase": "sidecar.commands.erase",

@@ -212,6 +212,9 @@ class SchedulerConfig:
     )
     expire: Schedule = key("30 3 * * *", SCHEDULE, "When mail past its time is dropped.", reload=True)
     check: Schedule = key("0 4 * * 0", SCHEDULE, "When the store is verified.", reload=True)
+    audit: Schedule = key(
+        "", SCHEDULE, "When mailboxes are compared with the store; needs [imap].", reload=True
+    )
     window: Window = key(
         "", WINDOW, "Hours in which jobs may run, such as 22:00-06:00; empty for always.", reload=True
     )
@@ -559,6 +562,8 @@ def _faults(config: Config) -> Iterator[str]:
         yield "[milter] commit_timeout: it must be below 5m, Postfix's milter_content_timeout"
     if config.imap is not None:
         yield from _imap_faults(config.imap)
+    elif config.scheduler.audit != Schedule():
+        yield "[scheduler] audit: it needs [imap], which says how to look into the mailboxes"
     yield from _retention_faults(config.rules)
     taken: dict[Address, str] = {}
     for name in ("lmtp", "milter", "metrics"):

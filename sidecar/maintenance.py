@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable
 from typing import Protocol
 
-from sidecar.config import Config, StoreConfig
+from sidecar.config import Config, ImapConfig, StoreConfig
 from sidecar.scheduler.context import JobContext
 from sidecar.scheduler.kinds import JobKind, Run
 from sidecar.units import format_size
@@ -25,7 +25,7 @@ from store.store import Store
 log = logging.getLogger(__name__)
 
 _ROLL_BYTES = 16 << 20
-_PRIORITIES = {"witness": 5, "expire": 10, "compact": 20, "check": 30}
+_PRIORITIES = {"witness": 5, "expire": 10, "compact": 20, "check": 30, "audit": 40}
 _FINDINGS_TOLD = 20
 
 Current = Callable[[], Config]
@@ -147,16 +147,72 @@ def witness_job(store: Store, config: Current) -> Run:
     return run
 
 
+class Audited(Protocol):
+    """Is told what an audit found."""
+
+    def __call__(self, holes: int, missing: int, *, whole: bool) -> None:
+        """`whole`: no mailbox was left out."""
+
+
+def audit_job(store: Store, config: Current, audited: Audited) -> Run:
+    """Compares the mailboxes with the store; holes go to the log. The run fails when one cannot be asked."""
+
+    def run(context: JobContext) -> str:
+        from sidecar.audit import Auditor, Kind  # an IMAP client in memory, for those alone who audit
+        from sidecar.audit_run import AuditRun
+        from sidecar.live.connect import imap_server
+        from sidecar.live.imap import ImapMailbox
+
+        def step(_number: int) -> None:
+            context.yield_()
+
+        imap = config().imap
+        server = imap_server(imap)
+        auditor = Auditor(store, imap or ImapConfig())
+        users = auditor.scan(step)
+        holes = missing = failed = 0
+        for number, account in enumerate(
+            AuditRun(auditor, lambda user: ImapMailbox(server, user), advance=step).run(users), 1
+        ):
+            context.progress(number, len(users), account.user)
+            if account.error is not None:
+                failed += 1
+                log.error("audit: %s", account.error)
+            for difference in account.differences:
+                if difference.kind is Kind.HOLE and difference.live is not None and holes < _FINDINGS_TOLD:
+                    live = difference.live
+                    log.error("audit: %s, %s: %s is not in the store", account.user, live.folder, live.uid)
+                holes += difference.kind is Kind.HOLE
+            missing += account.missing
+        audited(holes, missing, whole=not failed)
+        if failed:
+            raise NotAskedError(f"{failed} of {len(users)} mailboxes could not be asked")
+        return f"{len(users)} mailboxes: {holes} holes, {missing} messages deleted or moved out"
+
+    return run
+
+
+class NotAskedError(Exception):
+    """The audit could not look into a mailbox."""
+
+
 class FoundDamageError(Exception):
     """The check found something wrong."""
 
 
-def job_kinds(store: Store, config: Current, others: Others | None = None) -> dict[str, JobKind]:
+def _tell_nobody(holes: int, missing: int, *, whole: bool) -> None:
+    """Where nothing counts."""
+
+
+def job_kinds(
+    store: Store, config: Current, others: Others | None = None, *, audited: Audited = _tell_nobody
+) -> dict[str, JobKind]:
     """The kinds that there are, by name."""
     jobs = {
         "compact": (compact_job(store, config, others), frozenset({"all"})),
         "expire": (expire_job(store, config), frozenset[str]()),
         "check": (check_job(store, config), frozenset({"read_data"})),
         "witness": (witness_job(store, config), frozenset[str]()),
+        "audit": (audit_job(store, config, audited), frozenset[str]()),
     }
     return {name: JobKind(job, _PRIORITIES[name], arguments) for name, (job, arguments) in jobs.items()}

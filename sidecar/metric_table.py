@@ -16,7 +16,7 @@ REASONS = ("full", "failed", "timeout", "internal")
 CLASSES = ("2xx", "4xx", "5xx")
 CLASS_OF = {2: "2xx", 4: "4xx", 5: "5xx"}
 SOURCES = ("downstream", "mailkeep", "earlier")
-JOBS = ("compact", "expire", "check", "witness")
+JOBS = ("compact", "expire", "check", "witness", "audit")
 """the kinds of background jobs"""
 RESULTS = ("ok", "failed", "interrupted")
 _LABEL_VALUES: dict[str, tuple[str, ...]] = {
@@ -86,6 +86,14 @@ TABLE = (
         ("job",),
     ),
     Spec("gauge", "job_last_duration_seconds", "Time that the last run took.", ("job",)),
+    Spec("gauge", "audit_holes", "Mail in mailboxes that the store lacks unexplained, at the last audit."),
+    Spec("gauge", "audit_missing", "Delivered mail that was in no folder any more, at the last audit."),
+    Spec(
+        "gauge",
+        "audit_timestamp_seconds",
+        "Time of the last audit that could look into every mailbox; 0 before the first since the start.",
+        over="max",
+    ),
     Spec("gauge", "workers_running", "Processes that are ready to take mail."),
     Spec("counter", "worker_restarts_total", "Workers that ended by themselves and were started again."),
     Spec("gauge", "build_info", "Always 1; the label names the running version.", ("version",)),

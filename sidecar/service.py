@@ -209,7 +209,9 @@ class Service:
     def _start_scheduler(self) -> None:
         self._scheduler = Scheduler(
             self._config.store.path / channel.DIRECTORY,
-            maintenance.job_kinds(self._store, lambda: self._loaded, self._worker),
+            maintenance.job_kinds(
+                self._store, lambda: self._loaded, self._worker, audited=self._metrics.audited
+            ),
             job_settings(self._config),
             latency_s=self._latency_s, events=job_events(self._metrics),
         )  # fmt: skip

@@ -32,5 +32,6 @@ def job_settings(config: Config) -> Settings:
             "expire": scheduler.expire,
             "check": scheduler.check,
             "witness": config.witness.every,
+            "audit": scheduler.audit,
         },
     )

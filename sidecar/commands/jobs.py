@@ -23,10 +23,11 @@ _HEADINGS = ("JOB", "STATE", "SCHEDULE", "NEXT", "LAST", "TOOK", "RESULT")
 _INTERRUPTED = 4
 
 KindArgument = Annotated[
-    str, typer.Argument(metavar="JOB", help="compact, expire, check, witness.", show_default=False)
+    str, typer.Argument(metavar="JOB", help="compact, expire, check, witness, audit.", show_default=False)
 ]
 KindOrAllArgument = Annotated[
-    str, typer.Argument(metavar="JOB", help="compact, expire, check, witness, or all.", show_default=False)
+    str,
+    typer.Argument(metavar="JOB", help="compact, expire, check, witness, audit, or all.", show_default=False),
 ]
 
 

@@ -140,7 +140,7 @@ class _Search:
         """Compare the bytes of messages of one folder."""
         small = [message for message in messages if message.size <= MOST_BYTES]
         seen = set()
-        for message, raw in _fetched(self._mailbox, small, self._refused):
+        for message, raw in given(self._mailbox, small, self._refused):
             self._take(message, raw)
             seen.add(message.uid)
             advance(1)
@@ -216,10 +216,11 @@ class _Search:
         )
 
 
-def _fetched(
+def given(
     mailbox: LiveMailbox, messages: list[LiveMessage], refused: Callable[[LiveMessage], None]
 ) -> Iterator[tuple[LiveMessage, bytes]]:
-    """What the server gives; a message that it does not give is told, and does not keep back the others.
+    """The bytes of messages of one folder; a message that the server does not give is told, and does not keep
+    back the others.
 
     Raises `LiveError` where it is not about a message."""
     if not messages:
@@ -236,8 +237,8 @@ def _fetched(
             refused(left[0])
             return
         half = len(left) // 2
-        yield from _fetched(mailbox, left[:half], refused)
-        yield from _fetched(mailbox, left[half:], refused)
+        yield from given(mailbox, left[:half], refused)
+        yield from given(mailbox, left[half:], refused)
 
 
 def _key(value: bytes) -> bytes:

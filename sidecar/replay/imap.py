@@ -51,7 +51,7 @@ class ImapRoad:
         self._most_idle = lanes * _IDLE_FOR_EACH_LANE
         self._idle: OrderedDict[int, tuple[ImapMailbox, float]] = OrderedDict()
         self._no_login: dict[str, tuple[float, str]] = {}
-        self._made: set[tuple[str, str]] = set()
+        self._made: dict[tuple[str, str], str] = {}
 
     def user(self, recipient: bytes) -> str:
         """Whose mailbox it is."""
@@ -109,11 +109,18 @@ class ImapRoad:
         except LiveError as exc:
             raise LostError(str(exc), connected=False) from exc
 
-    def make_folder(self, mailbox: ImapMailbox, folder: str) -> None:
-        """Once for each mailbox. Raises `LiveError`."""
-        if folder.upper() != INBOX and (mailbox.user, folder) not in self._made:
-            mailbox.make_folder(folder)
-            self._made.add((mailbox.user, folder))
+    def make_folder(self, mailbox: ImapMailbox, folder: str) -> str:
+        """Once for each mailbox; its name there. Raises `LiveError`."""
+        if folder.upper() == INBOX:
+            return INBOX
+        name = self._made.get((mailbox.user, folder))
+        if name is None:
+            name = folder
+            if "/" in folder and (separator := mailbox.separator()):
+                name = folder.replace("/", separator)  # where it is another one, no name has a slash
+            mailbox.make_folder(name)
+            self._made[mailbox.user, folder] = name
+        return name
 
 
 def _kept(delivery: Delivery, name: str) -> str:
@@ -154,7 +161,7 @@ class _Lane:
         folder = self._road.folder(delivery)
         sending = False
         try:
-            self._road.make_folder(mailbox, folder)
+            folder = self._road.make_folder(mailbox, folder)
             sending = True
             said = mailbox.append(
                 folder, message, received_us=delivery.time_us, flags=self._road.flags(delivery)

@@ -2,8 +2,8 @@
 
     store --> mailkeep replay --> Dovecot LMTP          smtp-source -L --> the same Dovecot LMTP
 
-The same mails into a fresh mailbox each time, in turns, in one run. smtp-source makes nothing durable and reads
-nothing; mailkeep reads and proves each message, and records it before and after.
+The same mails into a fresh mailbox each time, in turns, in one run. smtp-source makes nothing durable and
+reads nothing; mailkeep reads and proves each message, and records it before and after.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _SENDER, _OWNER = "sender@example.com", b"anna@example.org"
 
 def mail(number: int) -> bytes:
     """4 kB; each has a text of its own."""
-    head = f"From: <{_SENDER}>\r\nTo: <anna@example.org>\r\nSubject: {number}\r\nMessage-ID: <{number}@b>\r\n\r\n"
+    head = f"From: <{_SENDER}>\r\nSubject: {number}\r\nMessage-ID: <{number}@b>\r\n\r\n"
     line = f"line of mail {number:08} with some words in it, as mail has them, and no more\r\n"
     return (head + line * 50).encode()
 

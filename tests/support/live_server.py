@@ -68,6 +68,10 @@ class LiveServer:
                     self.fetched.append(message.uid)
                     yield self.mail[message.folder][message.uid]
 
+    def headers(self, messages: Sequence[LiveMessage]) -> Iterator[tuple[LiveMessage, bytes]]:
+        for message in messages:
+            yield message, self.mail[message.folder][message.uid][1].partition(b"\r\n\r\n")[0] + b"\r\n"
+
     def close(self) -> None:
         pass
 

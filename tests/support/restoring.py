@@ -23,7 +23,7 @@ ODD = (
     b"Subject: no date, no Message-ID\r\n\r\nbody\r\n",
     b"Message-ID: <twice@x>\r\nSubject: first\r\n\r\nthe first\r\n",
     b"Message-ID: <twice@x>\r\nSubject: second\r\n\r\nthe second one\r\n",
-    b"Message-ID: <8bit@x>\r\nSubject: Gr\xc3\xbc\xc3\x9fe \xff\r\nFrom: J\xf6rg <j@x>\r\n\r\n\xe4\xf6\xfc\r\n",
+    b"Message-ID: <8bit@x>\r\nSubject: Gr\xc3\xbc\xc3\x9fe \xff\r\nFrom: J\xf6rg\r\n\r\n\xe4\xf6\xfc\r\n",
     b"Message-ID: <end@x>\r\nSubject: no line end\r\n\r\nthe last line has none",
     b"Message-ID: <dots@x>\r\nSubject: dots\r\n\r\n.\r\n..\r\n.x\r\n",
     b"Message-ID: <long@x>\r\nSubject: long line\r\n\r\n" + b"x" * 5000 + b"\r\n",
