@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from sidecar.units import Address
 
 _FEW = 20
-SOME, NONE, DOUBT, INTERRUPTED = 3, 4, 5, 130
+SOME, NONE, DOUBT, INTERRUPTED = 3, 4, 6, 130
 
 
 class Via(enum.StrEnum):

@@ -87,7 +87,7 @@ def command(
     Example: mailkeep replay 3fa94c0d81
     Example: mailkeep replay --to anna@example.org --since 'yesterday 14:00' --missing-only --dry-run
     Example: mailkeep replay --all --via imap --connections 8 --report restored.jsonl
-    Exit codes: 0 all are back, 3 some are, 4 none is (or nothing was selected), 5 some are in doubt;
+    Exit codes: 0 all are back, 3 some are, 4 none is (or nothing was selected), 6 some are in doubt;
     130 interrupted; 2 wrong usage or configuration; 17 no such message, or it was erased or has expired;
     40, 41 the mailboxes cannot be looked into; other codes above 10: the store, as the message says.
     """

@@ -49,7 +49,7 @@ def command(
     Example: mailkeep undelete anna@example.org --since monday
     Example: mailkeep undelete anna@example.org --since 'yesterday 14:00' --until 'yesterday 15:00' --yes
     Exit codes: 0 done (or nothing is missing, or it was only shown), 1 not agreed to, 3 some are back,
-    4 none is, 5 some are in doubt; 130 interrupted; 2 wrong usage or configuration; 40, 41 the mailbox
+    4 none is, 6 some are in doubt; 130 interrupted; 2 wrong usage or configuration; 40, 41 the mailbox
     cannot be looked into; other codes above 10: the store, as the message says.
     """
     from sidecar.live.users import imap_user

@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from sidecar.demo.dovecot import PrivateDovecot
+from sidecar.demo.ports import free_port
 from store.records import Leg
 from tests.support import restoring
 from tests.support.restoring import ANNA, ODD, configure, exact_counts, fill, live, mail, run
@@ -172,3 +173,51 @@ def test_full_mailbox_and_wrong_password(start_dovecot: StartDovecot, tmp_path: 
     assert result.returncode == 41
     with live(dovecot) as mailbox:
         assert len(list(mailbox.messages("INBOX"))) in (2, 3)
+
+
+def test_a_listener_of_its_own_runs_without_the_plugins(start_dovecot: StartDovecot, tmp_path: Path) -> None:
+    """As deploy/dovecot-restore.conf has it, with the quota plugin in the place of Sieve."""
+    port = free_port()
+    snippet = (Path(__file__).parents[2] / "deploy/dovecot-restore.conf").read_text()
+    snippet = snippet.replace("mail_plugins=quota", "mail_plugins=").replace("2425", str(port))
+    dovecot = start_dovecot(
+        quota_bytes={ANNA.decode(): 100}, settings={"mail_debug": f"no\n{snippet}"}
+    )  # fmt: skip
+    config = configure(tmp_path, dovecot)
+    fill(tmp_path / "store", [mail(n) for n in range(3)])
+    assert run(config, "replay", "--all").returncode == 4
+    result = run(config, "replay", "--all", "--downstream", f"127.0.0.1:{port}")
+    assert result.returncode == 0, result.stderr
+    with live(dovecot) as mailbox:
+        assert len(list(mailbox.messages("INBOX"))) == 3
+
+
+def test_a_folder_goes_into_the_address(start_dovecot: StartDovecot, tmp_path: Path) -> None:
+    dovecot = start_dovecot(
+        settings={"lmtp_save_to_detail_mailbox": "yes", "lda_mailbox_autocreate": "yes",
+                  "recipient_delimiter": "+"},
+    )  # fmt: skip
+    config = configure(tmp_path, dovecot)
+    fill(tmp_path / "store", [mail(1)])
+    result = run(config, "replay", "--all", "--folder", "Old mail")
+    assert result.returncode == 0, result.stdout
+    with live(dovecot) as mailbox:
+        assert [found.folder for found in mailbox.messages("Old mail")] == ["Old mail"]
+        assert not list(mailbox.messages("INBOX"))
+
+
+def test_mailboxes_are_mapped_to_others(start_dovecot: StartDovecot, tmp_path: Path) -> None:
+    dovecot = start_dovecot()
+    config = configure(tmp_path, dovecot)
+    for name in (b"anna", b"bert", b"carl"):
+        fill(tmp_path / "store", [mail(n) + name for n in range(3)], to=name + b"@example.org")
+    mapping = tmp_path / "mapping"
+    mapping.write_text(
+        "# who -> where\nAnna@example.org x@new.example\n\nbert@example.org y@new.example # moved\n"
+    )
+    result = run(config, "replay", "--all", "--mapping", str(mapping), "--json")
+    assert result.returncode == 0, result.stderr
+    with live(dovecot, b"x@new.example") as mailbox:
+        assert len(list(mailbox.messages("INBOX"))) == 3
+    with live(dovecot, b"carl@example.org") as mailbox:
+        assert not list(mailbox.messages("INBOX"))
