@@ -155,6 +155,8 @@ def perform(
 ) -> int:  # fmt: skip
     """Put back what comes from `source`, tell of it, and say how it ended; the exit code. `total`: how many
     there are, 0 if nobody knows. Raises `ConfigError`, `StoreError`, `OSError`."""
+    from asyncio import CancelledError
+
     from sidecar.bar import Bar
     from sidecar.replay.report import Report
 
@@ -167,7 +169,11 @@ def perform(
                 bar.advance()
                 report.add(result)
 
-            ended = performance.perform(source, tell)
+            try:
+                ended = performance.perform(source, tell)
+            except CancelledError:
+                print("mailkeep: left at once; the same command goes on", file=sys.stderr)
+                return INTERRUPTED
         return _finish(ended, report, journal.run, json=json)
 
 
@@ -183,6 +189,9 @@ def _finish(ended: Ended, report: Report, run: str, *, json: bool) -> int:
         print("\n".join(report.table()), file=sys.stderr)
     there = report.count(Outcome.THERE)
     told = f" ({there} already there)" if there else ""
+    if not ended.targets and not ended.stopped:
+        print("mailkeep: nothing matches", file=sys.stderr)
+        return code
     print(f"mailkeep: {ended.back} of {ended.targets} are back{told} (run {run})", file=sys.stderr)
     if ended.in_doubt:
         print(

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from sidecar.replay.targets import Target
 from store.errors import StoreError
 from store.ids import now_us
-from store.records import Replay, ReplayRun
+from store.records import Entry, Replay, ReplayRun
 from store.store import Store
 from store.writer import Submission
 
@@ -26,12 +26,12 @@ class Journal:
 
     def __init__(self, store: Store, selection: bytes, *, road: str, owner: str, anew: bool = False) -> None:
         self._store = store
-        self._selection = selection
+        self.selection = selection
         self._road = road
         self._owner = owner
         earlier = None if anew else store.run(selection)
         self.run = earlier or f"{now_us():x}"
-        self.resumed = earlier is not None
+        self.resumed = self._is_known = earlier is not None
         self.failure: StoreError | None = None
         """the record of something is not durable, and will not be"""
         self._waiting = 0
@@ -47,15 +47,14 @@ class Journal:
             return now_us()
 
     def begin(self) -> None:
-        """That there is such a run. Raises `StoreError`."""
+        """To be called in the event loop, before the others. Writes nothing yet."""
         self._loop = asyncio.get_running_loop()
         self._quiet = asyncio.Event()
-        if not self.resumed:
-            self._write_run(0, finished=False)
 
     def end(self, messages: int) -> None:
         """That everything is back. Raises `StoreError`."""
-        self._write_run(messages, finished=True)
+        if self._is_known:
+            self._write(self._run_fact(messages, finished=True))
 
     def intend(self, targets: Sequence[Target]) -> asyncio.Future[None]:
         """They are going to be sent; the future is done when that is durable. It raises `StoreError`."""
@@ -65,7 +64,11 @@ class Journal:
         def done(error: StoreError | None) -> None:
             loop.call_soon_threadsafe(_resolve, future, error)
 
-        self._store.writer.submit(Submission(entries=[self._fact(t, b"") for t in targets], done=done))
+        entries: list[Entry] = [self._fact(target, b"") for target in targets]
+        if not self._is_known:
+            entries.insert(0, self._run_fact(0, finished=False))
+            self._is_known = True
+        self._store.writer.submit(Submission(entries=entries, done=done))
         return future
 
     def settle(self, target: Target, reply: bytes) -> None:
@@ -104,7 +107,13 @@ class Journal:
             downstream=self._road, reply=reply,
         )  # fmt: skip
 
-    def _write_run(self, messages: int, *, finished: bool) -> None:
+    def _run_fact(self, messages: int, *, finished: bool) -> ReplayRun:
+        return ReplayRun(
+            run=self.run, time_us=now_us(), selection=self.selection, owner=self._owner,
+            messages=messages, finished=finished,
+        )  # fmt: skip
+
+    def _write(self, fact: Entry) -> None:
         written = threading.Event()
         errors: list[StoreError | None] = []
 
@@ -112,10 +121,6 @@ class Journal:
             errors.append(error)
             written.set()
 
-        fact = ReplayRun(
-            run=self.run, time_us=now_us(), selection=self._selection, owner=self._owner,
-            messages=messages, finished=finished,
-        )  # fmt: skip
         self._store.writer.submit(Submission(entries=[fact], done=done))
         if not written.wait(_RECORD_TIMEOUT_S):
             raise StoreError("the record of a replay was not written in time")

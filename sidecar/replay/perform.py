@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 from sidecar.replay.journal import Journal
+from sidecar.replay.lock import only_one
 from sidecar.replay.road import Road
 from sidecar.replay.run import Ended, Run, RunOptions
-from sidecar.replay.targets import Item, Result
+from sidecar.replay.targets import Item, Outcome, Result, Target
 from sidecar.units import Address
 from store.store import FOREVER_US, Store
 
@@ -76,8 +77,12 @@ class Performance:
         )
 
     def perform(self, source: Iterator[Item], tell: Callable[[Result], None]) -> Ended:
-        """Put it back. Ctrl-C and SIGTERM end it in good order. Raises `ConfigError`, `StoreError`."""
-        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        """Put it back. Ctrl-C and SIGTERM end it in good order; a second one raises `CancelledError`. Raises
+        `BeingDoneError`, `ConfigError`, `StoreError`."""
+        with (
+            only_one(self._store.path, self._journal.selection),
+            asyncio.Runner(loop_factory=_loop_factory()) as runner,
+        ):
             return runner.run(self._perform(source, tell))
 
     async def _perform(self, source: Iterator[Item], tell: Callable[[Result], None]) -> Ended:
@@ -127,7 +132,18 @@ class _Later:
 
     def sift(self, targets: Iterable[Item], *, since_us: int = 0) -> Iterator[Item]:
         """See `Looks`."""
-        yield from self._make().sift(targets, since_us=since_us)
+        from sidecar.config import ConfigError
+
+        try:
+            presence = self._make()
+        except ConfigError as exc:  # mail has been sent by now; what is in doubt stays so
+            for item in targets:
+                if isinstance(item, Target):
+                    yield Result(item, Outcome.IN_DOUBT, why=str(exc))
+                else:
+                    yield item
+            return
+        yield from presence.sift(targets, since_us=since_us)
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
