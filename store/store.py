@@ -456,6 +456,27 @@ class Store:
         """A message's bytes; see `store.content.assemble` for what must be kept in mind."""
         return content.assemble(self.recipe(content_id), self._fetch, self.key)
 
+    def read_small(self, content_id: ContentId) -> bytes:
+        """A message whole and verified, for one that fits into memory: by a single look at the index, half of
+        what a small one costs. Raises as `read` does."""
+        try:
+            with self.index.read() as snapshot:
+                bad = snapshot.bad()
+
+                def fetch(chunk: ChunkId) -> bytes:
+                    place = self._pending.chunks.get(chunk) or snapshot.chunk(chunk, bad)
+                    if place is None:
+                        raise DamagedError(f"chunk {chunk.hex()} is missing")
+                    return self._packs.chunk(place)
+
+                where = self._pending.contents.get(content_id) or snapshot.content(content_id, bad)
+                entry = self._packs.entry(where) if where else None
+                if not isinstance(entry, Content) or entry.id != content_id:
+                    raise NotFoundError(f"content {content_id.hex()[:16]} is not in the store")
+                return b"".join(content.assemble(entry, fetch, self.key))
+        except PackGoneError:  # compaction replaced it meanwhile
+            return b"".join(self.read(content_id))
+
     def _fetch(self, chunk: ChunkId) -> bytes:
         def find() -> Location | None:
             where = self._pending.chunks.get(chunk)

@@ -83,8 +83,7 @@ class _Lane:
         mail, rcpt = self._envelope(target, connection)
         can_join = connection.capabilities.pipelining and connection.capabilities.chunking
         if can_join and target.delivery.size <= CHUNK_BYTES:
-            # The iterator's end is the proof of the whole message.
-            message = b"".join(self._store.read(target.delivery.content))
+            message = self._store.read_small(target.delivery.content)
             reply = await self._at_once(connection, mail, rcpt, message)
         else:
             reply = await self._step_by_step(connection, mail, rcpt, target)

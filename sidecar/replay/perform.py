@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import signal
 import sys
 import threading
@@ -79,6 +80,10 @@ class Performance:
     def perform(self, source: Iterator[Item], tell: Callable[[Result], None]) -> Ended:
         """Put it back. Ctrl-C and SIGTERM end it in good order; a second one raises `CancelledError`. Raises
         `BeingDoneError`, `ConfigError`, `StoreError`."""
+        # A run makes no cycles to be collected, and its threads ask for Python's lock after each system call.
+        gc.freeze()
+        gc.set_threshold(50_000, 20, 50)
+        sys.setswitchinterval(0.001)
         with (
             only_one(self._store.path, self._journal.selection),
             asyncio.Runner(loop_factory=_loop_factory()) as runner,

@@ -158,11 +158,11 @@ class Run:
                 self._tell(Result(target, Outcome.IN_DOUBT, why="it was begun, and no reply is known"))
         finally:
             self._road.close()
-        await self._journal.flush()
         self.ended.gave_up = self._outage.given_up
         self.ended.stopped = self.stopped
         if self.ended.complete:
-            self._journal.end(self.ended.targets)
+            self._journal.end(self.ended.targets)  # what waits for a group goes with it
+        await self._journal.flush()
         return self.ended
 
     @property
@@ -239,7 +239,9 @@ class Run:
             while (work := await queue.get()) is not None:
                 target, durable, since = work
                 self._room.set()
-                await asyncio.shield(durable)
+                if not durable.done():
+                    await asyncio.wait((durable,))
+                durable.result()
                 if self._journal.failure:
                     raise self._journal.failure
                 await self._put(lane, target, since)
