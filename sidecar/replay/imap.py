@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -20,8 +20,9 @@ from sidecar.live.connect import imap_server
 from sidecar.live.imap import ImapMailbox
 from sidecar.live.mailbox import LiveError, LoginError
 from sidecar.live.users import imap_user
-from sidecar.replay.road import Lane, LostError, NotSentError
+from sidecar.replay.road import Answered, Failed, Lane, LostError
 from sidecar.replay.targets import Target
+from store.errors import StoreError
 from store.records import Delivery, Leg
 from store.store import Store
 
@@ -34,8 +35,14 @@ _NO_LOGIN_S = 60.0
 """how long a refused login is believed: servers take seconds for each"""
 
 
+class NotSentError(Exception):
+    """This one cannot be sent, whatever others can."""
+
+
 class ImapRoad:
     """`folder` "" and `flags` None: as an import kept them, else the inbox and none."""
+
+    depth = 1
 
     def __init__(
         self, store: Store, config: ImapConfig, *, folder: str = "", flags: tuple[str, ...] | None = None,
@@ -134,8 +141,17 @@ class _Lane:
     def __init__(self, road: ImapRoad) -> None:
         self._road = road
 
-    async def put(self, target: Target) -> bytes:
+    async def put(self, targets: Sequence[Target], answered: Answered, failed: Failed) -> None:
         """See `Lane`."""
+        for target in targets:
+            try:
+                reply = await self._one(target)
+            except (NotSentError, StoreError) as exc:
+                failed(target, str(exc))
+            else:
+                answered(target, reply)
+
+    async def _one(self, target: Target) -> bytes:
         road = self._road
         user = road.user(target.recipient)
         known = road.take(user)
@@ -144,9 +160,7 @@ class _Lane:
         try:
             reply = await road.do(lambda: self._append(mailbox, target))
             sound = True
-        except LostError:
-            raise
-        except Exception:
+        except StoreError:
             sound = True  # nothing was sent
             raise
         finally:

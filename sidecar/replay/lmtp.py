@@ -1,7 +1,8 @@
 """The road through LMTP: one recipient a transaction, no end sent before the whole message has proved right.
 
-A small message is read and proved first, and then goes out in one write with its MAIL and RCPT where the
-server pipelines and takes BDAT: one round trip a message, where a client that waits for each reply has four.
+Small messages are read and proved first, and then go out in one write with their MAIL and RCPT where the
+server pipelines and takes BDAT: one round trip for a few messages, where a client that waits for each reply
+has four for each.
 """
 
 from __future__ import annotations
@@ -9,9 +10,10 @@ from __future__ import annotations
 import asyncio
 import re
 import socket
+from collections.abc import Sequence
 
 from sidecar.downstream import CHUNK_BYTES, Downstream, DownstreamError
-from sidecar.replay.road import Lane, LostError
+from sidecar.replay.road import Answered, Failed, Lane, LostError
 from sidecar.replay.targets import Target
 from sidecar.units import Address
 from store.errors import StoreError
@@ -19,7 +21,9 @@ from store.store import Store
 
 CONNECT_TIMEOUT_S = 30.0
 REPLY_TIMEOUT_S = 300.0
-_GOING_AWAY = 421
+_GOING_AWAY = b"421"
+DEPTH = 4
+"""messages in one write: more of them would be in doubt when a connection is lost, and gain little"""
 _ATOMS = re.compile(rb"[A-Za-z0-9!#$%&'*+/=?^_`{|}~.\x80-\xff-]+")
 
 
@@ -29,12 +33,13 @@ class LmtpRoad:
 
     def __init__(
         self, store: Store, address: Address, *, sender: bytes | None = b"", folder: str = "",
-        delimiter: str = "+",
+        delimiter: str = "+", depth: int = 1,
     ) -> None:  # fmt: skip
         self._store = store
         self._address = address
         self._sender = sender
         self._detail = (delimiter[:1] + folder).encode() if folder else b""
+        self.depth = depth
         self.name = str(address)
 
     def lane(self) -> Lane:
@@ -71,26 +76,31 @@ class _Lane:
         self._now = asyncio.get_running_loop().time
         self._busy = False
 
-    async def put(self, target: Target) -> bytes:
+    async def put(self, targets: Sequence[Target], answered: Answered, failed: Failed) -> None:
         """See `Lane`."""
         self._busy = True
-        reply = await self._put(target)
-        self._busy = False
-        return reply
-
-    async def _put(self, target: Target) -> bytes:
         connection = await self._connected()
-        mail, rcpt = self._envelope(target, connection)
+        joined: list[tuple[Target, bytes]] = []
+        size = 0
         can_join = connection.capabilities.pipelining and connection.capabilities.chunking
-        if can_join and target.delivery.size <= CHUNK_BYTES:
-            message = self._store.read_small(target.delivery.content)
-            reply = await self._at_once(connection, mail, rcpt, message)
-        else:
-            reply = await self._step_by_step(connection, mail, rcpt, target)
-        if reply.startswith(b"%d" % _GOING_AWAY):
-            self._drop()
-            raise LostError(reply.decode("utf-8", "replace"))
-        return reply
+        for target in targets:
+            if not can_join or target.delivery.size > CHUNK_BYTES:
+                await self._at_once(connection, joined, answered)
+                joined, size = [], 0
+                await self._step_by_step(await self._connected(), target, answered, failed)
+                continue
+            try:
+                message = self._store.read_small(target.delivery.content)
+            except StoreError as exc:
+                failed(target, str(exc))
+                continue
+            if size + len(message) > CHUNK_BYTES:
+                await self._at_once(connection, joined, answered)
+                joined, size = [], 0
+            joined.append((target, message))
+            size += len(message)
+        await self._at_once(connection, joined, answered)
+        self._busy = False
 
     async def _connected(self) -> Downstream:
         if self._connection is None or self._connection.lost:
@@ -102,33 +112,63 @@ class _Lane:
                 raise LostError(str(exc), connected=False) from exc
         return self._connection
 
-    async def _at_once(self, connection: Downstream, mail: bytes, rcpt: bytes, message: bytes) -> bytes:
-        refusal = b""
+    async def _at_once(
+        self, connection: Downstream, joined: list[tuple[Target, bytes]], answered: Answered
+    ) -> None:
+        """Messages that have proved right, in one write. After each an RSET: where a recipient was refused,
+        the server has the message's bytes to forget (Dovecot takes no MAIL before)."""
+        if not joined:
+            return
+        parts: list[bytes] = []
+        for target, message in joined:
+            mail, rcpt = self._envelope(target, connection)
+            parts += (mail, rcpt, b"BDAT %d LAST\r\n" % len(message), message, b"RSET\r\n")
         try:
-            connection.send(mail, rcpt, b"BDAT %d LAST\r\n" % len(message), message, replies=3)
+            connection.send(*parts, replies=4 * len(joined))
         except DownstreamError as exc:  # it was closed while it was idle: nothing has gone out
             raise LostError(str(exc)) from exc
-        try:
-            for _ in range(2):
-                reply = await connection.reply(self._now() + REPLY_TIMEOUT_S)
-                if not reply.positive and not refusal:
-                    refusal = reply.text
-            last = await connection.reply(self._now() + REPLY_TIMEOUT_S)
-            if not refusal:
-                return last.text
-            if last.positive:  # a recipient was refused and the message taken all the same: for whom?
-                self._drop()
-                raise LostError(f"the server said {last.text!r} after {refusal!r}", in_doubt=True)
-            await connection.reset(self._now() + REPLY_TIMEOUT_S)
-        except DownstreamError as exc:
-            self._drop()
-            if refusal:
-                return refusal
-            raise LostError(str(exc), in_doubt=True) from exc
-        return refusal
+        for target, _ in joined:
+            await self._one_of_several(connection, target, answered)
 
-    async def _step_by_step(self, connection: Downstream, mail: bytes, rcpt: bytes, target: Target) -> bytes:
+    async def _one_of_several(self, connection: Downstream, target: Target, answered: Answered) -> None:
+        said = b""
+        for step in ("MAIL", "RCPT", "BDAT", "RSET"):
+            try:
+                reply = connection.next_reply() or await connection.reply(self._now() + REPLY_TIMEOUT_S)
+            except DownstreamError as exc:
+                self._drop()
+                raise LostError(str(exc), in_doubt=True) from exc
+            if reply.raw.startswith(_GOING_AWAY):
+                # By the RFC nothing of what comes behind is done. A Dovecot that is stopped says it in the
+                # place of a reply that it had not sent yet, to mail that it had taken.
+                self._drop()
+                raise LostError(reply.text.decode("utf-8", "replace"), in_doubt=True)
+            if step == "BDAT":
+                if said and reply.positive:  # a recipient refused and the message taken: for whom?
+                    self._drop()
+                    raise LostError(f"the server said {reply.text!r} after {said!r}", in_doubt=True)
+                answered(target, said or reply.text)
+            elif not reply.positive and not said:
+                said = reply.text
+
+    async def _step_by_step(
+        self, connection: Downstream, target: Target, answered: Answered, failed: Failed
+    ) -> None:
+        try:
+            reply = await self._one(connection, target)
+        except StoreError as exc:
+            self._drop()  # the end was not sent: the server keeps nothing of it
+            failed(target, str(exc))
+            return
+        if reply.startswith(_GOING_AWAY):
+            self._drop()
+            raise LostError(reply.decode("utf-8", "replace"))
+        answered(target, reply)
+
+    async def _one(self, connection: Downstream, target: Target) -> bytes:
+        """Its reply. Raises `LostError`, `StoreError`."""
         ended = False
+        mail, rcpt = self._envelope(target, connection)
         try:
             for reply in await connection.begin(mail, [rcpt], REPLY_TIMEOUT_S):
                 if not reply.positive:
@@ -147,13 +187,14 @@ class _Lane:
             if refusal is not None:
                 self._drop()
                 return refusal.text
-            return (await connection.reply(self._now() + REPLY_TIMEOUT_S)).text
+            said = (await connection.reply(self._now() + REPLY_TIMEOUT_S)).text
+            if said.startswith(_GOING_AWAY):
+                self._drop()
+                raise LostError(said.decode("utf-8", "replace"), in_doubt=True)  # see `_one_of_several`
+            return said
         except DownstreamError as exc:
             self._drop()
             raise LostError(str(exc), in_doubt=ended) from exc
-        except StoreError:
-            self._drop()  # the end was not sent: the server keeps nothing of it
-            raise
 
     def _envelope(self, target: Target, connection: Downstream) -> tuple[bytes, bytes]:
         envelope = target.delivery.envelope

@@ -115,11 +115,12 @@ class Performance:
     def _road(self) -> Road:
         request = self._request
         if request.address is not None:
-            from sidecar.replay.lmtp import LmtpRoad
+            from sidecar.replay.lmtp import DEPTH, LmtpRoad
 
             return LmtpRoad(
                 self._store, request.address, sender=request.sender, folder=request.folder,
                 delimiter=request.delimiter,
+                depth=DEPTH if request.imap is not None else 1,  # where nobody can look, few are in doubt
             )  # fmt: skip
         from sidecar.replay.imap import ImapRoad
 

@@ -1,16 +1,21 @@
-"""What a way into the mailboxes is: lanes that each take one message at a time, and say what came of it."""
+"""What a way into the mailboxes is: lanes that each take a message or a few, and say what came of each."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol
 
 from sidecar.replay.targets import Item, Target
 
+Answered = Callable[[Target, bytes], None]
+"""told the server's reply for a target: 2xx when it is there"""
+Failed = Callable[[Target, str], None]
+"""told why a target cannot be sent, whatever others can; the server does not have it"""
+
 
 class LostError(Exception):
-    """There is no connection, or it was lost. `in_doubt`: the message's end may have gone out, so the server
-    may have it; else it cannot. `connected`: it was lost with this message on it."""
+    """There is no connection, or it was lost. `in_doubt`: the server may have what it was given and has not
+    answered; else it cannot. `connected`: it was lost with a message on it."""
 
     def __init__(self, reason: str, *, in_doubt: bool = False, connected: bool = True) -> None:
         super().__init__(reason)
@@ -18,25 +23,22 @@ class LostError(Exception):
         self.connected = connected
 
 
-class NotSentError(Exception):
-    """This one cannot be sent, whatever others can; the text says why. The server does not have it."""
-
-
 class Lane(Protocol):
-    """One message at a time."""
+    """A few messages at a time, in their order."""
 
-    async def put(self, target: Target) -> bytes:
-        """Put it back, and give the server's reply: 2xx when it is there. Raises `LostError`, `NotSentError`,
-        and `StoreError` when the message does not prove right (the server does not have it then)."""
+    async def put(self, targets: Sequence[Target], answered: Answered, failed: Failed) -> None:
+        """Put them back; each is told of as soon as something is known. Raises `LostError` for those that
+        were not told of."""
 
     async def close(self) -> None:
         """Let go, in good manners. Idempotent."""
 
 
 class Road(Protocol):
-    """A way in. `name` says which, for the record."""
+    """A way in. `name` says which, for the record; `depth` how many messages a lane takes at a time."""
 
     name: str
+    depth: int
 
     def lane(self) -> Lane:
         """A new one."""

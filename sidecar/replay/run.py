@@ -15,9 +15,9 @@ from dataclasses import dataclass, replace
 from itertools import islice
 
 from sidecar.replay.journal import Journal
-from sidecar.replay.road import Lane, Looks, LostError, NotSentError, Road, StoppedError
+from sidecar.replay.road import Lane, Looks, LostError, Road, StoppedError
 from sidecar.replay.targets import Item, Outcome, Result, Target
-from store.errors import DamagedError, StoreError
+from store.errors import StoreError
 from store.ids import now_us
 from store.store import FOREVER_US, RemovedError, Store
 
@@ -236,17 +236,33 @@ class Run:
     async def _work(self, queue: asyncio.Queue[_Work | None]) -> None:
         lane = self._road.lane()
         try:
-            while (work := await queue.get()) is not None:
-                target, durable, since = work
+            work = await queue.get()
+            while work is not None:
+                batch = [work]
+                work = None
+                # More than one at once where there are enough for all lanes.
+                while len(batch) < self._road.depth and queue.qsize() > self._options.lanes:
+                    batch += filter(None, [queue.get_nowait()])
                 self._room.set()
-                if not durable.done():
-                    await asyncio.wait((durable,))
-                durable.result()
-                if self._journal.failure:
-                    raise self._journal.failure
-                await self._put(lane, target, since)
+                await self._send_batch(lane, batch)
+                work = await queue.get()
         finally:
             await lane.close()
+
+    async def _send_batch(self, lane: Lane, batch: list[_Work]) -> None:
+        for _, durable, _ in batch:
+            if not durable.done():
+                await asyncio.wait((durable,))
+            durable.result()
+        if self._journal.failure:
+            raise self._journal.failure
+        left = []
+        for target, _, since in batch:
+            if time.monotonic() - since > _STALE_S and (why := self._removed(target)):
+                self._not_sent(target, Outcome.REFUSED, why)
+            else:
+                left.append(target)
+        await self._put(lane, left)
 
     async def _wait_turn(self, messages: int) -> None:
         turn = max(self._due, time.monotonic())
@@ -254,36 +270,37 @@ class Run:
         while (left := turn - time.monotonic()) > 0 and not self.stopped:  # noqa: ASYNC110 - time is meant
             await asyncio.sleep(min(left, 0.2))
 
-    async def _put(self, lane: Lane, target: Target, since: float) -> None:
+    async def _put(self, lane: Lane, left: list[Target]) -> None:
+        def answered(target: Target, reply: bytes) -> None:
+            left.remove(target)
+            self._outage.over()
+            self._journal.settle(target, reply)
+            done = reply.startswith(b"2")
+            self._tell(Result(target, Outcome.RESTORED if done else Outcome.REFUSED, reply=reply))
+
+        def failed(target: Target, why: str) -> None:
+            left.remove(target)
+            self._not_sent(target, Outcome.REFUSED, why)
+
         lost = 0
-        while True:
+        while left:
             if self.stopped or self._outage.given_up:
-                why = self._outage.given_up or "the run was stopped"
-                self._not_sent(target, Outcome.NOT_ATTEMPTED, why)
+                for target in left:
+                    self._not_sent(target, Outcome.NOT_ATTEMPTED, self._outage.given_up or "stopped")
                 return
-            if time.monotonic() - since > _STALE_S and (why := self._removed(target)):
-                self._not_sent(target, Outcome.REFUSED, why)
-                return
+            first = left[0]
             try:
-                reply = await lane.put(target)
+                await lane.put(tuple(left), answered, failed)
             except LostError as exc:
                 if exc.in_doubt:
-                    self._doubts.append(replace(target, begun_us=now_us()))
+                    self._doubts += [replace(target, begun_us=now_us()) for target in left]
                     return
-                lost += exc.connected
+                lost = lost + exc.connected if first in left else 0
                 if lost >= _TRIES:
-                    self._not_sent(target, Outcome.REFUSED, str(exc))
-                    return
-                await self._outage.wait(str(exc), self._options.patience_s)
-            except (NotSentError, StoreError) as exc:
-                self._not_sent(target, Outcome.REFUSED, str(exc))
-                return
-            else:
-                self._outage.over()
-                self._journal.settle(target, reply)
-                done = reply.startswith(b"2")
-                self._tell(Result(target, Outcome.RESTORED if done else Outcome.REFUSED, reply=reply))
-                return
+                    failed(first, str(exc))
+                    lost = 0
+                else:
+                    await self._outage.wait(str(exc), self._options.patience_s)
 
     def _removed(self, target: Target) -> str:
         """Why it must not come back, if it must not: a run may last for days."""
@@ -291,8 +308,8 @@ class Run:
             self._store.delivery(target.delivery.id, self._options.as_of_us)
         except RemovedError as exc:
             return str(exc)
-        except DamagedError:
-            return ""  # of its records; the message may be sound, and proves itself
+        except StoreError:
+            return ""  # damage of its records; the message may be sound, and proves itself
         return "this message was erased" if self._store.was_erased(target.delivery.content) else ""
 
     def _not_sent(self, target: Target, outcome: Outcome, why: str) -> None:

@@ -21,6 +21,7 @@ from sidecar.demo.dovecot import PrivateDovecot
 from store.records import Envelope, Leg, Recipient
 from store.store import Store
 from tests.bench.table import Line, conditions, show, skipped
+from tests.support.restoring import configure
 
 MAILS = int(os.environ.get("MAILKEEP_BENCH_MAILS", "5000"))
 ROUNDS = 3
@@ -51,10 +52,11 @@ def replay(store: Path, address: str, lanes: int, recipient: str) -> float:
     """Messages a second, with the command's start."""
     fresh = store.with_name(recipient)  # one that knows of no replays
     shutil.copytree(store, fresh)
+    config = str(store.with_name("mailkeep.toml"))
     began = time.perf_counter()
     subprocess.run(
         [sys.executable, "-m", "sidecar.cli", "replay", "--store", str(fresh), "--all", "--rcpt", recipient,
-         "--downstream", address, "--connections", str(lanes)],
+         "--downstream", address, "--connections", str(lanes), "--config", config],
         check=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, timeout=120,
     )  # fmt: skip
     return MAILS / (time.perf_counter() - began)
@@ -96,6 +98,7 @@ def main() -> None:
         file.write_bytes(mail(0).replace(b"\r\n", b"\n"))
         with PrivateDovecot(where / "servers") as dovecot:
             address = dovecot.lmtp_address
+            configure(where, dovecot)
             for lanes in LANES:
                 ratios, ours, theirs = [], [], []
                 for number in range(ROUNDS):
