@@ -26,6 +26,8 @@ from tests.support.restoring import ANNA, ODD, configure, exact_counts, fill, li
 StartDovecot = Callable[..., PrivateDovecot]
 MAILS = int(os.environ.get("MAILKEEP_RESTORE_MAILS", "400"))
 DELETED = 60 if MAILS == 400 else MAILS // 10
+NO_PENALTY = "0\nservice anvil {\n  unix_listener anvil-auth-penalty {\n    mode = 0\n  }\n}"
+"""no waiting after a wrong password"""
 LARGE_BYTES = 50_000_000
 
 
@@ -156,7 +158,7 @@ def test_a_server_that_restarts_in_the_middle(start_dovecot: StartDovecot, tmp_p
 
 def test_full_mailbox_and_wrong_password(start_dovecot: StartDovecot, tmp_path: Path) -> None:
     user = "anna@example.org"
-    dovecot = start_dovecot(quota_bytes={user: 30_000}, settings={"auth_failure_delay": "0"})
+    dovecot = start_dovecot(quota_bytes={user: 30_000}, settings={"auth_failure_delay": NO_PENALTY})
     config = configure(tmp_path, dovecot)
     fill(tmp_path / "store", [mail(n, 10_000) for n in range(5)])
     for via in ("lmtp", "imap"):
