@@ -17,9 +17,8 @@ from dataclasses import dataclass, field
 from itertools import groupby
 
 from sidecar.config import ImapConfig
-from sidecar.live.fields import id_and_date
 from sidecar.live.mailbox import LiveError, LiveMailbox, LiveMessage
-from sidecar.live.matching import compare, given, trace_ends
+from sidecar.live.matching import MOST_BYTES, compare, given, starts, trace_ends
 from sidecar.live.users import imap_user
 from store.errors import DamagedError, NotFoundError, SealedError, StoreError
 from store.ids import ContentId, DeliveryId, content_id
@@ -34,7 +33,6 @@ _MARGIN_US = 3_600_000_000
 """captured so long before the interval, mail may have been received in it"""
 _SECOND_US = 1_000_000
 """mailboxes tell no more"""
-_HEADER_BYTES = 256 << 10
 _SENT = re.compile(r"(?i)^(sent|gesendet)")
 _DRAFTS = re.compile(r"(?i)^(draft|entw[uü]rf)")
 
@@ -146,8 +144,7 @@ class Auditor:
                     expected.ids.append(delivery)
                 if stored.delivery.leg == Leg.LMTP:
                     expected.first_us = min(expected.first_us, stored.delivery.time_us)
-        first = next(self._lmtp(Query(newest_first=False)), None)
-        self._first_us = first.time_us if first else FOREVER_US
+                    self._first_us = min(self._first_us, stored.delivery.time_us)
         return sorted(user for user, expected in self._expected.items() if expected.ids)
 
     def login(self, name: str) -> str:
@@ -171,17 +168,13 @@ class Auditor:
             advance(number)
 
         loaded = [stored for _, stored in self._loaded(expected.ids)]
-        comparison = compare(
-            mailbox, [stored.delivery for stored in loaded], advance=seen, date_of=self._date_of
-        )
+        comparison = compare(mailbox, [stored.delivery for stored in loaded], advance=seen, read=self._read)
         places = {stored.delivery.content: comparison.present.get(stored.delivery.id) for stored in loaded}
         account.present = sum(place is not None for place in places.values())
         account.by_headers = sum(place is not None and place.how == "headers" for place in places.values())
         account.differences += self._missing(user, loaded, {c for c, place in places.items() if place})
-        looked_for = {
-            stored.delivery.content for stored in loaded if self._is_within(stored.delivery.time_us)
-        }
-        account.delivered = len(looked_for)
+        expected_here = (one.delivery for one in loaded if one.delivery.leg == Leg.LMTP)
+        account.delivered = len({d.content for d in expected_here if self._is_within(d.time_us)})
         unknown = [m for m in comparison.unknown if self._is_within(m.received_us)]
         account.differences += self._explained(user, mailbox, unknown, self._began(expected))
         return account
@@ -236,15 +229,15 @@ class Auditor:
     def _in_folder(
         self, user: str, mailbox: LiveMailbox, folder: str, messages: list[LiveMessage]
     ) -> Iterator[Difference]:
-        delivered = []
-        for message, header in mailbox.headers(messages):
+        delivered: list[LiveMessage] = []
+        refused: list[LiveMessage] = []
+        for message, header in given(mailbox, messages, refused.append, headers=True):
             if len(trace_ends(header)) > 1:
                 delivered.append(message)
                 continue
             name = re.split(r"[./]", folder)[-1]
             kind = Kind.SENT if _SENT.match(name) else Kind.DRAFT if _DRAFTS.match(name) else Kind.APPENDED
             yield Difference(kind, live=message)
-        refused: list[LiveMessage] = []
         for message, raw in given(mailbox, delivered, refused.append):
             difference = self._by_content(user, message, raw)
             if difference is not None:
@@ -255,8 +248,8 @@ class Auditor:
     def _by_content(self, user: str, message: LiveMessage, raw: bytes) -> Difference | None:
         """Whether the store knows these bytes, whoever they were for; None if they were for this user."""
         others: list[Delivery] = []
-        for end in trace_ends(raw):
-            content = content_id(raw[end:])
+        for start in starts(raw):
+            content = content_id(raw[start:])
             if self._store.was_erased(content):
                 return Difference(Kind.ERASED, live=message)
             if removal := self._removed(Term.CONTENT, content):
@@ -305,33 +298,32 @@ class Auditor:
             except (DamagedError, SealedError) as exc:
                 log.error("delivery %s: %s", delivery.hex(), exc)
 
-    def _lmtp(self, query: Query) -> Iterator[Delivery]:
-        """Deliveries that came through LMTP: what was imported says nothing about when mailkeep began."""
-        for _, stored in self._loaded(short_looks(self._store, query)):
-            if stored.delivery.leg == Leg.LMTP:
-                yield stored.delivery
-
     def _began(self, expected: _Expected) -> int:
-        """When the store got its first mail for a user; its very first mail, if it has none for them."""
-        firsts = [expected.first_us]
-        if self._since_us:  # the scan began later
-            for address in expected.addresses:
-                query = Query(terms=((Term.RECIPIENT, address),), newest_first=False)
-                first = next(self._lmtp(query), None)
-                firsts += [first.time_us] if first else []
-        return min(firsts) if min(firsts) < FOREVER_US else self._first_us
+        """When the store got its first mail for a user, as far as it matters in the interval; its very first
+        mail, if it has none for them."""
+        terms: list[tuple[tuple[Term, bytes], ...]] = [
+            ((Term.RECIPIENT, address),) for address in expected.addresses
+        ]
+        if self._since_us and any(map(self._has_earlier, terms or [()])):
+            return 0
+        return expected.first_us if expected.first_us < FOREVER_US else self._first_us
 
-    def _date_of(self, delivery: Delivery) -> bytes | None:
-        """The Date field as it was captured; None where it cannot be read."""
-        head = b""
-        try:
-            for piece in self._store.read(delivery.content):
-                head += piece
-                if len(head) > _HEADER_BYTES or b"\r\n\r\n" in head:
-                    break
-        except StoreError:
+    def _has_earlier(self, terms: tuple[tuple[Term, bytes], ...]) -> bool:
+        """Whether something came through LMTP before the interval. What was imported says nothing about when
+        mailkeep began."""
+        query = Query(until_us=self._since_us, terms=terms)
+        found = self._loaded(short_looks(self._store, query))
+        return any(stored.delivery.leg == Leg.LMTP for _, stored in found)
+
+    def _read(self, delivery: Delivery) -> bytes | None:
+        """A captured message; None where it cannot be read, or is too large to be held."""
+        if delivery.size > MOST_BYTES:
             return None
-        return id_and_date(head.partition(b"\r\n\r\n")[0])[1]
+        try:
+            return b"".join(self._store.read(delivery.content))
+        except StoreError as exc:
+            log.error("delivery %s: %s", delivery.id.hex(), exc)
+            return None
 
     def _is_within(self, time_us: int) -> bool:
         return self._since_us <= time_us < self._until_us

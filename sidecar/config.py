@@ -22,8 +22,10 @@ from typing import Any, NamedTuple
 
 from sidecar.keys import (
     ADDRESS,
+    ADDRESS_OR_NONE,
     DURATION,
     KEEP,
+    MAILBOX,
     MODE,
     NAME,
     PATH,
@@ -215,6 +217,15 @@ class SchedulerConfig:
     audit: Schedule = key(
         "", SCHEDULE, "When mailboxes are compared with the store; needs [imap].", reload=True
     )
+    audit_since_us: int | None = key(
+        "30d",
+        KEEP,
+        'How far back it looks; a longer time or "forever" asks accounts, too, that have been closed since.',
+        reload=True,
+    )
+    drill: Schedule = key(
+        "", SCHEDULE, "When it is proven that restoring works, as [drill] says.", reload=True
+    )
     window: Window = key(
         "", WINDOW, "Hours in which jobs may run, such as 22:00-06:00; empty for always.", reload=True
     )
@@ -345,6 +356,26 @@ class WitnessConfig:
     url: str = key("", URL, "http or https address that each head is posted to; empty for none.", reload=True)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DrillConfig:
+    """How it is proven that restoring works."""
+
+    recipient: str = key(
+        "", MAILBOX, "Mailbox set aside for canaries, which drills send; empty for no canary.", reload=True
+    )
+    sender: str = key("", MAILBOX, "Envelope sender of canaries; empty for the null sender.", reload=True)
+    via: Address | None = key(
+        "",
+        ADDRESS_OR_NONE,
+        "Where canaries are handed in by SMTP, such as Postfix's HOST:PORT; empty for LMTP to [lmtp] listen.",
+        reload=True,
+    )
+    sample: int = key(
+        20, count(0, 100_000), "Deliveries that a drill puts back, drawn evenly over time.", reload=True
+    )
+    timeout_s: float = key("2m", DURATION, "How long a canary may take into the store.", reload=True)
+
+
 _Section = (
     StoreConfig
     | LmtpConfig
@@ -355,6 +386,7 @@ _Section = (
     | SchedulerConfig
     | RetentionConfig
     | WitnessConfig
+    | DrillConfig
     | ImapConfig
     | LogConfig
 )
@@ -367,6 +399,7 @@ _SECTIONS: dict[str, type[_Section]] = {
     "encryption": EncryptionConfig,
     "scheduler": SchedulerConfig,
     "witness": WitnessConfig,
+    "drill": DrillConfig,
     "imap": ImapConfig,
     "log": LogConfig,
 }
@@ -386,6 +419,7 @@ class Config:
     encryption: EncryptionConfig = EncryptionConfig()
     scheduler: SchedulerConfig = SchedulerConfig()
     witness: WitnessConfig = WitnessConfig()
+    drill: DrillConfig = DrillConfig()
     imap: ImapConfig | None = None
     retention: tuple[RetentionConfig, ...] = ()
     log: LogConfig = LogConfig()
@@ -564,6 +598,8 @@ def _faults(config: Config) -> Iterator[str]:
         yield from _imap_faults(config.imap)
     elif config.scheduler.audit != Schedule():
         yield "[scheduler] audit: it needs [imap], which says how to look into the mailboxes"
+    if config.drill.via is not None and (config.drill.via.is_unix or not config.drill.via.port):
+        yield f"[drill] via: {config.drill.via} will not do, SMTP is spoken over TCP: write HOST:PORT"
     yield from _retention_faults(config.rules)
     taken: dict[Address, str] = {}
     for name in ("lmtp", "milter", "metrics"):

@@ -6,18 +6,23 @@ next run goes on.
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import logging
+import time
 from collections.abc import Callable
 from typing import Protocol
 
 from sidecar.config import Config, ImapConfig, StoreConfig
+from sidecar.drill import DrillFailedError, Plan, drill, record
 from sidecar.scheduler.context import JobContext
 from sidecar.scheduler.kinds import JobKind, Run
 from sidecar.units import format_size
 from sidecar.witness import witness
 from store.check import Checked, Checker, CheckOptions
 from store.compact import CompactOptions, Compactor, close_open_packs
+from store.errors import StoreError
+from store.ids import now_us
 from store.retention import expire
 from store.sample import Sample
 from store.store import Store
@@ -25,7 +30,7 @@ from store.store import Store
 log = logging.getLogger(__name__)
 
 _ROLL_BYTES = 16 << 20
-_PRIORITIES = {"witness": 5, "expire": 10, "compact": 20, "check": 30, "audit": 40}
+_PRIORITIES = {"witness": 5, "drill": 8, "expire": 10, "compact": 20, "check": 30, "audit": 40}
 _FINDINGS_TOLD = 20
 
 Current = Callable[[], Config]
@@ -166,9 +171,10 @@ def audit_job(store: Store, config: Current, audited: Audited) -> Run:
         def step(_number: int) -> None:
             context.yield_()
 
-        imap = config().imap
+        imap, back_us = config().imap, config().scheduler.audit_since_us
         server = imap_server(imap)
-        auditor = Auditor(store, imap or ImapConfig())
+        since_us = 0 if back_us is None else max(now_us() - back_us, 0)
+        auditor = Auditor(store, imap or ImapConfig(), since_us=since_us)
         users = auditor.scan(step)
         holes = missing = failed = 0
         for number, account in enumerate(
@@ -188,6 +194,45 @@ def audit_job(store: Store, config: Current, audited: Audited) -> Run:
         if failed:
             raise NotAskedError(f"{failed} of {len(users)} mailboxes could not be asked")
         return f"{len(users)} mailboxes: {holes} holes, {missing} messages deleted or moved out"
+
+    return run
+
+
+def drill_job(store: Store, config: Current) -> Run:
+    """Proves that restoring works, as [drill] says. Without a recipient there it goes without a canary."""
+
+    def run(context: JobContext) -> str:
+        asked = context.arguments.get("canary")
+        plan = Plan.of(
+            config(),
+            canary=None if asked is None else _is_true(asked),
+            sample=max(0, int(context.arguments["sample"])) if "sample" in context.arguments else None,
+        )
+        step = _step(context)
+        done = itertools.count(1)
+        total = 0
+
+        def drawn(number: int) -> None:
+            nonlocal total
+            total = number
+
+        try:
+            report = asyncio.run(
+                drill(
+                    store, plan, refresh=store.settle_index, step=step, drawn=drawn,
+                    told=lambda _: context.progress(next(done), total),
+                )
+            )  # fmt: skip
+        except StoreError as exc:
+            record(store.path, time.time(), [str(exc)])
+            raise
+        record(store.path, time.time(), list(report.reasons))
+        if not report.proven:
+            for line in report.lines():
+                log.error("drill: %s", line)
+            more = f" and {len(report.reasons) - 1} more" if len(report.reasons) > 1 else ""
+            raise DrillFailedError(f"not proven: {report.reasons[0]}{more}")
+        return "; ".join(report.lines())
 
     return run
 
@@ -212,6 +257,7 @@ def job_kinds(
         "compact": (compact_job(store, config, others), frozenset({"all"})),
         "expire": (expire_job(store, config), frozenset[str]()),
         "check": (check_job(store, config), frozenset({"read_data"})),
+        "drill": (drill_job(store, config), frozenset({"sample", "canary"})),
         "witness": (witness_job(store, config), frozenset[str]()),
         "audit": (audit_job(store, config, audited), frozenset[str]()),
     }

@@ -39,6 +39,7 @@ def _log_damage(delivery: DeliveryId, error: StoreError) -> None:
 
 
 Damaged = Callable[[DeliveryId, StoreError], None]
+Looked = Callable[[DeliveryId], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,8 +95,10 @@ def select(
     *,
     newest_first: bool = True,
     damaged: Damaged = _log_damage,
+    looked: Looked = lambda _id: None,
 ) -> Iterator[StoredDelivery]:
-    """The deliveries meant, in order of time. One whose record is damaged goes to `damaged` instead.
+    """The deliveries meant, in order of time. One whose record is damaged goes to `damaged` instead. `looked`
+    hears of each that is looked at, whether it is meant or not, and may raise to end the search.
 
     No look at the index stays open while the caller works, however long that takes. Oldest first, what is
     captured after the beginning is left out. Filters do not see what was removed. Raises `ValueError` for a
@@ -103,7 +106,7 @@ def select(
     and `StoreError` when the store fails.
     """
     store.require_identity()
-    chosen = _Chosen(store, selection)
+    chosen = _Chosen(store, selection, looked)
     if newest_first:
         yield from islice(chosen.load(chosen.ids(newest_first=True), damaged), selection.limit or None)
     elif selection.limit:
@@ -117,8 +120,9 @@ def select(
 class _Chosen:
     """A selection made ready for one store and one moment."""
 
-    def __init__(self, store: Store, selection: Selection) -> None:
+    def __init__(self, store: Store, selection: Selection, looked: Looked) -> None:
         self._store = store
+        self._looked = looked
         self._status = selection.status
         self._filter = exact_filter(store, selection)
         self._as_of_us = moment_us(selection.as_of)
@@ -162,6 +166,7 @@ class _Chosen:
     def load(self, ids: Iterable[DeliveryId], damaged: Damaged) -> Iterator[StoredDelivery]:
         """Those among the candidates that all filters hold for."""
         for delivery in ids:
+            self._looked(delivery)
             try:
                 stored = self._store.delivery(delivery, self._as_of_us)
             except (DamagedError, SealedError) as exc:

@@ -23,6 +23,7 @@ from sidecar import maintenance, notify
 from sidecar.board import State
 from sidecar.capture import CaptureEvents, Capturer
 from sidecar.config import Config, ConfigError, reloadable_changes
+from sidecar.drill.proof import load_proof
 from sidecar.front import FrontServer
 from sidecar.http import HttpEndpoint
 from sidecar.identity import load_identities
@@ -232,6 +233,10 @@ class Service:
         size = _Slow(store.pack_bytes, _SIZE_S)  # looks at every pack: not at each scrape
         self._metrics.watch("store_bytes", size)
         self._metrics.watch("store_free_bytes", lambda: _free_bytes(store.path))
+        self._metrics.watch(
+            "last_proven_restore_timestamp_seconds", lambda: load_proof(store.path).last_proven
+        )
+        self._metrics.watch("drill_failures_total", lambda: load_proof(store.path).failures)
         spool = self._capturer.spool
         self._metrics.watch("spool_messages", lambda: spool.waiting() if spool else 0)
 

@@ -31,6 +31,7 @@ def job_settings(config: Config) -> Settings:
             "compact": scheduler.compact,
             "expire": scheduler.expire,
             "check": scheduler.check,
+            "drill": scheduler.drill,
             "witness": config.witness.every,
             "audit": scheduler.audit,
         },

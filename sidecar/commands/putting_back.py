@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import gc
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -141,14 +142,6 @@ def request(
     )  # fmt: skip
 
 
-def run_name(*parts: str | bytes) -> bytes:
-    """What names a request to the store: the same one after an interruption goes on with its run."""
-    from blake3 import blake3
-
-    told = (part.encode("utf-8", "surrogateescape") if isinstance(part, str) else part for part in parts)
-    return blake3(b"\0".join(told)).digest(16)
-
-
 def perform(
     performance: Performance, journal: Journal, source: Iterator[Item], file: Path | None, *, json: bool,
     total: int, what: str,
@@ -160,6 +153,10 @@ def perform(
     from sidecar.bar import Bar
     from sidecar.replay.report import Report
 
+    # A run makes no cycles to be collected, and its threads ask for Python's lock after each system call.
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
+    sys.setswitchinterval(0.001)
     # On a terminal a long run shows its bar, and what went wrong; elsewhere every line.
     lines = not sys.stdout.isatty() or 0 < total <= _FEW
     with Report(json=json, lines=lines, file=file) as report:

@@ -92,7 +92,7 @@ def command(
     40, 41 the mailboxes cannot be looked into; other codes above 10: the store, as the message says.
     """
     from sidecar.replay.journal import Journal
-    from sidecar.replay.perform import Performance
+    from sidecar.replay.perform import Performance, run_name
     from sidecar.replay.run import resume
     from sidecar.replay.targets import MAILBOX_LEGS, Whereto, targets
     from sidecar.select import Selection, moment_us, select
@@ -128,7 +128,7 @@ def command(
         todo = targets(select(opened, selection, newest_first=False), whereto)
         if how is None:
             raise typer.Exit(_print_plan(todo, json=json))
-        name = putting_back.run_name(
+        name = run_name(
             selection.digest(), whereto.recipient or b"", repr(whereto.mapping), how.road_name, folder
         )
         journal = Journal(opened, name, road=how.road_name, owner=getpass.getuser(), anew=again)

@@ -54,7 +54,7 @@ def command(
     """
     from sidecar.live.users import imap_user
     from sidecar.replay.journal import Journal
-    from sidecar.replay.perform import Performance
+    from sidecar.replay.perform import Performance, run_name
     from sidecar.replay.run import resume
     from sidecar.replay.targets import MAILBOX_LEGS, Whereto, targets
     from sidecar.select import Selection, select
@@ -71,7 +71,7 @@ def command(
     selection = Selection(to=None if imap.recipient_delimiter else user, since=since, until=until)
     whereto = Whereto(wanted=lambda address: imap_user(address, imap) == login, legs=MAILBOX_LEGS)
     with options.open_store(config, store, identity) as opened:
-        name = putting_back.run_name(b"undelete", user.lower(), selection.digest(), how.road_name, how.folder)
+        name = run_name(b"undelete", user.lower(), selection.digest(), how.road_name, how.folder)
         journal = Journal(opened, name, road=how.road_name, owner=getpass.getuser())
         performance = Performance(opened, how, journal)
         found = select(opened, selection, newest_first=False)

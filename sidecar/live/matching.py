@@ -3,14 +3,15 @@
 A mailbox server puts fields of its own before a message (Return-Path, Delivered-To, Received, X-Sieve…), so
 what was captured is the end of what is there: the bytes after some leading trace fields are hashed, and
 compared with the content ids. Only what can match is downloaded: the Message-ID is one that is looked for, or
-both sides have none and the size fits. Where the bytes are not those (a server that rewrites lines, turns NUL
-into something else, or does not give the message at all), the headers decide, and `Match.how` says so.
+both sides have none and the size fits. Where the bytes are not those, they are compared once more with line
+ends made alike; and where that does not help either (a server that has changed a field, or does not give the
+message at all) the headers decide. `Match.how` says which.
 """
 
 from __future__ import annotations
 
 import re
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -18,12 +19,13 @@ from typing import Literal
 
 from blake3 import blake3
 
+from sidecar.live.fields import id_and_date
 from sidecar.live.mailbox import FOREVER_US, LiveError, LiveMailbox, LiveMessage
 from store.ids import ContentId, DeliveryId
 from store.records import Delivery
 
 TRACE_BYTES = 16 << 10
-"""what a server's own fields take at most, where nothing but the size tells what can match"""
+"""what a server's own fields take at most"""
 MOST_BYTES = 128 << 20
 """larger messages are not downloaded, and known by their headers"""
 _KEY_BYTES = 500
@@ -34,12 +36,22 @@ _TRACE = re.compile(
     rb"x-[!-9;-~]+)[ \t]*:(?:[^\n]|\n(?=[ \t]))*\n)"
 )
 
-How = Literal["content", "headers"]
+_ENDS = re.compile(rb"\r*\n")
+_STORE_HEADER_BYTES = 64 << 10
+"""the store does not know a Message-ID that comes later"""
+_TRIED = 8
+"""so many captured messages are read for one live message at most"""
+
+How = Literal["content", "lines", "headers"]
+
+
+Read = Callable[[Delivery], bytes | None]
 
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """Where a captured message is. `how` "content": the same bytes; "headers": the same Message-ID, Date,
+    """Where a captured message is. `how` "content": the same bytes; "lines": the same but for CR before LF,
+    and NUL, which IMAP cannot say and Dovecot gives as another byte; "headers": the same Message-ID, Date,
     sender and subject, as far as they are known, and a size that fits."""
 
     message: LiveMessage
@@ -62,15 +74,16 @@ def compare(
     advance: Callable[[int], None] = lambda _number: None,
     since_us: int = 0,
     until_us: int = FOREVER_US,
-    date_of: Callable[[Delivery], bytes | None] | None = None,
+    read: Read = lambda _delivery: None,
 ) -> Comparison:
     """Look for deliveries in all folders, among what was received in [since_us, until_us).
 
     The same bytes delivered several times are one message, which may well be in several folders.
-    `advance` is told how many more live messages are done with. `date_of` gives a delivery's Date field,
-    which its record does not have (None: not known), for where bytes do not match. Raises `LiveError`.
+    `advance` is told how many more live messages are done with. `read` gives a captured message (None: it
+    cannot be read) where hashes do not match: without it nothing is "lines", and no Date is compared. Raises
+    `LiveError`.
     """
-    search = _Search(mailbox, deliveries, date_of)
+    search = _Search(mailbox, deliveries, read)
     live: list[LiveMessage] = []
     for folder in mailbox.folders():
         found = [
@@ -89,17 +102,27 @@ def compare(
 
 
 def trace_ends(raw: bytes) -> list[int]:
-    """Where a message may begin, the server's own fields left out: 0, and after each leading trace field."""
+    """0, and the end of each leading trace field."""
     ends = [0]
-    while found := _TRACE.match(raw, ends[-1]):
+    while (found := _TRACE.match(raw, ends[-1])) and found.end() <= TRACE_BYTES:
         ends.append(found.end())
     return ends
 
 
+def starts(raw: bytes, most: int = 50) -> list[int]:
+    """Where a message may begin under the fields of a server: at each line, since one that begins with white
+    space looks like the rest of the field before it. The first so many."""
+    end = trace_ends(raw)[-1]
+    found = [0]
+    while len(found) < most and (at := raw.find(b"\n", found[-1], end)) >= 0:
+        found.append(at + 1)
+    return found
+
+
 @dataclass(slots=True)
 class _Leftover:
-    """A live message whose bytes are none of those looked for, though its Message-ID is; `raw` facts are
-    None where the server does not give it."""
+    """A live message whose bytes are none of those looked for, though its Message-ID is. `core` and `fields`
+    are None where the server does not give it."""
 
     message: LiveMessage
     sizes: tuple[tuple[int, int], ...]
@@ -114,27 +137,33 @@ class _Search:
         self,
         mailbox: LiveMailbox,
         deliveries: Sequence[Delivery],
-        date_of: Callable[[Delivery], bytes | None] | None,
+        read: Read,
     ) -> None:
         self._mailbox = mailbox
-        self._date_of = date_of
+        self._read = read
+        self._dates: dict[ContentId, bytes | None] = {}
         self._wanted: dict[ContentId, Delivery] = {}
         for delivery in deliveries:
             self._wanted.setdefault(delivery.content, delivery)
         self._by_key: dict[bytes, list[Delivery]] = defaultdict(list)
         for delivery in self._wanted.values():
             self._by_key[_key(delivery.message_id)].append(delivery)
-        self._sizes = sorted({delivery.size for delivery in self._by_key.get(b"", ())})
+        self._nameless = sorted(self._by_key.get(b"", ()), key=_size)
+        self._large = [delivery for delivery in self._nameless if delivery.size > _STORE_HEADER_BYTES]
         self._matches: dict[ContentId, list[Match]] = defaultdict(list)
         self._leftovers: dict[bytes, list[_Leftover]] = defaultdict(list)
 
     def may_be(self, message: LiveMessage) -> bool:
         """Whether it is worth a download."""
         key = _key(message.message_id)
-        if key:
-            return key in self._by_key
-        at = bisect_right(self._sizes, message.size)
-        return at > 0 and message.size - self._sizes[at - 1] <= TRACE_BYTES
+        return key in self._by_key if key and not self._large else bool(self._candidates(key, message.size))
+
+    def _candidates(self, key: bytes, size: int) -> list[Delivery]:
+        """What a live message with this Message-ID and size can be: of what has none, what has the size."""
+        named = self._by_key.get(key, []) if key else []
+        nameless = self._large if key else self._nameless
+        low = bisect_left(nameless, size - TRACE_BYTES, key=_size)
+        return named + nameless[low : bisect_right(nameless, size, key=_size)]
 
     def look(self, messages: list[LiveMessage], advance: Callable[[int], None]) -> None:
         """Compare the bytes of messages of one folder."""
@@ -151,23 +180,39 @@ class _Search:
 
     def _take(self, message: LiveMessage, raw: bytes) -> None:
         key = _key(message.message_id)
-        candidates = self._by_key.get(key, ())
+        candidates = self._candidates(key, len(raw))
         ends = trace_ends(raw)
-        starts = {len(raw) - candidate.size for candidate in candidates}
         view = memoryview(raw)
-        for start in ends:  # what has most in front of it comes first
-            if start in starts:
+        for start in sorted({len(raw) - candidate.size for candidate in candidates}):
+            if 0 <= start <= ends[-1] and (not start or raw[start - 1] == 10):  # LF
                 content = ContentId(blake3(view[start:]).digest())
                 if content in self._wanted:
                     self._matches[content].append(Match(message, "content"))
                     return
-        if key and len(ends) > 1:  # what was delivered has some (RFC 5321 4.4); the sender's copy has none
-            # LF may have become CRLF, so it may have been shorter by one byte a line.
-            sizes = [(len(raw) - end - raw.count(b"\r\n", end), len(raw) - end) for end in ends]
-            left = _Leftover(message, tuple(sizes))
+        alike = self._by_lines(raw, ends[-1], key, candidates)
+        if alike is not None:
+            self._matches[alike].append(Match(message, "lines"))
+        elif key and len(ends) > 1:  # what was delivered has some (RFC 5321 4.4); the sender's copy has none
+            left = _Leftover(message, _sizes(raw, ends))
             left.core = blake3(view[ends[-1] :]).digest()
             left.fields = _fields(raw)
             self._leftovers[key].append(left)
+
+    def _by_lines(self, raw: bytes, end: int, key: bytes, candidates: list[Delivery]) -> ContentId | None:
+        """The captured message that this is but for CR before LF, and NUL."""
+        if not key and b"\x80" not in raw:  # without a Message-ID it might be any, and hardly ever is
+            return None
+        alike, top = _alike(raw), len(_alike(raw[:end]))
+        near = sorted(candidates, key=lambda candidate: abs(len(raw) - end - candidate.size))
+        for candidate in near[:_TRIED]:
+            captured = self._read(candidate)
+            if not captured:
+                continue
+            captured = _alike(captured)
+            start = len(alike) - len(captured)
+            if 0 <= start <= top and alike.endswith(captured) and (not start or alike[start - 1] == 10):
+                return candidate.content
+        return None
 
     def _refused(self, message: LiveMessage) -> None:
         if key := _key(message.message_id):
@@ -187,9 +232,11 @@ class _Search:
                 ),
             )
             taken: dict[int, int] = {}
+            accounted: set[int] = set()
             for _, _, n, m in pairs:  # one message accounts for one content, the nearest in time
-                if n not in taken and m not in taken.values():
+                if n not in taken and m not in accounted:
                     taken[n] = m
+                    accounted.add(m)
                     self._matches[missing[m].content].append(Match(leftovers[n].message, "headers"))
             for n, m in taken.items():
                 self._add_copies(missing[m].content, leftovers[n], [
@@ -207,7 +254,7 @@ class _Search:
         """Whether by its headers a live message may be the one that was captured."""
         if not any(low <= wanted.size <= high for low, high in left.sizes):
             return False
-        date = self._date_of(wanted) if self._date_of else None
+        date = self._date(wanted)
         if date is not None and _key(date) != _key(left.message.date):
             return False
         return left.fields is None or all(
@@ -215,19 +262,30 @@ class _Search:
             for name, value in ((b"subject", wanted.subject), (b"from", wanted.header_from))
         )
 
+    def _date(self, wanted: Delivery) -> bytes | None:
+        """Its Date field, which the record of a delivery does not have; None where it cannot be read."""
+        if wanted.content not in self._dates:
+            raw = self._read(wanted)
+            self._dates[wanted.content] = None if raw is None else id_and_date(_header(raw))[1]
+        return self._dates[wanted.content]
+
 
 def given(
-    mailbox: LiveMailbox, messages: list[LiveMessage], refused: Callable[[LiveMessage], None]
+    mailbox: LiveMailbox,
+    messages: list[LiveMessage],
+    refused: Callable[[LiveMessage], None],
+    *,
+    headers: bool = False,
 ) -> Iterator[tuple[LiveMessage, bytes]]:
-    """The bytes of messages of one folder; a message that the server does not give is told, and does not keep
-    back the others.
+    """The bytes of messages of one folder, or their `headers` alone; a message that the server does not give
+    is told, and does not keep back the others.
 
     Raises `LiveError` where it is not about a message."""
     if not messages:
         return
     seen = set()
     try:
-        for message, raw in mailbox.fetch(messages):
+        for message, raw in mailbox.headers(messages) if headers else mailbox.fetch(messages):
             yield message, raw
             seen.add(message.uid)
     except LiveError:
@@ -237,8 +295,8 @@ def given(
             refused(left[0])
             return
         half = len(left) // 2
-        yield from given(mailbox, left[:half], refused)
-        yield from given(mailbox, left[half:], refused)
+        yield from given(mailbox, left[:half], refused, headers=headers)
+        yield from given(mailbox, left[half:], refused, headers=headers)
 
 
 def _key(value: bytes) -> bytes:
@@ -247,14 +305,38 @@ def _key(value: bytes) -> bytes:
     return b" ".join(value.replace(b"\0", b"\x80").split())[:_KEY_BYTES]
 
 
-_HEADER_BYTES = 256 << 10
+def _size(delivery: Delivery) -> int:
+    return delivery.size
+
+
+def _sizes(raw: bytes, ends: list[int]) -> tuple[tuple[int, int], ...]:
+    """What a captured message may measure that begins at one of these places, from and to: LF may have become
+    CRLF, so it may have been shorter by a byte a line."""
+    sizes = []
+    lines, after = 0, len(raw)
+    for end in reversed(ends):
+        lines += raw.count(b"\r\n", end, after)
+        after = end
+        sizes.append((len(raw) - end - lines, len(raw) - end))
+    return tuple(reversed(sizes))
+
+
+def _alike(raw: bytes) -> bytes:
+    """A message with what servers change on the way made one."""
+    return _ENDS.sub(b"\n", raw).replace(b"\0", b"\x80")
+
+
 _FIELD = re.compile(rb"(?im)^(subject|from)[ \t]*:[ \t]*((?:[^\r\n]|\r?\n[ \t]|\r(?!\n))*)")
 
 
 def _fields(raw: bytes) -> dict[bytes, bytes]:
     """The values of the fields that a delivery's record has, too: the first of each."""
-    end = raw.find(b"\r\n\r\n", 0, _HEADER_BYTES)
     fields: dict[bytes, bytes] = {}
-    for found in _FIELD.finditer(raw, 0, end + 2 if end >= 0 else _HEADER_BYTES):
+    for found in _FIELD.finditer(_header(raw)):
         fields.setdefault(found[1].lower(), found[2].strip())
     return fields
+
+
+def _header(raw: bytes) -> bytes:
+    end = raw.find(b"\r\n\r\n", 0, _STORE_HEADER_BYTES + TRACE_BYTES)
+    return raw[: end + 2 if end >= 0 else _STORE_HEADER_BYTES]

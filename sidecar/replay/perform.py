@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import signal
 import sys
 import threading
@@ -54,6 +53,14 @@ class Request:
         return f"imap:{self.imap.server}"
 
 
+def run_name(*parts: str | bytes) -> bytes:
+    """What names a request to the store: the same one after an interruption goes on with its run."""
+    from blake3 import blake3
+
+    told = (part.encode("utf-8", "surrogateescape") if isinstance(part, str) else part for part in parts)
+    return blake3(b"\0".join(told)).digest(16)
+
+
 class Performance:
     """One request at work."""
 
@@ -77,13 +84,13 @@ class Performance:
             self._store, self._request.imap, self._stop.is_set, self._request.as_of_us, strict=strict
         )
 
+    def stop(self) -> None:
+        """Finish what is being sent, and no more. From any thread."""
+        self._stop.set()
+
     def perform(self, source: Iterator[Item], tell: Callable[[Result], None]) -> Ended:
         """Put it back. Ctrl-C and SIGTERM end it in good order; a second one raises `CancelledError`. Raises
         `BeingDoneError`, `ConfigError`, `StoreError`."""
-        # A run makes no cycles to be collected, and its threads ask for Python's lock after each system call.
-        gc.freeze()
-        gc.set_threshold(50_000, 20, 50)
-        sys.setswitchinterval(0.001)
         with (
             only_one(self._store.path, self._journal.selection),
             asyncio.Runner(loop_factory=_loop_factory()) as runner,
@@ -101,7 +108,9 @@ class Performance:
         )  # fmt: skip
         run = Run(self._store, self._road(), self._journal, options, tell, self._stop)
         task = asyncio.current_task()
-        for sign in (signal.SIGINT, signal.SIGTERM):
+        # In another thread somebody else minds the signals.
+        alone = threading.current_thread() is threading.main_thread()
+        for sign in (signal.SIGINT, signal.SIGTERM) if alone else ():
             asyncio.get_running_loop().add_signal_handler(sign, self._interrupt, task)
         return await run.put_back(source)
 

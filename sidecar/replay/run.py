@@ -258,7 +258,7 @@ class Run:
             raise self._journal.failure
         left = []
         for target, _, since in batch:
-            if time.monotonic() - since > _STALE_S and (why := self._removed(target)):
+            if why := self._removed(target, since):
                 self._not_sent(target, Outcome.REFUSED, why)
             else:
                 left.append(target)
@@ -302,15 +302,18 @@ class Run:
                 else:
                     await self._outage.wait(str(exc), self._options.patience_s)
 
-    def _removed(self, target: Target) -> str:
+    def _removed(self, target: Target, since: float) -> str:
         """Why it must not come back, if it must not: a run may last for days."""
-        try:
-            self._store.delivery(target.delivery.id, self._options.as_of_us)
-        except RemovedError as exc:
-            return str(exc)
-        except StoreError:
-            return ""  # damage of its records; the message may be sound, and proves itself
-        return "this message was erased" if self._store.was_erased(target.delivery.content) else ""
+        if self._store.was_erased(target.delivery.content):
+            return "this message was erased"
+        if time.monotonic() - since > _STALE_S:
+            try:
+                self._store.delivery(target.delivery.id, self._options.as_of_us)
+            except RemovedError as exc:
+                return str(exc)
+            except StoreError:
+                return ""  # damage of its records; the message may be sound, and proves itself
+        return ""
 
     def _not_sent(self, target: Target, outcome: Outcome, why: str) -> None:
         # The intent must not stay as the last word: it would be in doubt.

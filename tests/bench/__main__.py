@@ -11,7 +11,19 @@ from __future__ import annotations
 import importlib
 import sys
 
-BENCHES = ("mail", "size", "ingest", "sealed", "read", "compaction", "scale", "proof", "workers", "replay")
+BENCHES = (
+    "mail",
+    "size",
+    "ingest",
+    "sealed",
+    "read",
+    "compaction",
+    "scale",
+    "proof",
+    "workers",
+    "audit",
+    "replay",
+)
 GROUPS = {"store": ("size", "ingest", "sealed", "read", "compaction")}
 
 

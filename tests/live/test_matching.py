@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+import time
 
 import pytest
+from msgspec.structs import replace
 
 from sidecar.live.mailbox import LiveError
-from sidecar.live.matching import Comparison, compare, trace_ends
+from sidecar.live.matching import Comparison, Read, compare, starts, trace_ends
 from store.ids import content_id, new_delivery_id
 from store.records import Delivery, Envelope, Leg, Recipient
 from tests.support.live_server import TRACE, LiveServer
@@ -57,6 +59,8 @@ def found(comparison: Comparison, delivery: Delivery) -> tuple[str, str, str] | 
         mail("<größe@example.net>".encode()),
         mail(b"<" + b"x" * 2000 + b">"),
         mail(1, extra=b"Message-ID: <first@example.net>\r\n"),
+        b"  begins with white space\r\nX-A: b\r\n" + mail(1),
+        b"\tbegins with a tab\r\n\r\nbody\r\n",
         mail(1, extra=b"X-Sieve: mine\r\nReturn-Path: <mine>\r\n"),
         b"Subject: no id\r\n\r\nbody\r\n",
         b"Message-ID:\r\nSubject: empty id\r\n\r\nbody\r\n",
@@ -145,23 +149,68 @@ def test_an_interval() -> None:
 # -- by headers
 
 
-def headers_only(raw: bytes, live: bytes, **how: object) -> str | None:
+def how_found(raw: bytes, live: bytes, *, read: Read = lambda _: None) -> str | None:
     server = LiveServer()
     server.put(live)
     delivery = captured(raw)
-    comparison = compare(server, [delivery], **how)  # type: ignore[arg-type]  # what a test says
+    comparison = compare(server, [delivery], read=read)
     match = comparison.present.get(delivery.id)
     assert bool(comparison.unknown) == (match is None)
     return match.how if match else None
 
 
-def test_a_server_that_stores_other_bytes_is_known_by_the_headers() -> None:
+@pytest.mark.parametrize(
+    "raw",
+    [
+        mail(1, b"one\ntwo\nthree\0\r\n"),
+        mail(1, b"one\r\r\ntwo\r\n"),
+        mail(b"", b"no id\0\r\n"),
+        b"  begins with white space\0\r\n" + mail(1),
+        b"\0",
+        mail(1, b"no end\0"),
+    ],
+)
+def test_a_server_that_makes_line_ends_and_nul_its_own(raw: bytes) -> None:
+    live = TRACE + re.sub(rb"\r*\n", b"\r\n", raw).replace(b"\0", b"\x80")
+    assert how_found(raw, live, read=lambda _: raw) == "lines"
+    assert how_found(raw, live.replace(b"\x80", b"\x81").replace(b"two", b"tow"), read=lambda _: raw) in {
+        None,
+        "headers",
+    }
+
+
+def test_a_server_that_changes_bytes_is_known_by_the_headers() -> None:
     raw = mail(1, b"one\ntwo\nthree\0\r\n")
-    live = TRACE + raw.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n").replace(b"\0", b"\x80")
-    assert headers_only(raw, live) == "headers"
-    assert headers_only(raw, live, date_of=lambda _: DATE) == "headers"
-    assert headers_only(raw, live, date_of=lambda _: None) == "headers"
-    assert headers_only(raw, live, date_of=lambda _: b"Tue, 2 Jan 2024 00:00:00 +0000") is None
+    live = TRACE + re.sub(rb"\r*\n", b"\r\n", raw).replace(b"\0", b"?")
+    assert how_found(raw, live) == "headers"
+    assert how_found(raw, live, read=lambda _: raw) == "headers"
+    other = raw.replace(DATE, b"Tue, 2 Jan 2024 00:00:00 +0000")
+    assert how_found(raw, live, read=lambda _: other) is None
+
+
+def test_an_id_that_comes_too_late_for_the_store() -> None:
+    raw = mail(1, extra=b"Keywords: " + b"x" * 70_000 + b"\r\n")
+    server = LiveServer()
+    server.deliver(raw)
+    server.deliver(mail(2, b"x" * 70_000))
+    delivery = replace(captured(raw), message_id=b"", subject=b"", header_from=b"")
+    comparison = compare(server, [delivery])
+    assert found(comparison, delivery) == ("INBOX", "1", "content")
+    assert len(comparison.unknown) == 1
+
+
+def test_a_mail_made_of_trace_fields_costs_no_more_than_others() -> None:
+    raw = b"X-A:\r\n" * 500_000 + mail(1)
+    server = LiveServer()
+    server.put(TRACE + raw[:-3])
+    server.deliver(raw)
+    like = captured(raw)
+    wanted = [like, *(replace(like, size=n, content=content_id(b"%d" % n)) for n in range(1000))]
+    began = time.monotonic()
+    comparison = compare(server, wanted)
+    assert found(comparison, wanted[0]) == ("INBOX", "2", "content")
+    assert time.monotonic() - began < 5
+    assert len(starts(raw)) == 50
 
 
 @pytest.mark.parametrize(
@@ -179,7 +228,7 @@ def test_a_server_that_stores_other_bytes_is_known_by_the_headers() -> None:
     ],
 )
 def test_other_mail_is_not_taken_for_it(live: bytes) -> None:
-    assert headers_only(mail(1, b"body\r\n"), live) is None
+    assert how_found(mail(1, b"body\r\n"), live) is None
 
 
 def test_two_mails_with_the_same_headers_do_not_hide_each_other() -> None:

@@ -120,7 +120,7 @@ def test_pause_restart_resume(serving: Serving) -> None:
     serving.start()
     assert wait_until(lambda: metrics(serving)['job_paused{job="expire"}'] == 1, timeout_s=10)
     assert steps(serving) == stood
-    assert done(serving, "resume", "all") == "resumed: compact, expire, check, witness, audit\n"
+    assert done(serving, "resume", "all") == "resumed: compact, expire, check, drill, witness, audit\n"
     assert wait_until(lambda: len(steps(serving)) > len(stood), timeout_s=10)
     (serving.directory / "finish").touch()
     assert wait_until(lambda: listed(serving)["check"]["state"] == "idle", timeout_s=10)

@@ -14,12 +14,13 @@ TRACE = (
 
 
 class LiveServer:
-    """A `LiveMailbox`. What lies in `refused` (by uid) is not given; `fetched` counts what was."""
+    """A `LiveMailbox`. What is `refused` or `headless` (by uid) is not given; `fetched` has what was."""
 
     def __init__(self, user: str = "anna", folders: Sequence[str] = ("INBOX", "Archive")) -> None:
         self.user = user
         self.mail: dict[str, dict[str, tuple[LiveMessage, bytes]]] = {name: {} for name in folders}
         self.refused: set[str] = set()
+        self.headless: set[str] = set()
         self.fetched: list[str] = []
         self.commands = 0
         self.down = False
@@ -70,6 +71,9 @@ class LiveServer:
 
     def headers(self, messages: Sequence[LiveMessage]) -> Iterator[tuple[LiveMessage, bytes]]:
         for message in messages:
+            self._work()
+            if message.uid in self.headless:
+                raise LiveError("[SERVERBUG] no header")
             yield message, self.mail[message.folder][message.uid][1].partition(b"\r\n\r\n")[0] + b"\r\n"
 
     def close(self) -> None:
