@@ -144,10 +144,12 @@ class _Lane:
                 self._drop()
                 raise LostError(reply.text.decode("utf-8", "replace"), in_doubt=True)
             if step == "BDAT":
-                if said and reply.positive:  # a recipient refused and the message taken: for whom?
+                answered(target, said or reply.text)
+                if said and reply.positive:
+                    # Without a recipient nobody can have it. The server gave no reply for each of none, and
+                    # this is that of RSET: which reply is whose is not sure any more.
                     self._drop()
                     raise LostError(f"the server said {reply.text!r} after {said!r}", in_doubt=True)
-                answered(target, said or reply.text)
             elif not reply.positive and not said:
                 said = reply.text
 

@@ -194,6 +194,15 @@ def test_damage_is_never_delivered(tmp_path: Path, server: SinkThread, ids: list
     assert all(mail.message in MESSAGES for mail in server.sink.delivered)
 
 
+def test_a_recipient_that_is_refused(tmp_path: Path, server: SinkThread, ids: list[str]) -> None:
+    """This server does not answer a BDAT for nobody, as Dovecot would."""
+    server.sink.rcpt_replies[b"RCPT TO:<carl@example.org>"] = b"550 5.1.1 who\r\n"
+    result = run(tmp_path, server, "--since", "1h", "--json")
+    assert result.returncode == 3
+    assert [line["reply"] for line in lines(result) if not line["restored"]] == ["550 5.1.1 who"] * 4
+    assert len(server.sink.delivered) == 5
+
+
 def test_intents_come_first_and_are_settled(tmp_path: Path, server: SinkThread, ids: list[str]) -> None:
     """What is shown of a message: each reply once, and nothing in doubt."""
     server.sink.final_replies[b"RCPT TO:<carl@example.org>"] = b"452 4.2.2 full\r\n"
