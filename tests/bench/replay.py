@@ -23,7 +23,7 @@ from store.store import Store
 from tests.bench.table import Line, conditions, show, skipped
 from tests.support.restoring import configure
 
-MAILS = int(os.environ.get("MAILKEEP_BENCH_MAILS", "5000"))
+MAILS = int(os.environ.get("MAILKEEP_BENCH_MAILS", "4000"))
 ROUNDS = 3
 LANES = (4,)
 TARGET = 0.9
