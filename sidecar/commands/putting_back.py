@@ -182,7 +182,7 @@ def _finish(ended: Ended, report: Report, run: str, *, json: bool) -> int:
     code = _code(ended)
     if json:
         print_json({"run": run, "exit_code": code, "stopped": ended.gave_up or None, **report.summary()})
-    elif ended.targets:
+    elif ended.targets > 1:
         print("\n".join(report.table()), file=sys.stderr)
     there = report.count(Outcome.THERE)
     told = f" ({there} already there)" if there else ""
