@@ -24,6 +24,7 @@ COMMANDS = {
     "browse": "sidecar.commands.browse",
     "export": "sidecar.commands.export",
     "replay": "sidecar.commands.replay",
+    "undelete": "sidecar.commands.undelete",
     "audit": "sidecar.commands.audit",
     "import": "sidecar.commands.import_",
     "expire": "sidecar.commands.expire",

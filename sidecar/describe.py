@@ -88,6 +88,7 @@ def description_object(found: Description) -> dict[str, Any]:
         ],
         "damage": found.damage or None,
         "replays": [_replay_object(replay) for replay in found.stored.replays],
+        "replays_in_doubt": [_replay_object(replay) for replay in found.stored.in_doubt],
         "offered": [delivery_object(stored) for stored in found.legs.offered],
         "delivered": [delivery_object(stored) for stored in found.legs.delivered],
     }
@@ -135,6 +136,7 @@ def description_lines(found: Description) -> Iterator[str]:
     yield from _titled("Offered to", _leg_lines(found.legs.offered, found.stored))
     yield from _titled("Delivered to", _leg_lines(found.legs.delivered, found.stored))
     yield from _titled("Replays", (_replay_line(replay) for replay in found.stored.replays))
+    yield from _titled("Replays in doubt", (_replay_line(replay) for replay in found.stored.in_doubt))
 
 
 def _optional(name: str, value: str) -> Iterator[str]:
@@ -196,5 +198,5 @@ def _one_line(reply: bytes) -> str:
 def _replay_line(replay: Replay) -> str:
     return (
         f"{format_time(replay.time_us)}  {_address(replay.recipient, b'')} by {escaped(replay.downstream)}, "
-        f"run {escaped(replay.run)}: {_one_line(replay.reply)}"
+        f"run {escaped(replay.run)}: {_one_line(replay.reply) or 'begun, no reply known'}"
     )

@@ -6,7 +6,6 @@ messages; both tell of each message in words that are ready to be shown.
 
 from __future__ import annotations
 
-import asyncio
 import getpass
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -15,8 +14,12 @@ from pathlib import Path
 
 from sidecar.export import Exported, Format, export
 from sidecar.present import short_id
-from sidecar.readable import escaped, text
-from sidecar.replay import Replayer, ReplayOptions, Result, Target, targets
+from sidecar.readable import escaped
+from sidecar.replay.journal import Journal
+from sidecar.replay.perform import Performance, Request, run_name
+from sidecar.replay.report import result_line
+from sidecar.replay.run import resume
+from sidecar.replay.targets import Result, Target, Whereto, targets
 from sidecar.select import Selection
 from sidecar.units import Address
 from store.errors import DamagedError, NotFoundError, StoreError
@@ -25,6 +28,9 @@ from store.ids import DeliveryId
 from store.looks import order
 from store.records import Delivery
 from store.store import FOREVER_US, Store, StoredDelivery
+
+_PATIENCE_S = 5.0
+"""how long a server may be away while somebody sits and waits"""
 
 
 class StoppedError(Exception):
@@ -86,7 +92,7 @@ def plan(
     pattern `only` means. Raises `StoreError`."""
     found, missing = chosen(store, ids, as_of_us)
     wanted = None if only is None else address_test(only)
-    todo = tuple(targets(found, recipient=rcpt, wanted=wanted))
+    todo = tuple(targets(found, Whereto(recipient=rcpt, wanted=wanted)))
     # The same bytes for the same recipient go once: such a message is not idle.
     contents = {target.delivery.content for target in todo}
     idle = sum(stored.delivery.content not in contents for stored in found)
@@ -97,26 +103,32 @@ def plan(
 def put_back(store: Store, todo: Plan, tell: Callable[[Told], None]) -> str:
     """Send it all, as `mailkeep replay` with these ids would, and sum up in a line.
 
-    What `tell` raises ends it, after the record of the message that it was told of. Raises `StoreError`."""
+    When `tell` raises `StoppedError`, what is being sent is finished, and recorded. Raises `StoreError`."""
     writing(store)
-    how = ReplayOptions(downstream=todo.downstream, owner=getpass.getuser(), as_of_us=todo.as_of_us)
+    how = Request(address=todo.downstream, as_of_us=todo.as_of_us, lanes=1, patience_s=_PATIENCE_S)
     selection = Selection(ids=tuple(id_.hex() for id_ in todo.ids), to=todo.only)
-    name = selection.digest() + (todo.rcpt or b"") + str(todo.downstream).encode()
+    name = run_name(selection.digest(), todo.rcpt or b"", repr(None), how.road_name, how.folder)
+    journal = Journal(store, name, road=how.road_name, owner=getpass.getuser())
+    performance = Performance(store, how, journal)
     missing = Counter(target.delivery.id for target in todo.targets)
+    stopped: list[StoppedError] = []
 
     def progress(result: Result) -> None:
         delivery = result.target.delivery.id
-        missing[delivery] -= result.restored
-        tell(Told(_line(result), 1, None if missing[delivery] else delivery))
+        missing[delivery] -= result.is_back
+        if stopped:
+            return
+        try:
+            tell(Told(result_line(result), 1, None if missing[delivery] else delivery))
+        except StoppedError as exc:
+            stopped.append(exc)
+            performance.stop()
 
-    summary = asyncio.run(Replayer(store, how, name).run(list(todo.targets), progress))
-    return f"{summary.restored} of {len(todo.targets)} are back (run {summary.run})"
-
-
-def _line(result: Result) -> str:
-    target = result.target
-    said = "was put back before" if result.already else text(result.reply) or f"not sent: {result.error}"
-    return f"{short_id(target.delivery.id)}  {escaped(text(target.recipient))}  {escaped(said)}"
+    ended = performance.perform(resume(store, journal, todo.targets), progress)
+    if stopped:
+        raise stopped[0]
+    doubt = f", {ended.in_doubt} in doubt" if ended.in_doubt else ""
+    return f"{ended.back} of {len(todo.targets)} are back{doubt} (run {journal.run})"
 
 
 def writing(store: Store) -> None:

@@ -7,6 +7,7 @@ One connection belongs to one thread; open as many as there are threads.
 from __future__ import annotations
 
 import contextlib
+import re
 import socket
 import ssl
 from collections.abc import Iterable, Iterator, Sequence
@@ -30,6 +31,7 @@ _AT_ONCE = 500
 _AT_ONCE_BYTES = 8 << 20
 """about so many bytes of messages are fetched by one command, and held here"""
 _FACTS = ("RFC822.SIZE", "INTERNALDATE", "FLAGS", "BODY.PEEK[HEADER.FIELDS (MESSAGE-ID DATE)]")
+_LONE = re.compile(rb"\r(?!\n)|(?<!\r)\n")
 _NO_SELECT = frozenset({b"\\noselect", b"\\nonexistent"})
 
 
@@ -144,8 +146,25 @@ class ImapMailbox:
         `LiveError`."""
         moment = datetime.fromtimestamp(received_us // 1_000_000, UTC)
         with self._told(f"does not take a message into {folder}"):
-            said: bytes = self._client.append(folder, raw, flags, moment)
-        return said.decode("utf-8", "replace")
+            # `append` would turn every lone CR or LF into a line end; `multiappend` passes bytes as they are.
+            if self._client.has_capability("MULTIAPPEND"):
+                message = {"msg": raw, "flags": flags, "date": moment}
+                kind, said = self._client.multiappend(folder, [message])
+                if kind != "OK":
+                    raise IMAPClientError(b" ".join(said).decode("utf-8", "replace"))
+                return b" ".join(said).decode("utf-8", "replace")
+            if _LONE.search(raw):
+                raise IMAPClientError(
+                    "it knows no MULTIAPPEND, and lone line ends would not stay as they are"
+                )
+            answer: bytes = self._client.append(folder, raw, flags, moment)
+        return answer.decode("utf-8", "replace")
+
+    def separator(self) -> str:
+        """What stands between a folder and one below it; "" where there is none. Raises `LiveError`."""
+        with self._told("does not name its separator"):
+            found = self._client.list_folders("", "")
+        return (found[0][1] or b"").decode("ascii", "replace") if found else ""
 
     def make_folder(self, folder: str) -> bool:
         """Make a folder, and subscribe to it, unless it is there; whether it is new. Raises `LiveError`."""

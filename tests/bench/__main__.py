@@ -23,6 +23,7 @@ BENCHES = (
     "workers",
     "audit",
     "find",
+    "replay",
 )
 GROUPS = {"store": ("size", "ingest", "sealed", "read", "compaction")}
 
