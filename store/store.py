@@ -611,6 +611,8 @@ class Store:
     def was_erased(self, content_id: ContentId) -> bool:
         """Whether this message was erased for good: whatever would bring it back must leave it."""
         with self.index.read() as snapshot:
+            if not snapshot.counters().erased:  # asked for each message that is put back
+                return False
             found = snapshot.by_term(
                 Term.ERASED, self.tombstone(content_id), 0, FOREVER_US, newest_first=True, removed=True
             )

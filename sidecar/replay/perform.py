@@ -8,8 +8,9 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
+from sidecar.interpreter import loop_factory, spare_the_collector
 from sidecar.replay.journal import Journal
 from sidecar.replay.lock import only_one
 from sidecar.replay.road import Road
@@ -91,9 +92,10 @@ class Performance:
     def perform(self, source: Iterator[Item], tell: Callable[[Result], None]) -> Ended:
         """Put it back. Ctrl-C and SIGTERM end it in good order; a second one raises `CancelledError`. Raises
         `BeingDoneError`, `ConfigError`, `StoreError`."""
+        spare_the_collector()
         with (
             only_one(self._store.path, self._journal.selection),
-            asyncio.Runner(loop_factory=_loop_factory()) as runner,
+            asyncio.Runner(loop_factory=loop_factory()) as runner,
         ):
             return runner.run(self._perform(source, tell))
 
@@ -159,12 +161,3 @@ class _Later:
                     yield item
             return
         yield from presence.sift(targets, since_us=since_us)
-
-
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """uvloop's loop where it is installed: a lane then costs a third less."""
-    try:
-        import uvloop
-    except ImportError:
-        return None
-    return cast("Callable[[], asyncio.AbstractEventLoop]", uvloop.new_event_loop)
