@@ -15,6 +15,7 @@ from sidecar.commands.putting_back import Via
 from store.errors import StoreError
 
 if TYPE_CHECKING:
+    from sidecar.replay.journal import Journal
     from sidecar.replay.targets import Item, Result, Target
     from store.ids import DeliveryId
     from store.store import Store
@@ -81,7 +82,7 @@ def command(
             raise typer.Exit(0 if not plan.failed else putting_back.SOME)
         opened.start_writing_beside("operator")
         code = putting_back.perform(
-            performance, journal, plan.again(opened), report, json=json, total=len(plan.missing),
+            performance, journal, plan.again(opened, journal), report, json=json, total=len(plan.missing),
             what="undelete",
         )  # fmt: skip
     raise typer.Exit(code)
@@ -127,11 +128,13 @@ class _Plan:
             file=sys.stderr,
         )
 
-    def again(self, store: Store) -> Iterator[Item]:
-        """What is to be done."""
+    def again(self, store: Store, journal: Journal) -> Iterator[Item]:
+        """What is to be done. While somebody read the plan, another process may have done some of it."""
+        from sidecar.replay.run import resume
+
         yield from self._settled
         yield from self.failed
-        yield from self._targets(store)
+        yield from resume(store, journal, self._targets(store))
 
     def _targets(self, store: Store) -> Iterator[Target]:
         from sidecar.replay.targets import Target

@@ -90,7 +90,10 @@ class Presence:
                 yield Target(target.delivery, recipient)
 
     def _let_settle(self, begun_us: int) -> None:
-        while begun_us and now_us() - begun_us < _SETTLED_S * 1e6:
+        # The clock may have been set back since: no longer than that in any case.
+        left_s = min(_SETTLED_S - (now_us() - begun_us) / 1e6, _SETTLED_S) if begun_us else 0.0
+        until = time.monotonic() + left_s
+        while time.monotonic() < until:
             self._check()
             time.sleep(0.1)
 
