@@ -168,7 +168,13 @@ class Auditor:
             advance(number)
 
         loaded = [stored for _, stored in self._loaded(expected.ids)]
-        comparison = compare(mailbox, [stored.delivery for stored in loaded], advance=seen, read=self._read)
+        comparison = compare(
+            mailbox,
+            [stored.delivery for stored in loaded],
+            advance=seen,
+            read=self._read,
+            is_known=self._is_known,
+        )
         places = {stored.delivery.content: comparison.present.get(stored.delivery.id) for stored in loaded}
         account.present = sum(place is not None for place in places.values())
         account.by_headers = sum(place is not None and place.how == "headers" for place in places.values())
@@ -314,6 +320,9 @@ class Auditor:
         query = Query(until_us=self._since_us, terms=terms)
         found = self._loaded(short_looks(self._store, query))
         return any(stored.delivery.leg == Leg.LMTP for _, stored in found)
+
+    def _is_known(self, content: ContentId) -> bool:
+        return bool(self._store.with_content(content))
 
     def _read(self, delivery: Delivery) -> bytes | None:
         """A captured message; None where it cannot be read, or is too large to be held."""

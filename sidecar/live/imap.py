@@ -99,7 +99,29 @@ class ImapMailbox:
         with self._told("does not list folders"):
             found = self._client.list_folders()
         names = [str(name) for flags, _, name in found if not _NO_SELECT & {flag.lower() for flag in flags}]
+        strange = self._strangers()
+        names = [name for name in names if not name.startswith(strange)]
         return sorted(names, key=lambda name: (name.upper() != "INBOX", name))
+
+    def _strangers(self) -> tuple[str, ...]:
+        """What the names of folders begin with that belong to others, or to all (RFC 2342)."""
+        if not self._client.has_capability("NAMESPACE"):
+            return ()
+        with self._told("does not name its namespaces"):
+            try:
+                known = self._client.namespace()
+            except ValueError:  # one with extensions, which the library does not read
+                return ()
+        return tuple(
+            str(prefix) for kind in (known.other, known.shared) for prefix, _ in kind or () if prefix
+        )
+
+    def mark(self, folder: str) -> str:
+        """See `LiveMailbox`."""
+        self._selected = None  # a folder that is open may show what came only when it is opened anew
+        with self._told(f"does not tell of {folder}"):
+            status = self._client.folder_status(folder, ["UIDVALIDITY", "UIDNEXT"])
+        return f"{status.get(b'UIDVALIDITY')}.{status.get(b'UIDNEXT')}"
 
     def uid_validity(self, folder: str) -> int:
         """What a folder's UIDs belong to (RFC 3501 2.3.1.1): with another one they mean other messages.

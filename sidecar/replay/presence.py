@@ -10,12 +10,12 @@ from sidecar.config import ImapConfig
 from sidecar.live.connect import imap_server
 from sidecar.live.imap import ImapMailbox
 from sidecar.live.mailbox import LiveError
-from sidecar.live.matching import Comparison, compare
+from sidecar.live.matching import MOST_BYTES, Comparison, compare
 from sidecar.live.users import imap_user
 from sidecar.replay.road import StoppedError
 from sidecar.replay.targets import Item, Outcome, Result, Target
 from store.errors import StoreError
-from store.ids import DeliveryId, now_us
+from store.ids import ContentId, DeliveryId, now_us
 from store.records import Delivery
 from store.store import FOREVER_US, Store
 
@@ -71,7 +71,7 @@ class Presence:
             with closing(ImapMailbox(self._server, user)) as mailbox:
                 found = compare(
                     mailbox, list(deliveries.values()), since_us=since_us,
-                    advance=lambda _number: self._check(),
+                    advance=lambda _number: self._check(), read=self._read, is_known=self._is_known,
                 )  # fmt: skip
         except LiveError as exc:
             if self._strict:
@@ -88,6 +88,17 @@ class Presence:
                 yield Result(target, Outcome.THERE, how=match.how, folder=match.message.folder)
             else:
                 yield Target(target.delivery, recipient)
+
+    def _is_known(self, content: ContentId) -> bool:
+        return bool(self._store.with_content(content))
+
+    def _read(self, delivery: Delivery) -> bytes | None:
+        """A captured message; None where it cannot be read, or is too large to be held."""
+        self._check()
+        try:
+            return b"".join(self._store.read(delivery.content)) if delivery.size <= MOST_BYTES else None
+        except StoreError:
+            return None
 
     def _let_settle(self, begun_us: int) -> None:
         # The clock may have been set back since: no longer than that in any case.
