@@ -11,7 +11,7 @@ from __future__ import annotations
 import enum
 import logging
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -92,10 +92,18 @@ class Account:
     differences: list[Difference] = field(default_factory=list)
     imported: int = 0
     error: LiveError | None = None
+    told: Counter[Kind] = field(default_factory=Counter)
+    """how many differences there were that are kept no more"""
 
     def count(self, *kinds: Kind) -> int:
         """How many differences are of these kinds."""
-        return sum(difference.kind in kinds for difference in self.differences)
+        kept = sum(difference.kind in kinds for difference in self.differences)
+        return kept + sum(self.told[kind] for kind in set(kinds))
+
+    def forget(self) -> None:
+        """Keep how many differences there are, and not which: a million of them are gigabytes."""
+        self.told.update(difference.kind for difference in self.differences)
+        self.differences = []
 
     @property
     def missing(self) -> int:

@@ -132,6 +132,8 @@ def request(
         raise typer.BadParameter("--downstream is an LMTP server: --via imap takes the server under [imap]")
     if any(not sign.isprintable() for sign in folder):
         raise typer.BadParameter("--folder: a name without control characters")
+    if flags is not None and not flags.isascii():
+        raise typer.BadParameter("--flags: IMAP knows no flags but of ASCII letters")
     imap = imap_needed(config, "--via imap") if via is Via.IMAP else imap_of(config)
     return Request(
         address=None if via is Via.IMAP else lmtp_address(downstream, config), imap=imap, sender=sender,

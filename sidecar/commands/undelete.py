@@ -5,7 +5,6 @@ from __future__ import annotations
 import getpass
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -115,7 +114,7 @@ class _Plan:
         from sidecar.replay.report import print_target, result_line, result_object
         from sidecar.units import format_size
 
-        for target in self._targets(store):
+        for target in self._targets(store, []):
             print_target(target, json=json)
         for result in self.failed:
             if json:
@@ -134,14 +133,19 @@ class _Plan:
 
         yield from self._settled
         yield from self.failed
-        yield from resume(store, journal, self._targets(store))
+        lost: list[Result] = []
+        yield from resume(store, journal, self._targets(store, lost))
+        yield from lost
 
-    def _targets(self, store: Store) -> Iterator[Target]:
-        from sidecar.replay.targets import Target
+    def _targets(self, store: Store, lost: list[Result]) -> Iterator[Target]:
+        """What was removed meanwhile, or is damaged, is `lost`."""
+        from sidecar.replay.targets import Outcome, Result, Target, unread
 
         for delivery, recipient in self.missing:
-            with suppress(StoreError):  # removed meanwhile, or damaged
+            try:
                 yield Target(store.delivery(delivery).delivery, recipient)
+            except StoreError as exc:
+                lost.append(Result(Target(unread(delivery), recipient), Outcome.REFUSED, why=str(exc)))
 
 
 def _is_agreed(*, yes: bool, json: bool) -> bool:

@@ -11,7 +11,7 @@ import re
 import socket
 import ssl
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Self
@@ -22,6 +22,7 @@ from imapclient.exceptions import LoginError as RefusedError
 
 from sidecar.live.fields import id_and_date
 from sidecar.live.mailbox import FOREVER_US, LiveError, LiveMessage, LoginError
+from sidecar.readable import escaped
 from sidecar.units import Address
 
 CONNECT_TIMEOUT_S = 30.0
@@ -32,6 +33,7 @@ _AT_ONCE_BYTES = 8 << 20
 """about so many bytes of messages are fetched by one command, and held here"""
 _FACTS = ("RFC822.SIZE", "INTERNALDATE", "FLAGS", "BODY.PEEK[HEADER.FIELDS (MESSAGE-ID DATE)]")
 _LONE = re.compile(rb"\r(?!\n)|(?<!\r)\n")
+_ATOM = re.compile(r"[!#$&'*+,./:;<=>?@A-Z\[^_`a-z|}~0-9-]+")
 _NO_SELECT = frozenset({b"\\noselect", b"\\nonexistent"})
 
 
@@ -45,11 +47,15 @@ class ImapServer:
     ca: Path | None = None
     master: str = ""
     separator: str = "*"
-    password: str = ""
-    passwords: dict[str, str] | None = None
+    password: str = field(default="", repr=False)
+    passwords: dict[str, str] | None = field(default=None, repr=False)
 
     def login(self, user: str) -> tuple[str, str]:
         """The name and the password for a user. Raises `LoginError`."""
+        if any(
+            ord(sign) < 32 or ord(sign) == 127 for sign in user
+        ):  # to IMAP they end a line, to PLAIN a name
+            raise LoginError(f"{escaped(user)} is no login: it has a control character")
         if self.master:
             return f"{user}{self.separator}{self.master}", self.password
         own = (self.passwords or {}).get(user)
@@ -71,7 +77,7 @@ class ImapMailbox:
             self._client = self._connect()
         try:
             with self._told("refuses the login"):
-                if name.isascii() and password.isascii():
+                if _ATOM.fullmatch(name) and password.isascii():  # the library quotes no name
                     self._client.login(name, password)
                 else:
                     self._client.plain_login(name, password)
@@ -231,7 +237,8 @@ class ImapMailbox:
     @contextlib.contextmanager
     def _told(self, what: str) -> Iterator[None]:
         """Whatever goes wrong within is told as what the server did not do."""
-        where = f"IMAP server {self.server.address}, {self.user}"
+        where = escaped(f"IMAP server {self.server.address}, {self.user}")
+        what = escaped(what)
         try:
             yield
         except RefusedError as exc:
@@ -248,7 +255,7 @@ class ImapMailbox:
 def _words(exc: Exception) -> str:
     if isinstance(exc, socket.timeout):
         return "no answer in time"
-    text = " ".join(str(exc).split())
+    text = escaped(" ".join(str(exc).split()))
     return text.removeprefix("b'").removesuffix("'") or type(exc).__name__
 
 

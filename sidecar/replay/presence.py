@@ -13,7 +13,7 @@ from sidecar.live.mailbox import LiveError
 from sidecar.live.matching import MOST_BYTES, Comparison, compare
 from sidecar.live.users import imap_user
 from sidecar.replay.road import StoppedError
-from sidecar.replay.targets import Item, Outcome, Result, Target
+from sidecar.replay.targets import Item, Outcome, Result, Target, unread
 from store.errors import StoreError
 from store.ids import ContentId, DeliveryId, now_us
 from store.records import Delivery
@@ -21,6 +21,8 @@ from store.store import FOREVER_US, Store
 
 _SETTLED_S = 3.0
 """what a killed run had just sent may still be on its way into the mailbox"""
+
+_Waiting = tuple[DeliveryId, bytes, int]
 
 
 class Presence:
@@ -46,7 +48,7 @@ class Presence:
         as results that say why. Results given pass. Raises `StoppedError`, `StoreError`, with `strict` also
         `LiveError`.
         """
-        waiting: dict[str, list[tuple[DeliveryId, bytes, int]]] = {}
+        waiting: dict[str, list[_Waiting]] = {}
         for target in targets:
             self._check()
             if isinstance(target, Result):
@@ -57,15 +59,16 @@ class Presence:
         for user in list(waiting):
             yield from self._one(user, waiting.pop(user), since_us)
 
-    def _one(self, user: str, waiting: list[tuple[DeliveryId, bytes, int]], since_us: int) -> Iterator[Item]:
+    def _one(self, user: str, waiting: list[_Waiting], since_us: int) -> Iterator[Item]:
         self._let_settle(max(begun_us for _, _, begun_us in waiting))
         deliveries: dict[DeliveryId, Delivery] = {}
+        lost: dict[DeliveryId, str] = {}
         for delivery, _, _ in waiting:
             self._check()
             try:
                 deliveries[delivery] = self._store.delivery(delivery, self._as_of_us).delivery
-            except StoreError:  # removed meanwhile, or damaged since
-                continue
+            except StoreError as exc:  # removed meanwhile, or damaged since
+                lost[delivery] = str(exc)
         found, why = Comparison(), ""
         try:
             with closing(ImapMailbox(self._server, user)) as mailbox:
@@ -78,7 +81,9 @@ class Presence:
                 raise
             why = str(exc)
         for delivery, recipient, begun_us in waiting:
-            if delivery not in deliveries:
+            if delivery in lost:
+                gone = Target(unread(delivery), recipient, begun_us)
+                yield Result(gone, Outcome.IN_DOUBT if begun_us else Outcome.REFUSED, why=lost[delivery])
                 continue
             target = Target(deliveries[delivery], recipient, begun_us)
             match = found.present.get(delivery)

@@ -79,3 +79,14 @@ def test_folders_of_all_are_nobodys(start_dovecot: StartDovecot, tmp_path: Path)
         mailbox.append("Public.Team", MAIL, received_us=THEN_US)
         assert list(mailbox.messages("Public.Team"))
         assert mailbox.folders() == ["INBOX"]
+
+
+def test_odd_names(start_dovecot: StartDovecot) -> None:
+    dovecot = start_dovecot(settings={"auth_username_chars": ""})
+    for user in ("anna b@example.org", '(o"neil@example.org', "größe@example.org"):
+        with ImapMailbox(server_of(dovecot), user) as mailbox:
+            assert mailbox.folders() == ["INBOX"]
+    for user in ("a\nb@example.org", "a\0b@example.org", "a\r\n1 NOOP@example.org"):
+        with pytest.raises(LoginError, match="control character") as told:
+            ImapMailbox(server_of(dovecot), user)
+        assert str(told.value).isprintable()

@@ -8,17 +8,24 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
+from sidecar.audit import Account, Difference, Kind
+from sidecar.config import ImapConfig
+from sidecar.live.connect import imap_server
+from sidecar.live.imap import ImapServer
 from sidecar.replay import journal as journals
 from sidecar.replay import presence as presences
+from sidecar.replay.imap import ImapRoad
 from sidecar.replay.journal import Journal
 from sidecar.replay.lock import BeingDoneError
 from sidecar.replay.perform import Performance, Request
 from sidecar.replay.run import Ended, resume
 from sidecar.replay.targets import Outcome, Result, Target, Whereto, targets
 from sidecar.select import Selection, select
+from sidecar.units import Address
 from store.ids import now_us
-from store.records import Expiry, Replay, ReplayRun
+from store.records import Expiry, Leg, Replay, ReplayRun
 from store.store import Store
 from store.writer import Submission
 from tests.sidecar.test_replay import SinkThread
@@ -140,3 +147,43 @@ def test_the_same_bytes_go_once_though_their_first_delivery_has_expired(
     _, (result,) = perform(store, server, begin(store), [second])
     assert result.outcome is (Outcome.EARLIER if reply else Outcome.IN_DOUBT)
     assert not server.sink.delivered
+
+
+def test_a_record_that_cannot_be_read_any_more_is_told(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the selection and the look into the mailbox: nothing may be left out in silence."""
+    delivery = put_message(store, MESSAGE)
+    (target,) = todo(store)
+    note(store, Expiry(time_us=now_us(), rule="age", owner="o", deliveries=(delivery.id,)))
+    server = ImapServer(address=Address("127.0.0.1", 1))
+    monkeypatch.setattr(presences, "imap_server", lambda _config: server)
+    (result,) = presences.Presence(store, ImapConfig()).sift([target])
+    assert isinstance(result, Result)
+    assert (result.outcome, result.target.delivery.id) == (Outcome.REFUSED, delivery.id)
+    assert "expired" in result.why
+
+
+def test_what_imap_cannot_say_does_not_keep_a_message_back(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "passwords").write_text("anna:secret\n")
+    road = ImapRoad(store, ImapConfig(passwords=tmp_path / "passwords"))
+    flags = '\\Seen Größe \\Recent $Later (x a\\b "q" \ufffd'.encode()
+    delivery = replace(put_message(store, MESSAGE), leg=Leg.IMPORT, attributes={"flags": flags})
+    assert road.flags(delivery) == ("\\Seen", "$Later")
+    road.close()
+
+
+def test_passwords_are_not_shown(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "passwords").write_text("anna:secret\n")
+    (tmp_path / "passwords").chmod(0o644)
+    assert "secret" not in repr(imap_server(ImapConfig(passwords=tmp_path / "passwords")))
+    assert "everybody can read" in caplog.text
+    caplog.clear()
+    (tmp_path / "passwords").chmod(0o640)
+    imap_server(ImapConfig(passwords=tmp_path / "passwords"))
+    assert not caplog.text
+
+
+def test_what_was_told_of_an_audit_is_counted_and_not_kept() -> None:
+    account = Account("anna", differences=[Difference(Kind.GONE), Difference(Kind.HOLE)])
+    account.forget()
+    assert not account.differences
+    assert (account.count(Kind.HOLE), account.missing, account.count(*Kind)) == (1, 1, 2)
