@@ -212,6 +212,11 @@ class ImapMailbox:
                 self._client.delete_messages(uids, silent=True)
                 self._client.expunge(uids if self._client.has_capability("UIDPLUS") else None)
 
+    def abort(self) -> None:
+        """From any thread: whoever waits for an answer gets a `LiveError` at once."""
+        with contextlib.suppress(AttributeError, OSError):
+            self._client.socket().shutdown(socket.SHUT_RDWR)
+
     def close(self) -> None:
         """See `LiveMailbox`."""
         client = getattr(self, "_client", None)

@@ -166,6 +166,9 @@ class _Lane:
         except StoreError:
             sound = True  # nothing was sent
             raise
+        except asyncio.CancelledError:
+            mailbox.abort()  # the thread cannot be cancelled, and would wait for minutes
+            raise
         finally:
             too_many = road.give_back(mailbox) if sound else mailbox
             if too_many is not None:

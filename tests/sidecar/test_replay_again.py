@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import signal
+import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -187,3 +191,45 @@ def test_what_was_told_of_an_audit_is_counted_and_not_kept() -> None:
     account.forget()
     assert not account.differences
     assert (account.count(Kind.HOLE), account.missing, account.count(*Kind)) == (1, 1, 2)
+
+
+def _never_answers_append(connection: socket.socket) -> None:
+    with connection, connection.makefile("rb") as received:
+        connection.sendall(b"* OK hello\r\n")
+        for line in received:
+            tag, _, command = line.strip().partition(b" ")
+            if command.startswith(b"CAPABILITY"):
+                connection.sendall(b"* CAPABILITY IMAP4rev1 MULTIAPPEND LITERAL+\r\n")
+            if command.startswith(b"APPEND"):
+                received.read()
+            else:
+                connection.sendall(tag + b" OK done\r\n")
+
+
+def test_a_second_ctrl_c_waits_for_no_server(tmp_path: Path) -> None:
+    with Store.open(tmp_path / "store", create=True) as filled:
+        filled.start_writing("host")
+        put_message(filled, MESSAGE)
+    (tmp_path / "passwords").write_text("anna@example.org:secret\n")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        (tmp_path / "mailkeep.toml").write_text(
+            f'[store]\npath = "{tmp_path}/store"\n[lmtp]\ndownstream = "127.0.0.1:1"\n'
+            f'[imap]\nserver = "127.0.0.1:{listener.getsockname()[1]}"\n'
+            f'passwords = "{tmp_path}/passwords"\n'
+        )
+        process = subprocess.Popen(
+            [sys.executable, "-m", "sidecar.cli", "replay", "--all", "--via", "imap", "--config",
+             str(tmp_path / "mailkeep.toml")], stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        try:
+            listener.settimeout(20)
+            threading.Thread(target=_never_answers_append, args=listener.accept()[:1], daemon=True).start()
+            time.sleep(1)
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.5)
+            process.send_signal(signal.SIGINT)
+            _, told = process.communicate(timeout=15)
+        finally:
+            process.kill()
+    assert process.returncode == 130
+    assert "left at once" in told
