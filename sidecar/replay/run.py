@@ -18,7 +18,7 @@ from sidecar.replay.journal import Journal
 from sidecar.replay.road import Lane, Looks, LostError, Road, StoppedError
 from sidecar.replay.targets import Item, Outcome, Result, Target
 from store.errors import StoreError
-from store.ids import now_us
+from store.ids import DeliveryId, now_us
 from store.records import Replay
 from store.store import FOREVER_US, RemovedError, Store
 
@@ -187,13 +187,23 @@ class Run:
     def _can_settle(self) -> bool:
         return self._options.looks is not None or self._options.send_doubtful
 
+    def _known(self, items: Iterator[Item], open_: dict[tuple[DeliveryId, bytes], Target]) -> Iterator[Item]:
+        """The items; what was looked for is no longer open."""
+        for item in items:
+            target = item.target if isinstance(item, Result) else item
+            open_.pop((target.delivery.id, target.recipient), None)
+            yield item
+
     async def _settle_doubts(self) -> None:
         """Look for what is in doubt, and send what is not there; or send it all, as told."""
         doubts, self._doubts = self._doubts, []
         if self._options.looks is not None and not self._options.send_doubtful:
             # The clock may have been set back since the run began.
             since_us = min(self._options.look_since_us, *(doubt.begun_us - LOOK_BACK_US for doubt in doubts))
-            await self._send(self._options.looks.sift(doubts, since_us=max(since_us, 0)))
+            left = {(doubt.delivery.id, doubt.recipient): doubt for doubt in doubts}
+            found = self._options.looks.sift(doubts, since_us=max(since_us, 0))
+            await self._send(self._known(found, left))
+            self._doubts += left.values()  # it was stopped: they are still in doubt, and must be told
         else:
             await self._send(iter([replace(target, begun_us=0) for target in doubts]))
 

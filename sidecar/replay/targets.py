@@ -104,7 +104,7 @@ def targets(found: Iterable[StoredDelivery], whereto: Whereto) -> Iterator[Targe
         if whereto.recipient is not None and addresses:
             addresses = [whereto.recipient]
         for address in addresses:
-            name = blake3(delivery.content + address).digest(16)  # small: they are kept until the end
+            name = blake3(delivery.content + address.lower()).digest(16)  # small: they are kept until the end
             if name not in seen:
                 seen.add(name)
                 yield Target(delivery, address)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -22,10 +23,12 @@ from sidecar.replay import journal as journals
 from sidecar.replay import presence as presences
 from sidecar.replay.imap import ImapRoad
 from sidecar.replay.journal import Journal
+from sidecar.replay.lmtp import LmtpRoad
 from sidecar.replay.lock import BeingDoneError
 from sidecar.replay.perform import Performance, Request
-from sidecar.replay.run import Ended, resume
-from sidecar.replay.targets import Outcome, Result, Target, Whereto, targets
+from sidecar.replay.road import StoppedError
+from sidecar.replay.run import Ended, Run, RunOptions, resume
+from sidecar.replay.targets import Item, Outcome, Result, Target, Whereto, targets
 from sidecar.select import Selection, select
 from sidecar.units import Address
 from store.ids import now_us
@@ -233,3 +236,40 @@ def test_a_second_ctrl_c_waits_for_no_server(tmp_path: Path) -> None:
             process.kill()
     assert process.returncode == 130
     assert "left at once" in told
+
+
+def test_an_address_cannot_carry_a_command(store: Store, server: SinkThread) -> None:
+    put_message(store, MESSAGE, to=(b"anna@example.org>\r\nRCPT TO:<carl@example.org", b"bert@example.org"))
+    ended, told = perform(store, server, begin(store), todo(store))
+    assert (ended.targets, ended.back) == (2, 1)
+    assert "control character" in told[0].why + told[1].why
+    assert [mail.recipients for mail in server.sink.delivered] == [[b"RCPT TO:<bert@example.org>"]]
+
+
+def test_the_same_mailbox_in_other_letters_gets_a_message_once(store: Store) -> None:
+    put_message(store, MESSAGE, to=(b"Anna@Example.org",))
+    put_message(store, MESSAGE, to=(b"anna@example.org",))
+    assert len(todo(store)) == 1
+
+
+def test_doubts_that_were_not_looked_for_are_told(store: Store, server: SinkThread) -> None:
+    class Stopped:
+        def sift(self, targets: Iterable[Item], *, since_us: int = 0) -> Iterator[Item]:
+            assert list(targets)
+            stop.set()
+            raise StoppedError
+            yield
+
+    put_message(store, MESSAGE)
+    (target,) = todo(store)
+    note(store, run_fact(), word(target, b"", now_us()))
+    stop, told = threading.Event(), list[Result]()
+    journal = begin(store)
+    road = LmtpRoad(store, server.sink.address)
+
+    async def put_back() -> Ended:
+        run = Run(store, road, journal, RunOptions(lanes=1, looks=Stopped()), told.append, stop)
+        return await run.put_back(resume(store, journal, [target]))
+
+    assert asyncio.run(put_back()).in_doubt == 1
+    assert [result.outcome for result in told] == [Outcome.IN_DOUBT]
