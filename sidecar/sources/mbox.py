@@ -152,7 +152,7 @@ def _pieces(path: Path, stretch: Stretch) -> Iterator[bytes]:
 
 
 def _raw(path: Path, stretch: Stretch) -> Iterator[bytes]:
-    """What lies there. Raises `OSError`, also where the file is another one by now: mail programs write theirs
+    """What lies there. Raises `OSError`, also where the file is another by now: mail programs write theirs
     anew, and from the middle of one message to that of another is no mail."""
     with path.open("rb", buffering=0) as file:
         file.seek(stretch.start - len(stretch.line))
