@@ -58,7 +58,7 @@ class MaildirSource:
         ):
             keywords = _keywords(directory)
             for place in _PLACES:
-                if os.path.islink(directory / place):
+                if _is_link(directory / place):
                     yield Skipped(f"maildir:{directory / place}", _LINK)
                     continue
                 try:
@@ -103,7 +103,7 @@ def _message(file: _File, folder: str, keywords: dict[str, str], wanted: Wanted)
     path = file.path()
     origin = f"maildir:{file.directory / file.place / file.name}"
     reason = why_no_file(path)
-    if reason is None and os.path.islink(path):
+    if reason is None and _is_link(path):
         reason = _LINK
     if reason is not None:
         yield Skipped(origin, reason)
@@ -160,7 +160,7 @@ def _below(directory: Path, folder: str, told: Told) -> Iterator[tuple[Path, str
     for entry in entries:
         if entry.name in (*_PLACES, "tmp"):
             continue
-        if os.path.islink(entry):  # unlike Path.is_symlink it raises nothing
+        if _is_link(entry):
             told(str(entry), _LINK)
             continue
         name = _decoded(entry.name.removeprefix("."))
@@ -179,6 +179,13 @@ def _is_one(directory: Path) -> bool:
         return any((directory / place).is_dir() for place in _PLACES)
     except PermissionError:  # told when it is read
         return directory.name.startswith(".")
+
+
+def _is_link(path: Path) -> bool:
+    try:
+        return path.is_symlink()
+    except PermissionError:  # told when it is read
+        return False
 
 
 def _names(directory: Path) -> list[str]:
