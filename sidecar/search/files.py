@@ -145,6 +145,10 @@ class State:
         """Those that count, the one that is being filled last."""
         return [Shard(*row) for row in self._db.execute("select * from shards order by number")]
 
+    def put(self, shard: Shard) -> None:
+        """A shard as it is now; for the one who writes."""
+        self._db.execute("insert or replace into shards values (?, ?, ?, ?, ?, ?)", shard)
+
     def messages(self) -> int:
         """How many are in them."""
         return int(self._db.execute("select coalesce(sum(messages), 0) from shards").fetchone()[0])
