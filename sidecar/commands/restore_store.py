@@ -12,12 +12,18 @@ from sidecar.commands import options
 
 
 def command(
-    url: Annotated[str, typer.Argument(metavar="URL", help="The replica: s3://bucket/prefix or file:///path.")],
-    path: Annotated[Path, typer.Argument(metavar="PATH", help="Where the store is to be; empty or not there.")],
+    url: Annotated[
+        str, typer.Argument(metavar="URL", help="The replica: s3://bucket/prefix or file:///path.")
+    ],
+    path: Annotated[
+        Path, typer.Argument(metavar="PATH", help="Where the store is to be; empty or not there.")
+    ],
     *,
     host: Annotated[
         list[str] | None,
-        typer.Option("--host", metavar="NAME", help="Only what this host shipped; may be given several times."),
+        typer.Option(
+            "--host", metavar="NAME", help="Only what this host shipped; may be given several times."
+        ),
     ] = None,
     as_of: options.AsOfOption = None,
     threads: Annotated[
@@ -62,7 +68,9 @@ def command(
     replica = Replica(remote, VerifyKey.parse(key.read_text()) if key else None)
     fetching = Fetching(
         replica, path,
-        FetchOptions(hosts=tuple(host or ()), as_of_us=moment_us(as_of), threads=threads, identities=identities),
+        FetchOptions(
+            hosts=tuple(host or ()), as_of_us=moment_us(as_of), threads=threads, identities=identities
+        ),
     )  # fmt: skip
     with Bar("restore-store", fetching.total_bytes, quiet=json) as bar:
         fetched = fetching.run(bar.advance)

@@ -71,8 +71,8 @@ class Fetching:
     """One restore: made, it knows what is to be fetched; `run` does it."""
 
     def __init__(self, replica: Replica, path: Path, options: FetchOptions | None = None) -> None:
-        """`path` must be empty or not there, or what an earlier run left. Raises `StoreError`: for what cannot
-        be reached, is no replica, or where something else is."""
+        """`path` must be empty or not there, or what an earlier run left. Raises `StoreError`: for what
+        cannot be reached, is no replica, or where something else is."""
         self._replica = replica
         self._path = path
         self._options = options or FetchOptions()
@@ -120,8 +120,8 @@ def _one_store(replica: Replica, readings: list[Reading], options: FetchOptions)
     others = {r.contents.host: r.contents.store_id.hex() for r in readings if r.contents.store_id != about.id}
     if others:
         raise StoreError(
-            f"{replica.source.url} has several stores: {about.id.hex()} of {newest.contents.host}, and of others "
-            + ", ".join(f"{host} {store}" for host, store in others.items())
+            f"{replica.source.url} has several stores: {about.id.hex()} of {newest.contents.host}, "
+            + ", ".join(f"{store} of {host}" for host, store in others.items())
             + ": name the hosts to restore"
         )
     return about
@@ -214,7 +214,9 @@ def _fetch_part(replica: Replica, part: _Part, advance: Callable[[int], None]) -
             at += len(data)
             advance(len(data))
         return 0, extent.length, ""
-    except RoundError as exc:  # written all the same: what is sound of it can be read, and check tells the rest
+    except (
+        RoundError
+    ) as exc:  # written all the same: what is sound of it can be read, and check tells the rest
         return 0, extent.length, f"pack {part.pack} of {part.stream}: {exc}"
     finally:
         os.close(fd)

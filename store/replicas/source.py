@@ -7,7 +7,7 @@ from typing import Protocol
 
 
 class Source(Protocol):
-    """Objects by name. Any thread may ask. Every method may raise `StoreError`, which names URL and object."""
+    """Objects by name. Any thread may ask. Every method may raise `StoreError`, naming URL and object."""
 
     url: str
 

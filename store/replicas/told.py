@@ -30,18 +30,19 @@ def about_of(told: dict[str, Any], identities: Sequence[Identity] = ()) -> About
     key."""
     try:
         recipients = tuple(map(str, told.get("recipients", ())))
-        key: bytes | None
-        if "key" in told:
-            key = bytes.fromhex(told["key"])
-        else:
-            key = Keyring(identities=identities).unwrap(b64decode(told["sealed_key"])) if identities else None
-            if key is None:
-                raise SealedError(
-                    f"the replica's store key is sealed for {', '.join(recipients)}, and no identity given "
-                    "opens it"
-                )
-        if len(key) != _KEY_BYTES:
-            raise ValueError(f"a key of {len(key)} bytes")
-        return About(bytes.fromhex(told["id"]), key, int(told["created_us"]), recipients)
+        key = bytes.fromhex(told["key"]) if "key" in told else _unsealed(told["sealed_key"], identities)
+        about = About(bytes.fromhex(told["id"]), key or b"", int(told["created_us"]), recipients)
     except (KeyError, ValueError, TypeError) as exc:
         raise RoundError(f"what it says of the store cannot be read: {exc!r}") from exc
+    if key is None:
+        raise SealedError(
+            f"the replica's store key is sealed for {about.told()}, and no identity that is given opens it"
+        )
+    if len(key) != _KEY_BYTES:
+        raise RoundError(f"what it says of the store cannot be read: a key of {len(key)} bytes")
+    return about
+
+
+def _unsealed(text: str, identities: Sequence[Identity]) -> bytes | None:
+    sealed = b64decode(text)
+    return Keyring(identities=identities).unwrap(sealed) if identities else None
