@@ -21,6 +21,7 @@ from store.replicas.layout import (
     Round,
     RoundError,
     decode_round,
+    in_name,
     out_of_name,
     piece_name,
     round_name,
@@ -113,6 +114,30 @@ class Replica:
             passed_over = False
             contents.apply(round_)
             reading.rounds += 1
+
+    def full_rounds(self, host: str) -> list[int]:
+        """The numbers of a host's full rounds."""
+        return self._numbers(host, full=True)
+
+    def rounds(self, host: str, first: int) -> Iterator[Round]:
+        """A host's rounds from a number on. Raises `RoundError` for one that cannot be read."""
+        full = set(self._numbers(host, full=True))
+        for number in sorted(full | set(self._numbers(host, full=False))):
+            if number >= first:
+                yield self._round(host, number, full=number in full)
+
+    def round_names(self, host: str, *, before: int) -> list[str]:
+        """The objects of a host's rounds below a number."""
+        return [
+            round_name(host, number, full=full)
+            for full in (True, False)
+            for number in self._numbers(host, full=full)
+            if number < before
+        ]
+
+    def piece_names(self, stream: str) -> list[str]:
+        """The objects of a stream's pieces."""
+        return [name for name, _ in self.source.list(f"packs/{in_name(stream)}/")]
 
     def _numbers(self, host: str, *, full: bool) -> list[int]:
         prefix = rounds_under(host, full=full) + "/"
