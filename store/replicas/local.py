@@ -107,8 +107,8 @@ class Local:
 
 
 def slices(path: Path, start: int, end: int, most: int) -> Iterator[tuple[int, bytes]]:
-    """The bytes of a file from `start` to `end`, at most so many at once. Raises `OSError`, also when the file
-    is shorter."""
+    """The bytes of a file from `start` to `end`, at most so many at once. Raises `OSError`, also when the
+    file is shorter."""
     with path.open("rb") as file:
         at = start
         while at < end:

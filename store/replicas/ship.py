@@ -1,8 +1,8 @@
 """Ship a store to a replica, a round at a time. REPLICA.md has the format, and why it is so.
 
-A round is at most one object, plus pieces for what is large; each is created once. What a round says goes out
-after all the bytes that it names, so that a replica is a store at every moment. Nothing here waits for mail, or
-is waited for by it. Not thread-safe: one thread for each replica.
+A round is at most one object, plus pieces for what is large; each is created once. What a round says goes
+out after all the bytes that it names, so that a replica is a store at every moment. Nothing here waits for
+mail, or is waited for by it.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Shipped:
 
 
 class Shipper:
-    """Ships the store at `path` as `host`. `differs` is the error by which `create` says that another object
+    """Ships the store at `path` as `host`; for one thread. `differs` is the error by which `create` says that another object
     is there. `sign` makes a signed note of a text."""
 
     def __init__(
@@ -244,8 +244,8 @@ class Shipper:
                 if any(extent.inline for extent in extents):
                     change.packs[pack] = self._as_pieces(name, pack, extents, local)
         full = Round(
-            self._about.id, self._host, contents.number + 1, now_us(), contents.digest, self._writer, full=True,
-             about=told_of(About.read(self._path)), streams=streams,
+            self._about.id, self._host, contents.number + 1, now_us(), contents.digest, self._writer,
+            full=True, about=told_of(About.read(self._path)), streams=streams,
         )  # fmt: skip
         self._put(full, [])
         self._due_full = False

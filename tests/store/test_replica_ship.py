@@ -1,4 +1,4 @@
-"""What is captured is in the replica, round by round, whatever happens to host, files and network in between."""
+"""What is captured is in the replica, round by round, whatever happens to host, files and network."""
 
 from __future__ import annotations
 
@@ -160,9 +160,8 @@ def test_through_compaction_and_erasure(store: Store, path: Path, bucket: Bucket
     shipping.round()
     contents = shipping.contents.stream("host")
     assert contents.segments
-    assert all(pack >= 1 << 31 or pack > 1 for pack in contents.packs)
+    assert 1 not in contents.packs, "the segment stands for it"
     assert len(restored(bucket, tmp_path / "again")) == len(kept)
-    assert any(b"secret words" in data or True for data in bucket.objects.values())
     shipping.round(full=True)
     shipping.round(full=True)
     assert prune(bucket, "host") > 0
