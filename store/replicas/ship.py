@@ -76,8 +76,8 @@ class Shipped:
 
 
 class Shipper:
-    """Ships the store at `path` as `host`; for one thread. `differs` is the error by which `create` says that another object
-    is there. `sign` makes a signed note of a text."""
+    """Ships the store at `path` as `host`; for one thread. `differs` is the error by which `create` says that
+    another object is there. `sign` makes a signed note of a text."""
 
     def __init__(
         self,
