@@ -22,8 +22,10 @@ from typing import Any, NamedTuple
 
 from sidecar.keys import (
     ADDRESS,
+    ADDRESS_OR_NONE,
     DURATION,
     KEEP,
+    MAILBOX,
     MODE,
     NAME,
     PATH,
@@ -35,6 +37,7 @@ from sidecar.keys import (
     SWITCH,
     TEXT,
     URL,
+    USER_FORMAT,
     WINDOW,
     Kind,
     choice,
@@ -211,6 +214,24 @@ class SchedulerConfig:
     )
     expire: Schedule = key("30 3 * * *", SCHEDULE, "When mail past its time is dropped.", reload=True)
     check: Schedule = key("0 4 * * 0", SCHEDULE, "When the store is verified.", reload=True)
+    audit: Schedule = key(
+        "", SCHEDULE, "When mailboxes are compared with the store; needs [imap].", reload=True
+    )
+    audit_since_us: int | None = key(
+        "30d",
+        KEEP,
+        'How far back it looks; a longer time or "forever" asks accounts, too, that have been closed since.',
+        reload=True,
+    )
+    drill: Schedule = key(
+        "", SCHEDULE, "When it is proven that restoring works, as [drill] says.", reload=True
+    )
+    search: Schedule = key(
+        "every 5m",
+        SCHEDULE,
+        "When the search index takes in what is new; `find` does so itself.",
+        reload=True,
+    )
     window: Window = key(
         "", WINDOW, "Hours in which jobs may run, such as 22:00-06:00; empty for always.", reload=True
     )
@@ -229,6 +250,17 @@ class SchedulerConfig:
     io_rate_bytes: int = key(
         "0", SIZE, "What a job may read and write in a second; 0 for no limit.", reload=True
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchConfig:
+    """Whether mail can be found by its words."""
+
+    enabled: bool = key(
+        default=True, kind=SWITCH,
+        help_text="Keep an index of the words of all mail; never in a sealed store.",
+        reload=True,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -299,6 +331,18 @@ class ImapConfig:
         "File with lines USER:PASSWORD, the master user's among them, or the users' own.",
         reload=True,
     )
+    username: str = key(
+        "%u",
+        USER_FORMAT,
+        "A recipient's IMAP login: %u is the address, %n its local part, %d its domain, without detail.",
+        reload=True,
+    )
+    recipient_delimiter: str = key(
+        "+",
+        TEXT,
+        "What begins the detail in an address, as in anna+lists@example.org; empty for none.",
+        reload=True,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -329,6 +373,26 @@ class WitnessConfig:
     url: str = key("", URL, "http or https address that each head is posted to; empty for none.", reload=True)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DrillConfig:
+    """How it is proven that restoring works."""
+
+    recipient: str = key(
+        "", MAILBOX, "Mailbox set aside for canaries, which drills send; empty for no canary.", reload=True
+    )
+    sender: str = key("", MAILBOX, "Envelope sender of canaries; empty for the null sender.", reload=True)
+    via: Address | None = key(
+        "",
+        ADDRESS_OR_NONE,
+        "Where canaries are handed in by SMTP, such as Postfix's HOST:PORT; empty for LMTP to [lmtp] listen.",
+        reload=True,
+    )
+    sample: int = key(
+        20, count(0, 100_000), "Deliveries that a drill puts back, drawn evenly over time.", reload=True
+    )
+    timeout_s: float = key("2m", DURATION, "How long a canary may take into the store.", reload=True)
+
+
 _Section = (
     StoreConfig
     | LmtpConfig
@@ -337,8 +401,10 @@ _Section = (
     | CaptureConfig
     | EncryptionConfig
     | SchedulerConfig
+    | SearchConfig
     | RetentionConfig
     | WitnessConfig
+    | DrillConfig
     | ImapConfig
     | LogConfig
 )
@@ -350,7 +416,9 @@ _SECTIONS: dict[str, type[_Section]] = {
     "capture": CaptureConfig,
     "encryption": EncryptionConfig,
     "scheduler": SchedulerConfig,
+    "search": SearchConfig,
     "witness": WitnessConfig,
+    "drill": DrillConfig,
     "imap": ImapConfig,
     "log": LogConfig,
 }
@@ -369,7 +437,9 @@ class Config:
     capture: CaptureConfig = CaptureConfig()
     encryption: EncryptionConfig = EncryptionConfig()
     scheduler: SchedulerConfig = SchedulerConfig()
+    search: SearchConfig = SearchConfig()
     witness: WitnessConfig = WitnessConfig()
+    drill: DrillConfig = DrillConfig()
     imap: ImapConfig | None = None
     retention: tuple[RetentionConfig, ...] = ()
     log: LogConfig = LogConfig()
@@ -546,6 +616,10 @@ def _faults(config: Config) -> Iterator[str]:
         yield "[milter] commit_timeout: it must be below 5m, Postfix's milter_content_timeout"
     if config.imap is not None:
         yield from _imap_faults(config.imap)
+    elif config.scheduler.audit != Schedule():
+        yield "[scheduler] audit: it needs [imap], which says how to look into the mailboxes"
+    if config.drill.via is not None and (config.drill.via.is_unix or not config.drill.via.port):
+        yield f"[drill] via: {config.drill.via} will not do, SMTP is spoken over TCP: write HOST:PORT"
     yield from _retention_faults(config.rules)
     taken: dict[Address, str] = {}
     for name in ("lmtp", "milter", "metrics"):

@@ -16,6 +16,7 @@ from store.ids import ContentId
 from store.records import Leg, Replay
 from store.store import FOREVER_US, Store, StoredDelivery
 
+_IMPORTED = ("Folder", "Flags", "Origin")
 _EOL_NAMES = {b"\r\n": "CRLF", b"\n": "LF"}
 
 
@@ -87,6 +88,7 @@ def description_object(found: Description) -> dict[str, Any]:
         ],
         "damage": found.damage or None,
         "replays": [_replay_object(replay) for replay in found.stored.replays],
+        "replays_in_doubt": [_replay_object(replay) for replay in found.stored.in_doubt],
         "offered": [delivery_object(stored) for stored in found.legs.offered],
         "delivered": [delivery_object(stored) for stored in found.legs.delivered],
     }
@@ -124,12 +126,17 @@ def description_lines(found: Description) -> Iterator[str]:
     yield f"Message     {format_size(delivery.size)} ({delivery.size} bytes)"
     yield f"BLAKE3      {delivery.content.hex()}"
     yield from _optional("Notes", ", ".join(delivery.notes))
-    yield from _titled("Attributes", _attributes(delivery.attributes))
+    if delivery.leg == Leg.IMPORT:
+        for name in _IMPORTED:
+            yield from _optional(name, text(delivery.attributes.get(name.lower(), b"")))
+    else:
+        yield from _titled("Attributes", _attributes(delivery.attributes))
     yield from _titled("Parts", (_part_line(part) for part in found.parts))
     yield from _optional("Damage", found.damage)
     yield from _titled("Offered to", _leg_lines(found.legs.offered, found.stored))
     yield from _titled("Delivered to", _leg_lines(found.legs.delivered, found.stored))
     yield from _titled("Replays", (_replay_line(replay) for replay in found.stored.replays))
+    yield from _titled("Replays in doubt", (_replay_line(replay) for replay in found.stored.in_doubt))
 
 
 def _optional(name: str, value: str) -> Iterator[str]:
@@ -191,5 +198,5 @@ def _one_line(reply: bytes) -> str:
 def _replay_line(replay: Replay) -> str:
     return (
         f"{format_time(replay.time_us)}  {_address(replay.recipient, b'')} by {escaped(replay.downstream)}, "
-        f"run {escaped(replay.run)}: {_one_line(replay.reply)}"
+        f"run {escaped(replay.run)}: {_one_line(replay.reply) or 'begun, no reply known'}"
     )

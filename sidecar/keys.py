@@ -85,6 +85,14 @@ def _read_url(text: str) -> str:
     return text
 
 
+def _read_user_format(text: str) -> str:
+    if re.search("%[^und%]|%$", text.replace("%%", "")):
+        raise ValueError(f"{text!r} has a % that is none of %u, %n, %d and %%")
+    if not re.search("%[un]", text.replace("%%", "")):
+        raise ValueError(f"{text!r} would be one user for everybody: write %u or %n")
+    return text
+
+
 def count(low: int, high: int) -> Kind:
     """A whole number within bounds."""
 
@@ -115,6 +123,12 @@ def choice_or_any(*choices: str) -> Kind:
     )
 
 
+def _read_mailbox(text: str) -> str:
+    if text and (not re.fullmatch(r"[^\s<>\\]+@[^\s<>\\@]+", text) or not text.isprintable()):
+        raise ValueError(f"{text!r} is not one mail address: write drill@example.org")
+    return text
+
+
 def _read_recipients(texts: list[Any]) -> tuple[str, ...]:
     for text in texts:
         if not isinstance(text, str) or not re.fullmatch("age1[0-9a-z]{58}", text.strip()):
@@ -131,6 +145,13 @@ PATH_OR_NONE = Kind(
     "a path", '"/var/spool/mailkeep"', lambda text: _read_path(text) if text else None, _show_path
 )
 ADDRESS = Kind("an address", '"127.0.0.1:2424" or "unix:/run/mailkeep/lmtp.sock"', Address.parse)
+ADDRESS_OR_NONE = Kind(
+    "an address",
+    '"127.0.0.1:25"',
+    lambda text: Address.parse(text) if text else None,
+    lambda address: str(address or ""),
+)
+MAILBOX = Kind("a mail address", '"drill@example.org"', _read_mailbox)
 DURATION = Kind("a duration", '"30s", "5m" or "1h30m"', _positive_duration, exact_duration, suffix="_s")
 SIZE = Kind("a size", '"64MiB" or "1GiB"', parse_size, exact_size, suffix="_bytes")
 SCHEDULE = Kind(
@@ -148,6 +169,7 @@ KEEP = Kind(
 RECIPIENTS = Kind("a list of age public keys", '["age1…"]', _read_recipients, list, list)
 SWITCH = Kind("true or false", "true", bool, bool, bool)
 URL = Kind("an address", '"https://witness.example.org/heads"', _read_url)
+USER_FORMAT = Kind("a format", '"%u" or "%n"', _read_user_format)
 MODE = Kind("an octal file mode", '"0660"', _read_mode, lambda mode: f"{mode:04o}")
 
 

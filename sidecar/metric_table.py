@@ -16,10 +16,10 @@ REASONS = ("full", "failed", "timeout", "internal")
 CLASSES = ("2xx", "4xx", "5xx")
 CLASS_OF = {2: "2xx", 4: "4xx", 5: "5xx"}
 SOURCES = ("downstream", "mailkeep", "earlier")
-JOBS = ("compact", "expire", "check", "witness")
+JOBS = ("compact", "expire", "check", "search", "drill", "witness", "audit")
 """the kinds of background jobs"""
 RESULTS = ("ok", "failed", "interrupted")
-_LABEL_VALUES: dict[str, tuple[str, ...]] = {
+LABEL_VALUES: dict[str, tuple[str, ...]] = {
     "leg": LEGS,
     "reason": REASONS,
     "class": CLASSES,
@@ -86,6 +86,20 @@ TABLE = (
         ("job",),
     ),
     Spec("gauge", "job_last_duration_seconds", "Time that the last run took.", ("job",)),
+    Spec("gauge", "audit_holes", "Mail in mailboxes that the store lacks unexplained, at the last audit."),
+    Spec("gauge", "audit_missing", "Delivered mail that was in no folder any more, at the last audit."),
+    Spec(
+        "gauge",
+        "audit_timestamp_seconds",
+        "Time of the last audit that could look into every mailbox; 0 before the first since the start.",
+        over="max",
+    ),
+    Spec(
+        "gauge",
+        "last_proven_restore_timestamp_seconds",
+        "Time of the last drill that proved that restoring works; 0 before the first.",
+    ),
+    Spec("counter", "drill_failures_total", "Drills that did not prove it, since the store was made."),
     Spec("gauge", "workers_running", "Processes that are ready to take mail."),
     Spec("counter", "worker_restarts_total", "Workers that ended by themselves and were started again."),
     Spec("gauge", "build_info", "Always 1; the label names the running version.", ("version",)),
@@ -106,7 +120,7 @@ def _places() -> tuple[dict[Series, int], int]:
     places: dict[Series, int] = {}
     at = 0
     for spec in TABLE:
-        for labels in itertools.product(*(_LABEL_VALUES[label] for label in spec.labels)):
+        for labels in itertools.product(*(LABEL_VALUES[label] for label in spec.labels)):
             places[spec.name, *labels] = at
             # A histogram: a count for each bound, one for what is above them all, and the sum.
             at += len(spec.bounds) + 2 if spec.kind == "histogram" else 1

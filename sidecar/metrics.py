@@ -139,6 +139,14 @@ class Metrics(Collector):
         if job in JOBS:
             self._add(("job_runs_total", job, result), 1)
 
+    def audited(self, holes: int, missing: int, *, whole: bool) -> None:
+        """What an audit found; `whole` when it could look into every mailbox."""
+        with self._lock:
+            self._numbers[PLACES["audit_holes",]] = holes
+            self._numbers[PLACES["audit_missing",]] = missing
+            if whole:
+                self._numbers[PLACES["audit_timestamp_seconds",]] = time.time()
+
     def job_backed_off(self, seconds: float) -> None:
         """A job has waited so long because capture was slow."""
         self._add(("job_backoff_seconds_total",), seconds)

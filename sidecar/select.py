@@ -22,9 +22,10 @@ from sidecar.units import parse_time
 from store.errors import DamagedError, NotFoundError, SealedError, StoreError
 from store.filters import Filter, as_bytes, bare, exact_address
 from store.ids import DeliveryId, delivery_time_us, now_us
-from store.looks import order, short_looks
+from store.looks import IDS_PER_LOOK, order, short_looks
 from store.records import Leg
 from store.rows import Term
+from store.snapshot import Snapshot
 from store.store import FOREVER_US, Query, Store, StoredDelivery
 
 log = logging.getLogger(__name__)
@@ -39,6 +40,7 @@ def _log_damage(delivery: DeliveryId, error: StoreError) -> None:
 
 
 Damaged = Callable[[DeliveryId, StoreError], None]
+Looked = Callable[[DeliveryId], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,8 +96,10 @@ def select(
     *,
     newest_first: bool = True,
     damaged: Damaged = _log_damage,
+    looked: Looked = lambda _id: None,
 ) -> Iterator[StoredDelivery]:
-    """The deliveries meant, in order of time. One whose record is damaged goes to `damaged` instead.
+    """The deliveries meant, in order of time. One whose record is damaged goes to `damaged` instead. `looked`
+    hears of each that is looked at, whether it is meant or not, and may raise to end the search.
 
     No look at the index stays open while the caller works, however long that takes. Oldest first, what is
     captured after the beginning is left out. Filters do not see what was removed. Raises `ValueError` for a
@@ -103,7 +107,7 @@ def select(
     and `StoreError` when the store fails.
     """
     store.require_identity()
-    chosen = _Chosen(store, selection)
+    chosen = _Chosen(store, selection, looked)
     if newest_first:
         yield from islice(chosen.load(chosen.ids(newest_first=True), damaged), selection.limit or None)
     elif selection.limit:
@@ -114,11 +118,22 @@ def select(
         yield from chosen.load(chosen.ids(newest_first=False), damaged)
 
 
+def matching(
+    store: Store, selection: Selection, found: Iterable[DeliveryId], *, damaged: Damaged = _log_damage
+) -> Iterator[StoredDelivery]:
+    """Those of the deliveries `found` elsewhere that are there and are meant, in the order given; `limit` is
+    the first so many. Raises as `select`, but for what was removed, which is left out."""
+    store.require_identity()
+    chosen = _Chosen(store, selection)
+    yield from islice(chosen.load(chosen.likely(found), damaged), selection.limit or None)
+
+
 class _Chosen:
     """A selection made ready for one store and one moment."""
 
-    def __init__(self, store: Store, selection: Selection) -> None:
+    def __init__(self, store: Store, selection: Selection, looked: Looked = lambda _id: None) -> None:
         self._store = store
+        self._looked = looked
         self._status = selection.status
         self._filter = exact_filter(store, selection)
         self._as_of_us = moment_us(selection.as_of)
@@ -159,9 +174,24 @@ class _Chosen:
             for form in (b"<%b>" % inner, inner):
                 yield ((Term.MESSAGE_ID, form), *terms)
 
+    def likely(self, ids: Iterable[DeliveryId]) -> Iterator[DeliveryId]:
+        """Those among the ids that may be meant, as far as the index can tell: it need not read them."""
+        alternatives = [terms for terms in self._terms() if terms]
+        asked = self._filter
+        since_us, until_us = asked.since_us or 0, FOREVER_US if asked.until_us is None else asked.until_us
+        rest = (id_ for id_ in ids if since_us <= delivery_time_us(id_) < until_us)
+        if not alternatives:
+            yield from rest
+            return
+        while some := list(islice(rest, IDS_PER_LOOK)):
+            with self._store.index.read() as snapshot:
+                kept = [id_ for id_ in some if _has_any(snapshot, id_, alternatives)]
+            yield from kept
+
     def load(self, ids: Iterable[DeliveryId], damaged: Damaged) -> Iterator[StoredDelivery]:
         """Those among the candidates that all filters hold for."""
         for delivery in ids:
+            self._looked(delivery)
             try:
                 stored = self._store.delivery(delivery, self._as_of_us)
             except (DamagedError, SealedError) as exc:
@@ -173,6 +203,10 @@ class _Chosen:
                 continue
             if self._filter.matches(stored.delivery) and self._status in (None, status_of(stored)):
                 yield stored
+
+
+def _has_any(snapshot: Snapshot, id_: DeliveryId, alternatives: list[tuple[tuple[Term, bytes], ...]]) -> bool:
+    return any(all(snapshot.has_term(kind, value, id_) for kind, value in terms) for terms in alternatives)
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +229,7 @@ def legs_of(store: Store, stored: StoredDelivery, as_of_us: int = FOREVER_US) ->
         others = [other for other in store.deliveries(query) if _is_same_mail(stored, other)]
         same = sorted([stored, *others], key=lambda found: order(found.delivery.id))
     return Legs(
-        tuple(found for found in same if found.delivery.leg != Leg.LMTP),
+        tuple(found for found in same if found.delivery.leg == Leg.MILTER),
         tuple(found for found in same if found.delivery.leg == Leg.LMTP),
     )
 

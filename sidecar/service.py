@@ -18,11 +18,12 @@ from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
+from sidecar import jobs, notify
 from sidecar import log as logging_setup
-from sidecar import maintenance, notify
 from sidecar.board import State
 from sidecar.capture import CaptureEvents, Capturer
 from sidecar.config import Config, ConfigError, reloadable_changes
+from sidecar.drill.proof import load_proof
 from sidecar.front import FrontServer
 from sidecar.http import HttpEndpoint
 from sidecar.identity import load_identities
@@ -209,7 +210,9 @@ class Service:
     def _start_scheduler(self) -> None:
         self._scheduler = Scheduler(
             self._config.store.path / channel.DIRECTORY,
-            maintenance.job_kinds(self._store, lambda: self._loaded, self._worker),
+            jobs.job_kinds(
+                self._store, lambda: self._loaded, self._worker, audited=self._metrics.audited
+            ),
             job_settings(self._config),
             latency_s=self._latency_s, events=job_events(self._metrics),
         )  # fmt: skip
@@ -230,6 +233,10 @@ class Service:
         size = _Slow(store.pack_bytes, _SIZE_S)  # looks at every pack: not at each scrape
         self._metrics.watch("store_bytes", size)
         self._metrics.watch("store_free_bytes", lambda: _free_bytes(store.path))
+        self._metrics.watch(
+            "last_proven_restore_timestamp_seconds", lambda: load_proof(store.path).last_proven
+        )
+        self._metrics.watch("drill_failures_total", lambda: load_proof(store.path).failures)
         spool = self._capturer.spool
         self._metrics.watch("spool_messages", lambda: spool.waiting() if spool else 0)
 
@@ -283,7 +290,7 @@ class Service:
     async def _end_open_pack(self, *, everything: bool, done: Callable[[], None]) -> None:
         try:
             await asyncio.to_thread(
-                maintenance.end_open_pack, self._store, self._loaded.store, everything=everything
+                jobs.end_open_pack, self._store, self._loaded.store, everything=everything
             )
         except Exception:
             log.exception("the open pack could not be ended; what is in it is compacted later")

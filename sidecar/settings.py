@@ -31,6 +31,9 @@ def job_settings(config: Config) -> Settings:
             "compact": scheduler.compact,
             "expire": scheduler.expire,
             "check": scheduler.check,
+            "drill": scheduler.drill,
+            "search": scheduler.search,
             "witness": config.witness.every,
+            "audit": scheduler.audit,
         },
     )

@@ -21,10 +21,14 @@ class Status(enum.StrEnum):
     """replies are missing and none that is known is 2xx"""
     OFFERED = "offered"
     """seen where there are no replies for each recipient: the milter leg"""
+    IMPORTED = "imported"
+    """taken in from elsewhere"""
 
 
 def status_of(stored: StoredDelivery) -> Status:
     """The status of a delivery."""
+    if stored.delivery.leg == Leg.IMPORT:
+        return Status.IMPORTED
     if stored.delivery.leg != Leg.LMTP:
         return Status.OFFERED
     recipients = len(stored.delivery.envelope.recipients)

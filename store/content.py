@@ -13,7 +13,7 @@ from blake3 import blake3
 from store import splitter
 from store.errors import DamagedError
 from store.ids import ChunkId, chunk_id
-from store.records import Content
+from store.records import Content, Run
 
 
 def assemble(content: Content, fetch: Callable[[ChunkId], bytes], key: bytes) -> Iterator[bytes]:
@@ -32,6 +32,15 @@ def assemble(content: Content, fetch: Callable[[ChunkId], bytes], key: bytes) ->
             yield piece
     if size != content.size or whole.digest() != content.id:
         raise DamagedError(f"content {content.id.hex()[:16]} does not come back as it was captured")
+
+
+def assemble_some(
+    content: Content, fetch: Callable[[ChunkId], bytes], key: bytes, wanted: Callable[[Run], bool]
+) -> Iterator[bytes]:
+    """The bytes of those runs that are wanted. As `assemble`, but nothing vouches for the whole."""
+    for run in filter(wanted, content.runs):
+        pieces = (_checked(chunk, fetch, key) for chunk in run.chunks)
+        yield from splitter.encode_run(pieces, run.width, run.eol) if run.width else pieces
 
 
 def _checked(chunk: ChunkId, fetch: Callable[[ChunkId], bytes], key: bytes) -> bytes:

@@ -7,6 +7,7 @@ are those that were recorded is told by the hashes over them alone.
 
 from __future__ import annotations
 
+import logging
 import os
 import struct
 from collections.abc import Iterator, Sequence
@@ -16,10 +17,12 @@ from typing import NamedTuple
 from store import layout, records
 from store.errors import DamagedError
 from store.layout import FIRST_COMPACTED, PACK_HEADER_BYTES, RECORD_HEADER_BYTES, Commit, RecordType
-from store.places import Damage, Location
+from store.places import Damage, Location, Place
 from store.scan import key_of_pack, pack_seal, read_pack_header, scan_records
 from store.sealing import Keyring, PackSeal
 from store.segments import Part, Segment, first_of, pack_path, packs_of
+
+log = logging.getLogger(__name__)
 
 _WINDOW = 16 << 10
 
@@ -154,6 +157,42 @@ def leaves_from(
                 waiting, skipped = [], 0
         at = PACK_HEADER_BYTES
     return leaves
+
+
+def groups_from(
+    directory: Path, store_id: bytes, keyring: Keyring, parts: Sequence[Part], place: Place
+) -> Iterator[FactGroup]:
+    """The groups of a stream from a record on that begins at (pack, offset): of the first only what comes
+    from there on. For who wants what there is, and knows how far it is acknowledged: nothing is proved that
+    checksums do not, and what cannot be read is left out. `parts` are those of the stream, in order. Raises
+    `FileNotFoundError` for a pack that is gone, `OSError`."""
+    packs = [number for part in parts for number in packs_of(part)]
+    for number in packs[packs.index(place[0]) :]:
+        path = pack_path(directory, number)
+        try:
+            key = key_of_pack(path, store_id)
+        except ValueError as exc:
+            log.error("%s cannot be read: %s", path, exc)
+            continue
+        goes_on = following(directory, parts, number)
+        facts: list[Fact] = []
+        for piece in _pieces(path, key, place[1] if number == place[0] else PACK_HEADER_BYTES):
+            try:
+                if piece.type == RecordType.COMMIT:
+                    if goes_on is not None and piece.number >= goes_on:
+                        break
+                    group = FactGroup(layout.decode_commit(piece.payload), facts)
+                elif piece.type in layout.ENTRY_RECORDS:
+                    seal = pack_seal(path, key, keyring) if piece.type in layout.SEALED_RECORDS else None
+                    facts += _facts_in(piece, seal)
+                    continue
+                else:
+                    continue
+            except (ValueError, struct.error) as exc:
+                log.error("%s at byte %d: %s", path, piece.offset, exc)
+                continue
+            yield group
+            facts = []
 
 
 def _facts_in(piece: _Piece, seal: PackSeal | None) -> list[Fact]:

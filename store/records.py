@@ -58,7 +58,8 @@ class Envelope(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Delivery(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
-    """One captured transaction. `attributes` holds XFORWARD attributes or milter macros, by their names."""
+    """One captured transaction. `attributes` holds XFORWARD attributes or milter macros, by their names; of
+    imported mail `folder`, `flags` (with spaces between) and `origin` (of what kind, and where it lay)."""
 
     id: DeliveryId
     time_us: int
@@ -96,7 +97,11 @@ class Outcomes(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
 
 
 class Replay(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
-    """One message put back: to whom, through which server, under which run, and the reply."""
+    """One message put back: to whom, through which server, under which run, and the reply.
+
+    One with an empty reply is the *intent*, durable before anything is sent: until a later one of the same
+    run, delivery and recipient says what came of it, nobody knows whether the server has the message. A 4xx
+    may be our own, for what was not sent after all."""
 
     delivery: DeliveryId
     time_us: int
@@ -104,6 +109,11 @@ class Replay(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     recipient: bytes
     downstream: str
     reply: bytes
+
+    @property
+    def is_intent(self) -> bool:
+        """Whether it says that it will be sent, and not yet what came of it."""
+        return not self.reply
 
 
 class ReplayRun(msgspec.Struct, frozen=True, array_like=True, kw_only=True):

@@ -475,7 +475,7 @@ def apply_facts(update: Update, group: Group, counters: Counters) -> None:
             case Uncaptured():
                 counters.uncaptured += 1
             case Replay():
-                counters.replays += 1
+                counters.replays += not entry.is_intent
                 update.add(Table.TERM, rows.term_row(Term.REPLAY_RUN, entry.run.encode(), entry.delivery))
             case Hold():
                 update.put_hold(entry)

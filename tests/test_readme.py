@@ -44,7 +44,7 @@ def test_every_metric_is_in_the_table(name: str) -> None:
 def test_what_it_points_to_is_there() -> None:
     for target in re.findall(r"\]\(([^)#:]+)\)", README):
         assert (ROOT / target).exists(), target
-    for name in re.findall(r"^\| `([a-z.-]+\.(?:toml|service|conf|cf|yml))`", README, re.MULTILINE):
+    for name in re.findall(r"^\| `([a-z.-]+\.(?:toml|service|conf|cf|yml|json))`", README, re.MULTILINE):
         assert (ROOT / "deploy" / name).exists(), name
 
 

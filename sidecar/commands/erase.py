@@ -15,8 +15,9 @@ from sidecar.present import print_deliveries, print_json, short_id
 from sidecar.readable import escaped
 from sidecar.select import Selection
 from sidecar.units import format_size, format_time, iso_time
+from store.errors import StoreError
 from store.retention import Receipt, catch_up, erase, refuse_held
-from store.store import StoredDelivery
+from store.store import Store, StoredDelivery
 
 _DECLINED, _NOTHING = 1, 4
 
@@ -88,7 +89,29 @@ def command(
             opened, [stored.delivery.id for stored in plan.taken],
             owner=owner or getpass.getuser(), reason=reason,
         )  # fmt: skip
+        _forget(opened)
     _print_receipt(receipt, plan, json=json)
+
+
+def _forget(store: Store) -> None:
+    """The words of what was erased leave the search index, too; whatever fails there, it is erased."""
+    from sidecar.search.files import SearchError
+    from sidecar.search.follow import forget_removed
+
+    store.settle_index()
+    try:
+        done = forget_removed(store)
+    except (SearchError, StoreError, OSError) as exc:
+        print(
+            f"mailkeep: its words are not yet out of {store.path / 'search'}: {exc}; remove that directory",
+            file=sys.stderr,
+        )
+    else:
+        if not done:
+            print(
+                "mailkeep: the search index is being written: its words go with the next job `search`",
+                file=sys.stderr,
+            )
 
 
 def _print_plan(plan: Plan, *, json: bool, asking: bool) -> None:

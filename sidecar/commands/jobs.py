@@ -23,10 +23,14 @@ _HEADINGS = ("JOB", "STATE", "SCHEDULE", "NEXT", "LAST", "TOOK", "RESULT")
 _INTERRUPTED = 4
 
 KindArgument = Annotated[
-    str, typer.Argument(metavar="JOB", help="compact, expire, check, witness.", show_default=False)
+    str,
+    typer.Argument(metavar="JOB", help="compact, expire, check, drill, witness, audit.", show_default=False),
 ]
 KindOrAllArgument = Annotated[
-    str, typer.Argument(metavar="JOB", help="compact, expire, check, witness, or all.", show_default=False)
+    str,
+    typer.Argument(
+        metavar="JOB", help="compact, expire, check, drill, witness, audit, or all.", show_default=False
+    ),
 ]
 
 
@@ -81,7 +85,7 @@ def run(
         typer.Option(
             "--arg",
             metavar="NAME=VALUE",
-            help="What the job is to know: compact all=true, check read_data=10%.",
+            help="What the job is to know: compact all=true, check read_data=10%, drill sample=100.",
         ),
     ] = None,
     json: options.JsonOption = False,

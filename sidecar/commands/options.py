@@ -35,6 +35,7 @@ class LegName(enum.StrEnum):
 
     LMTP = "lmtp"
     MILTER = "milter"
+    IMPORT = "import"
 
 
 def _not_empty(text: str | None) -> str | None:
@@ -205,6 +206,15 @@ def store_settings(config: Path | None, store: Path | None) -> StoreConfig:
     if store is not None and config is None and not DEFAULT_PATH.exists():
         return StoreConfig()
     return load_default(config).store
+
+
+def search_enabled(config: Path | None, store: Path | None) -> bool:
+    """Whether [search] enabled; its default where --store was given and nothing is configured."""
+    from sidecar.config import DEFAULT_PATH, SearchConfig, load_default
+
+    if store is not None and config is None and not DEFAULT_PATH.exists():
+        return SearchConfig().enabled
+    return load_default(config).search.enabled
 
 
 def signing_key(config: Path | None, store: Path | None, sign: Path | None) -> SignKey | None:

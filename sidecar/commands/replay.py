@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-import asyncio
+import enum
 import getpass
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sidecar.commands import options
+from sidecar.commands import options, putting_back
+from sidecar.commands.putting_back import NONE, Via
 
 if TYPE_CHECKING:
-    from sidecar.replay import Result, Target
-    from sidecar.units import Address
+    from sidecar.replay.targets import Item
 
-_SOME, _NONE = 3, 4
+
+class Doubtful(enum.StrEnum):
+    """What becomes of messages of which nobody knows whether an earlier part of the run delivered them."""
+
+    LOOK = "look"
+    """over IMAP; without it they are reported"""
+    SEND = "send"
 
 
 def command(
@@ -35,86 +40,115 @@ def command(
     status: options.StatusOption = None,
     as_of: options.AsOfOption = None,
     limit: options.LimitOption = 0,
+    everything: Annotated[bool, typer.Option("--all", help="All mail there is, of all mailboxes.")] = False,
     rcpt: Annotated[
         str | None, typer.Option("--rcpt", metavar="ADDRESS", help="Into this mailbox, not the original one.")
     ] = None,
-    downstream: Annotated[
-        str | None,
-        typer.Option("--downstream", metavar="ADDRESS", help="LMTP server; default: [lmtp] downstream."),
+    mapping: Annotated[
+        Path | None,
+        typer.Option("--mapping", metavar="FILE", help="Into others: lines OLD-ADDRESS NEW-ADDRESS."),
     ] = None,
+    missing_only: Annotated[
+        bool, typer.Option("--missing-only", help="Only what is in no folder now, as IMAP tells.")
+    ] = False,
+    via: putting_back.ViaOption = Via.LMTP,
+    folder: putting_back.FolderOption = "",
+    flags: putting_back.FlagsOption = None,
+    downstream: putting_back.DownstreamOption = None,
     mail_from: Annotated[
         str, typer.Option("--mail-from", metavar="ADDRESS", help="Envelope sender; 'original' as captured.")
     ] = "<>",
-    rate: Annotated[
-        float, typer.Option("--rate", metavar="N", min=0, help="Messages a second at most; 0 for no limit.")
-    ] = 0,
+    connections: putting_back.ConnectionsOption = 4,
+    rate: putting_back.RateOption = 0,
+    patience: putting_back.PatienceOption = "60s",
+    doubtful: Annotated[
+        Doubtful, typer.Option("--doubtful", help="What a killed run may have sent: look by IMAP, or send.")
+    ] = Doubtful.LOOK,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only print what would be sent to whom.")
     ] = False,
     again: Annotated[
         bool, typer.Option("--again", help="Send everything, though an earlier run of this was interrupted.")
     ] = False,
+    report: putting_back.ReportOption = None,
     json: options.JsonOption = False,
     config: options.ConfigOption = None,
     store: options.StoreOption = None,
     identity: options.IdentityOption = None,
 ) -> None:
-    """Put messages back: deliver them again through LMTP, byte for byte.
+    """Put messages back, byte for byte: deliver them again through LMTP, or append them over IMAP.
 
-    Give ids, or the filters of `list`. Each goes to whoever got it then (with --to: to those alone; with
-    --rcpt: there instead), from the null sender, so that nothing is answered to anybody. Filters take
-    what went to mailboxes; --leg milter takes mail as it was submitted. The same command after an
-    interruption or a refusal sends only what is missing.
+    Give ids, the filters of `list`, or --all. Each goes to whoever got it then (with --to: to those alone;
+    with --rcpt or --mapping: there instead), from the null sender, so that nothing is answered to anybody.
+    Filters take what went to mailboxes; --leg milter takes mail as it was submitted. The same command after
+    an interruption or a refusal sends only what is missing, and nothing twice.
 
     \b
     Example: mailkeep replay 3fa94c0d81
-    Example: mailkeep replay --to anna@example.org --since 'yesterday 14:00' --dry-run
-    Exit codes: 0 all are back, 3 some are, 4 none is (or nothing was selected);
-    2 wrong usage or configuration; 17 no such message, or it was erased or has expired;
-    other codes above 10: the store, as the message says.
+    Example: mailkeep replay --to anna@example.org --since 'yesterday 14:00' --missing-only --dry-run
+    Example: mailkeep replay --all --via imap --connections 8 --report restored.jsonl
+    Exit codes: 0 all are back, 3 some are, 4 none is (or nothing was selected), 6 some are in doubt;
+    130 interrupted; 2 wrong usage or configuration; 17 no such message, or it was erased or has expired;
+    40, 41 the mailboxes cannot be looked into; other codes above 10: the store, as the message says.
     """
-    from sidecar.replay import Replayer, ReplayOptions, targets
+    from sidecar.replay.journal import Journal
+    from sidecar.replay.perform import Performance, run_name
+    from sidecar.replay.run import resume
+    from sidecar.replay.targets import MAILBOX_LEGS, Whereto, targets
     from sidecar.select import Selection, moment_us, select
     from store.filters import address_test
 
     selection = Selection(
         ids=tuple(ids or ()), to=to, sender=sender, since=since, until=until, queue_id=queue_id,
-        message_id=message_id, subject=subject, status=status, as_of=as_of, limit=limit,
-        leg=leg or (None if ids else "lmtp"),
+        message_id=message_id, subject=subject, status=status, as_of=as_of, limit=limit, leg=leg,
     )  # fmt: skip
-    if selection == Selection(leg=selection.leg, as_of=as_of, limit=limit):
-        raise typer.BadParameter("say what to put back: ids, or filters such as --to and --since")
+    if selection == Selection(leg=leg, as_of=as_of, limit=limit) and not everything and mapping is None:
+        raise typer.BadParameter("say what to put back: ids, filters such as --to and --since, or --all")
+    if rcpt is not None and mapping is not None:
+        raise typer.BadParameter("--rcpt and --mapping each say whereto: give one of them")
     recipient = None if rcpt is None else _address(rcpt, "--rcpt")
-    envelope_sender = None if mail_from == "original" else _address(mail_from, "--mail-from")
-    address = _downstream(downstream, config, asked=not dry_run)
+    if dry_run and not missing_only:
+        how = None
+    else:
+        how = putting_back.request(
+            via, config=config, downstream=downstream, folder=folder, flags=flags, connections=connections,
+            rate=rate, patience=patience, as_of_us=moment_us(as_of),
+            sender=None if mail_from == "original" else _address(mail_from, "--mail-from"),
+            send_doubtful=doubtful is Doubtful.SEND,
+        )  # fmt: skip
+    whereto = Whereto(
+        recipient=recipient, wanted=None if to is None else address_test(to), mapping=_mapping(mapping),
+        legs=None if ids or leg else MAILBOX_LEGS,
+    )  # fmt: skip
+    if missing_only:
+        putting_back.imap_needed(config, "--missing-only")
     with options.open_store(config, store, identity) as opened:
         if dry_run:
             _print_interval(since, until, as_of)
-        found = select(opened, selection, newest_first=False)
-        todo = list(targets(found, recipient=recipient, wanted=None if to is None else address_test(to)))
-        if address is None or not todo:
-            for target in todo:
-                _print_planned(target, json=json)
-            print(
-                f"mailkeep: {len(todo)} would be sent" if todo else "mailkeep: nothing matches",
-                file=sys.stderr,
-            )
-            raise typer.Exit(0 if todo else _NONE)
-        how = ReplayOptions(
-            downstream=address, sender=envelope_sender, rate=rate, owner=getpass.getuser(),
-            as_of_us=moment_us(as_of),
-        )  # fmt: skip
+        todo = targets(select(opened, selection, newest_first=False), whereto)
+        if how is None:
+            raise typer.Exit(_print_plan(todo, json=json))
+        name = run_name(
+            selection.digest(), whereto.recipient or b"", repr(whereto.mapping), how.road_name, folder
+        )
+        journal = Journal(opened, name, road=how.road_name, owner=getpass.getuser(), anew=again)
+        performance = Performance(opened, how, journal)
+        source: Iterable[Item] = resume(opened, journal, todo)
+        if missing_only:
+            source = performance.presence().sift(source)
+        if dry_run:
+            raise typer.Exit(_print_plan(source, json=json))
         opened.start_writing_beside("operator")
-        name = selection.digest() + (recipient or b"") + str(address).encode()
-        with _progress(len(todo), watched=sys.stderr.isatty()) as advance:
+        code = putting_back.perform(
+            performance, journal, iter(source), report, json=json, total=len(ids or ()), what="replay"
+        )
+    raise typer.Exit(code)
 
-            def tell(result: Result) -> None:
-                advance()
-                _print_result(result, json=json)
 
-            summary = asyncio.run(Replayer(opened, how, name, anew=again).run(todo, tell))
-    print(f"mailkeep: {summary.restored} of {len(todo)} are back (run {summary.run})", file=sys.stderr)
-    raise typer.Exit(0 if summary.restored == len(todo) else _SOME if summary.restored else _NONE)
+def _mapping(path: Path | None) -> dict[bytes, bytes] | None:
+    from sidecar.replay.mapping import read_mapping
+
+    return None if path is None else read_mapping(path)
 
 
 def _print_interval(since: str | None, until: str | None, as_of: str | None) -> None:
@@ -128,81 +162,32 @@ def _print_interval(since: str | None, until: str | None, as_of: str | None) -> 
 
 
 def _address(text: str, option: str) -> bytes:
-    bare = text.strip().removeprefix("<").removesuffix(">")
-    if any(sign in "<>\\ " or not sign.isprintable() for sign in bare) or (option == "--rcpt" and not bare):
+    from sidecar.replay.mapping import bare_address
+
+    bare = bare_address(text)
+    if bare is None or (option == "--rcpt" and not bare):
         raise typer.BadParameter(f"{option} {text!r} is no address")
-    return bare.encode()
+    return bare
 
 
-def _downstream(text: str | None, config: Path | None, *, asked: bool) -> Address | None:
-    """Where to send to; None when nothing is to be sent (`asked` false)."""
-    from sidecar.config import ConfigError, load_default
-    from sidecar.units import Address
+def _print_plan(todo: Iterable[Item], *, json: bool) -> int:
+    """What would be sent; the exit code."""
+    from sidecar.present import print_json
+    from sidecar.replay.report import print_target, result_line, result_object
+    from sidecar.replay.targets import Result
 
-    if not asked:
-        return None
-    if text is not None:
-        try:
-            return Address.parse(text)
-        except ValueError as exc:
-            raise typer.BadParameter(f"--downstream: {exc}") from exc
-    try:
-        lmtp = load_default(config).lmtp
-    except ConfigError as exc:
-        exc.hint = "Name the LMTP server by --downstream, or the configuration by --config."
-        raise
-    if lmtp is None:
-        raise typer.BadParameter(
-            "the configuration has no [lmtp] downstream: name the server by --downstream"
-        )
-    return lmtp.downstream
-
-
-def _print_planned(target: Target, *, json: bool) -> None:
-    from sidecar.present import print_json, short_id
-    from sidecar.readable import escaped, header_text, text
-    from sidecar.units import format_time
-
-    delivery = target.delivery
-    if json:
-        print_json({"id": delivery.id.hex(), "recipient": text(target.recipient), "size": delivery.size})
-    else:
-        subject = escaped(header_text(delivery.subject))
-        when = format_time(delivery.time_us)
-        print(f"{short_id(delivery.id)}  {when}  {escaped(text(target.recipient))}  {subject}")
-
-
-def _print_result(result: Result, *, json: bool) -> None:
-    from sidecar.present import print_json, short_id
-    from sidecar.readable import escaped, text
-
-    target = result.target
-    if json:
-        told = {
-            "id": target.delivery.id.hex(),
-            "recipient": text(target.recipient),
-            "restored": result.restored,
-            "already": result.already,
-            "reply": text(result.reply) or None,
-            "error": result.error or None,
-        }
-        print_json(told)
-        sys.stdout.flush()  # whoever reads along wants to know now
-        return
-    said = "was put back before" if result.already else text(result.reply) or f"not sent: {result.error}"
-    print(f"{short_id(target.delivery.id)}  {escaped(text(target.recipient))}  {escaped(said)}", flush=True)
-
-
-@contextmanager
-def _progress(total: int, *, watched: bool) -> Iterator[Callable[[], None]]:
-    """A progress bar on a terminal; elsewhere the results themselves are progress enough."""
-    if not watched:
-        yield lambda: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("replay"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("replay", total=total)
-        yield lambda: progress.advance(task)
+    count = others = 0
+    for item in todo:
+        if isinstance(item, Result):
+            others += 1
+            if json:
+                print_json(result_object(item))
+            else:
+                print(result_line(item))
+        else:
+            count += 1
+            print_target(item, json=json)
+    told = f"; {others} would not" if others else ""
+    print(f"mailkeep: {count} would be sent{told}" if count or others else "mailkeep: nothing matches",
+          file=sys.stderr)  # fmt: skip
+    return 0 if count or others else NONE

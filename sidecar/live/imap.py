@@ -10,7 +10,7 @@ import contextlib
 import re
 import socket
 import ssl
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -20,6 +20,7 @@ from imapclient import IMAPClient, SocketTimeout
 from imapclient.exceptions import IMAPClientError
 from imapclient.exceptions import LoginError as RefusedError
 
+from sidecar.live.fields import id_and_date
 from sidecar.live.mailbox import FOREVER_US, LiveError, LiveMessage, LoginError
 from sidecar.units import Address
 
@@ -30,7 +31,7 @@ _AT_ONCE = 500
 _AT_ONCE_BYTES = 8 << 20
 """about so many bytes of messages are fetched by one command, and held here"""
 _FACTS = ("RFC822.SIZE", "INTERNALDATE", "FLAGS", "BODY.PEEK[HEADER.FIELDS (MESSAGE-ID DATE)]")
-_FIELD = re.compile(rb"(?im)^(message-id|date)[ \t]*:[ \t]*((?:[^\r\n]|\r?\n[ \t])*)")
+_LONE = re.compile(rb"\r(?!\n)|(?<!\r)\n")
 _NO_SELECT = frozenset({b"\\noselect", b"\\nonexistent"})
 
 
@@ -100,6 +101,12 @@ class ImapMailbox:
         names = [str(name) for flags, _, name in found if not _NO_SELECT & {flag.lower() for flag in flags}]
         return sorted(names, key=lambda name: (name.upper() != "INBOX", name))
 
+    def uid_validity(self, folder: str) -> int:
+        """What a folder's UIDs belong to (RFC 3501 2.3.1.1): with another one they mean other messages.
+        Raises `LiveError`."""
+        with self._told(f"does not tell of {folder}"):
+            return int(self._client.folder_status(folder, ["UIDVALIDITY"])[b"UIDVALIDITY"])
+
     def messages(self, folder: str, since_us: int = 0, until_us: int = FOREVER_US) -> Iterator[LiveMessage]:
         """See `LiveMailbox`; by whole days."""
         self._select(folder)
@@ -115,12 +122,22 @@ class ImapMailbox:
 
     def fetch(self, messages: Sequence[LiveMessage]) -> Iterator[tuple[LiveMessage, bytes]]:
         """See `LiveMailbox`."""
-        for batch in _batches(messages):
+        return self._give(_batches(messages), "")
+
+    def headers(self, messages: Sequence[LiveMessage]) -> Iterator[tuple[LiveMessage, bytes]]:
+        """See `LiveMailbox`."""
+        batches = (messages[at : at + _AT_ONCE] for at in range(0, len(messages), _AT_ONCE))
+        return self._give(batches, "HEADER")
+
+    def _give(
+        self, batches: Iterable[Sequence[LiveMessage]], part: str
+    ) -> Iterator[tuple[LiveMessage, bytes]]:
+        for batch in batches:
             self._select(batch[0].folder)
             with self._told(f"does not give what is in {batch[0].folder}"):
-                found = self._client.fetch([int(message.uid) for message in batch], ("BODY.PEEK[]",))
+                found = self._client.fetch([int(message.uid) for message in batch], (f"BODY.PEEK[{part}]",))
             for message in batch:
-                data = found.get(int(message.uid), {}).get(b"BODY[]")
+                data = found.get(int(message.uid), {}).get(b"BODY[%b]" % part.encode())
                 if data is not None:
                     yield message, data
 
@@ -129,8 +146,25 @@ class ImapMailbox:
         `LiveError`."""
         moment = datetime.fromtimestamp(received_us // 1_000_000, UTC)
         with self._told(f"does not take a message into {folder}"):
-            said: bytes = self._client.append(folder, raw, flags, moment)
-        return said.decode("utf-8", "replace")
+            # `append` would turn every lone CR or LF into a line end; `multiappend` passes bytes as they are.
+            if self._client.has_capability("MULTIAPPEND"):
+                message = {"msg": raw, "flags": flags, "date": moment}
+                kind, said = self._client.multiappend(folder, [message])
+                if kind != "OK":
+                    raise IMAPClientError(b" ".join(said).decode("utf-8", "replace"))
+                return b" ".join(said).decode("utf-8", "replace")
+            if _LONE.search(raw):
+                raise IMAPClientError(
+                    "it knows no MULTIAPPEND, and lone line ends would not stay as they are"
+                )
+            answer: bytes = self._client.append(folder, raw, flags, moment)
+        return answer.decode("utf-8", "replace")
+
+    def separator(self) -> str:
+        """What stands between a folder and one below it; "" where there is none. Raises `LiveError`."""
+        with self._told("does not name its separator"):
+            found = self._client.list_folders("", "")
+        return (found[0][1] or b"").decode("ascii", "replace") if found else ""
 
     def make_folder(self, folder: str) -> bool:
         """Make a folder, and subscribe to it, unless it is there; whether it is new. Raises `LiveError`."""
@@ -212,9 +246,7 @@ def _day(time_us: int, days: int) -> Any:
 
 def _live(folder: str, uid: int, facts: dict[bytes, Any]) -> LiveMessage:
     header = next((value for name, value in facts.items() if name.startswith(b"BODY[HEADER.FIELDS")), b"")
-    fields = {
-        found[1].lower(): b"".join(found[2].split(b"\r\n")).strip() for found in _FIELD.finditer(header)
-    }
+    message_id, date = id_and_date(header)
     received: datetime | None = facts.get(b"INTERNALDATE")
     return LiveMessage(
         folder=folder,
@@ -222,8 +254,8 @@ def _live(folder: str, uid: int, facts: dict[bytes, Any]) -> LiveMessage:
         size=facts[b"RFC822.SIZE"],
         received_us=round(received.timestamp()) * 1_000_000 if received else 0,
         flags=tuple(flag.decode("ascii", "replace") for flag in facts.get(b"FLAGS", ())),
-        message_id=fields.get(b"message-id", b""),
-        date=fields.get(b"date", b""),
+        message_id=message_id,
+        date=date,
     )
 
 

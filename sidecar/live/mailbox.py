@@ -57,5 +57,8 @@ class LiveMailbox(Protocol):
         """The bytes of messages (all of one folder), as the server gives them. One that has gone meanwhile is
         left out."""
 
+    def headers(self, messages: Sequence[LiveMessage]) -> Iterator[tuple[LiveMessage, bytes]]:
+        """Their header blocks alone, in the same way."""
+
     def close(self) -> None:
         """Let go. Idempotent, and raises nothing."""

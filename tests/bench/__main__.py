@@ -11,7 +11,20 @@ from __future__ import annotations
 import importlib
 import sys
 
-BENCHES = ("mail", "size", "ingest", "sealed", "read", "compaction", "scale", "proof", "workers")
+BENCHES = (
+    "mail",
+    "size",
+    "ingest",
+    "sealed",
+    "read",
+    "compaction",
+    "scale",
+    "proof",
+    "workers",
+    "audit",
+    "find",
+    "replay",
+)
 GROUPS = {"store": ("size", "ingest", "sealed", "read", "compaction")}
 
 

@@ -36,7 +36,8 @@ from tests.support.serving import COMMAND, Serving
 KILLS = min(int(os.environ.get("MAILKEEP_KILLS", "4")), 40)
 CLIENTS = 4
 SCHEDULER = (
-    '[scheduler]\ncompact = ""\nexpire = ""\ncheck = ""\nnice = 0\nio_class = "none"\nbusy_latency = "1m"\n'
+    '[scheduler]\ncompact = ""\nexpire = ""\ncheck = ""\nsearch = ""\n'
+    'nice = 0\nio_class = "none"\nbusy_latency = "1m"\n'
 )
 STORE = 'reserve = "1MiB"\npack_size = "64KiB"\ncompaction_level = 3\n'
 

@@ -18,6 +18,7 @@ import tests.support.serving
 from sidecar.commands.jobs import SUBCOMMANDS
 from sidecar.config import Config, ConfigError, SchedulerConfig, reloadable_changes, reloadable_keys
 from sidecar.demo.ports import wait_until
+from sidecar.metric_table import JOBS
 from store.store import Store
 from tests.support.mailstore import mailkeep
 from tests.support.serving import Serving, free_port
@@ -67,7 +68,7 @@ def steps(serving: Serving) -> list[int]:
 
 def test_list_and_run(serving: Serving) -> None:
     serving.start()
-    assert wait_until(lambda: len(listed(serving)) == 4, timeout_s=10)
+    assert wait_until(lambda: len(listed(serving)) == len(JOBS), timeout_s=10)
     found = listed(serving)
     assert (found["expire"]["state"], found["expire"]["schedule"]) == ("idle", "@monthly")
     assert found["expire"]["next"].endswith("Z")
@@ -119,7 +120,9 @@ def test_pause_restart_resume(serving: Serving) -> None:
     serving.start()
     assert wait_until(lambda: metrics(serving)['job_paused{job="expire"}'] == 1, timeout_s=10)
     assert steps(serving) == stood
-    assert done(serving, "resume", "all") == "resumed: compact, expire, check, witness\n"
+    assert done(serving, "resume", "all") == (
+        "resumed: compact, expire, check, search, drill, witness, audit\n"
+    )
     assert wait_until(lambda: len(steps(serving)) > len(stood), timeout_s=10)
     (serving.directory / "finish").touch()
     assert wait_until(lambda: listed(serving)["check"]["state"] == "idle", timeout_s=10)
@@ -158,7 +161,7 @@ def test_stopped_while_somebody_waits(serving: Serving) -> None:
 
 def test_a_reload_takes_up_schedules(serving: Serving) -> None:
     serving.start()
-    assert wait_until(lambda: len(listed(serving)) == 4, timeout_s=10)
+    assert wait_until(lambda: len(listed(serving)) == len(JOBS), timeout_s=10)
     serving.config.write_text(serving.config.read_text().replace("@monthly", "every 2h"))
     assert serving.process
     serving.process.send_signal(signal.SIGHUP)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from sidecar import maintenance
+from sidecar import jobs
 from sidecar.cli import main
 from sidecar.config import Config
 from sidecar.scheduler.context import JobContext
@@ -47,7 +47,7 @@ def expire_job(store: Store, config: Config) -> Run:
 
 
 if __name__ == "__main__":
-    maintenance.check_job = check_job
-    maintenance.compact_job = compact_job
-    maintenance.expire_job = expire_job
+    jobs.check_job = check_job
+    jobs.compact_job = compact_job
+    jobs.expire_job = expire_job
     main()

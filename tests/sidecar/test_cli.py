@@ -94,7 +94,7 @@ def test_a_slip_in_the_config_is_told_in_words(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--since", "bla"], ["--until", "25:00"], ["--leg", "import"], ["--status", "lost"], ["--limit", "x"]],
+    [["--since", "bla"], ["--until", "25:00"], ["--leg", "smtp"], ["--status", "lost"], ["--limit", "x"]],
 )
 def test_wrong_usage(arguments: list[str], tmp_path: Path) -> None:
     ran = mailkeep("list", "--store", tmp_path, *arguments)

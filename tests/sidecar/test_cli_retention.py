@@ -5,7 +5,6 @@ What was removed is seen by nothing any more.
 
 from __future__ import annotations
 
-import asyncio
 import os
 import pty
 import re
@@ -16,7 +15,10 @@ from pathlib import Path
 import pytest
 
 from sidecar.commands.hold import SUBCOMMANDS
-from sidecar.replay import Replayer, ReplayOptions, Summary, targets
+from sidecar.replay.journal import Journal
+from sidecar.replay.perform import Performance, Request
+from sidecar.replay.run import resume
+from sidecar.replay.targets import Result, Whereto, targets
 from sidecar.select import Selection, select
 from sidecar.units import iso_time
 from store.ids import now_us
@@ -413,20 +415,24 @@ def test_erased_while_a_replay_runs(place: Place) -> None:
     try:
         with Store.open(place.store) as store:
             store.start_writing("operator")
-            todo = list(targets(select(store, Selection(leg="lmtp"), newest_first=False), recipient=None))
+            todo = list(targets(select(store, Selection(leg="lmtp"), newest_first=False), Whereto()))
             gone = place.mails["other"]
+            results = []
 
-            def progress(_result: object) -> None:
+            def progress(result: Result) -> None:
+                results.append(result)
                 if not store.was_erased(gone.content):
                     erase(store, [gone.id], owner="dpo", reason="request")
 
-            options = ReplayOptions(downstream=server.sink.address)
-            summary: Summary = asyncio.run(Replayer(store, options, b"x").run(todo, progress))
+            journal = Journal(store, b"x" * 16, road="x", owner="o")
+            performance = Performance(store, Request(address=server.sink.address, lanes=1), journal)
+            performance.perform(resume(store, journal, todo), progress)
     finally:
         server.stop()
-    assert [result.restored for result in summary.results] == [t.delivery.id != gone.id for t in todo]
-    (missing,) = (result for result in summary.results if not result.restored)
-    assert "was erased" in missing.error
+    assert [result.target.delivery.id for result in results if not result.is_back] == [gone.id]
+    assert len(results) == len(todo)
+    (missing,) = (result for result in results if not result.is_back)
+    assert "was erased" in missing.why
     assert MESSAGE + b"other" not in {mail.message for mail in server.sink.delivered}
     assert len(server.sink.delivered) == 4
 

@@ -11,12 +11,14 @@ import pytest
 from sidecar.config import (
     Config,
     ConfigError,
+    DrillConfig,
     ImapConfig,
     LmtpConfig,
     MetricsConfig,
     MilterConfig,
     RetentionConfig,
     SchedulerConfig,
+    SearchConfig,
     StoreConfig,
     WitnessConfig,
     all_keys,
@@ -320,15 +322,13 @@ def test_rules_in_their_order() -> None:
     assert parse("retention = []\n[lmtp]").rules == ()
 
 
-_KINDS = (SchedulerConfig, RetentionConfig, WitnessConfig, ImapConfig)
-_OF_JOBS = {"scheduler", "retention", "witness", "imap"}
+_KINDS = (SchedulerConfig, SearchConfig, RetentionConfig, WitnessConfig, DrillConfig, ImapConfig)
+_OF_JOBS = {"scheduler", "search", "retention", "witness", "drill", "imap"}
 
 
 def test_timeouts_caps_policy_jobs_and_rules_are_reloadable() -> None:
     jobs = {(section, key) for section, key, *_ in all_keys() if section in _OF_JOBS}
-    assert len(jobs) == sum(
-        len(fields(kind)) for kind in (SchedulerConfig, RetentionConfig, WitnessConfig, ImapConfig)
-    )
+    assert len(jobs) == sum(len(fields(kind)) for kind in _KINDS)
     assert reloadable_keys() == jobs | {
         ("store", "threads"),
         ("store", "compaction_level"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from sidecar.cli import COMMANDS
 from sidecar.config import (
     Config,
     ImapConfig,
@@ -21,13 +23,14 @@ from sidecar.config import (
     all_keys,
     reloadable_keys,
 )
+from sidecar.metric_table import LABEL_VALUES, PREFIX, TABLE
 
 RULE = re.compile(r"(?m)^#(?=[\[#a-z])|^#$")
 """what stands before the lines of the rule that mailkeep.toml shows and does not have"""
 DEPLOY = Path(__file__).parents[2] / "deploy"
 SNIPPETS = ("postfix-lmtp.cf", "postfix-milter.cf", "postfix-both.cf")
 SETTINGS = (*SNIPPETS, "mailkeep.toml", "mailkeep.service", "mailkeep.sysusers.conf", "dovecot-lmtp.conf",
-            "prometheus-scrape.yml")  # fmt: skip
+            "dovecot-restore.conf", "prometheus-scrape.yml", "prometheus-alerts.yml")  # fmt: skip
 
 
 def run(tool: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
@@ -176,3 +179,150 @@ def test_dovecot_reads_the_snippet(tmp_path: Path) -> None:
     assert read.returncode == 0, read.stderr
     assert "protocols = imap lmtp" in read.stdout
     assert "inet_listener mailkeep {\n    address = 127.0.0.1\n    port = 24\n" in read.stdout
+
+
+def test_dovecot_reads_the_listener_without_sieve(tmp_path: Path) -> None:
+    config = tmp_path / "dovecot.conf"
+    config.write_text(f"protocols = imap lmtp\n{code('dovecot-restore.conf')}")
+    read = run("doveconf", "-n", "-c", config)
+    if read.stdout.startswith("# 2.4"):
+        pytest.skip("NOT TESTED: the snippet is for Dovecot 2.3")
+    assert read.returncode == 0, read.stderr
+    assert "executable = lmtp -o mail_plugins=quota\n" in read.stdout
+
+
+SELECTOR = re.compile(r"\b((?:mailkeep|process|up)[a-z_]*)\b(?:\{([^}]*)\})?")
+RULE_PARTS = ("expr", "labels", "severity", "annotations", "summary", "action")
+_OF_THE_SCRAPE = {"job", "instance"}
+_PROCESS = {"process_cpu_seconds_total", "process_resident_memory_bytes"}
+
+
+def unknown_in(expression: str) -> list[str]:
+    """The metrics, labels and values in a Prometheus expression that mailkeep does not have."""
+    specs = {PREFIX + spec.name: spec for spec in TABLE}
+    unknown = []
+    for name, selector in SELECTOR.findall(expression):
+        spec = specs.get(re.sub("_(bucket|sum|count)$", "", name))
+        if name != "up" and name not in _PROCESS and (spec is None or (name in specs) == bool(spec.bounds)):
+            unknown.append(name)
+        for label, value in re.findall(r'([a-z_]+)(?:!=|=~|=)"([^"]*)"', selector):
+            if spec is not None and label in spec.labels:
+                unknown += [] if value in LABEL_VALUES[label] else [f'{name}{{{label}="{value}"}}']
+            elif label not in _OF_THE_SCRAPE:
+                unknown.append(f"{name}{{{label}}}")
+    by = {label for labels in re.findall(r"\bby \(([^)]*)\)", expression) for label in labels.split(", ")}
+    return unknown + sorted(by - set(LABEL_VALUES) - {"le"} - _OF_THE_SCRAPE)
+
+
+def test_what_is_unknown_is_seen() -> None:
+    assert unknown_in("rate(mailkeep_captured_mail_total[5m])") == ["mailkeep_captured_mail_total"]
+    assert unknown_in('mailkeep_job_running{job="chekc"}') == ['mailkeep_job_running{job="chekc"}']
+    assert unknown_in('sum by (leek) (mailkeep_store_bytes{leg="lmtp"})') == [
+        "mailkeep_store_bytes{leg}",
+        "leek",
+    ]
+    assert unknown_in("mailkeep_commit_seconds > 1") == ["mailkeep_commit_seconds"]
+
+
+def test_alerts_name_what_there_is_and_say_what_to_do() -> None:
+    rules = code("prometheus-alerts.yml").split("      - alert: ")[1:]
+    assert len(rules) == len({rule.split("\n")[0] for rule in rules}) > 10
+    for rule in rules:
+        parts = dict(re.findall(r"(?m)^ +([a-z]+):(?: (.*))?$", rule))
+        assert set(RULE_PARTS) <= set(parts), rule
+        assert parts["severity"] in {"page", "ticket"}
+        assert all(parts[name] for name in ("expr", "summary", "action"))
+        assert unknown_in(parts["expr"]) == [], rule
+        for label in re.findall(r"\$labels\.([a-z]+)", rule):
+            assert label in LABEL_VALUES
+    readme = (DEPLOY.parent / "README.md").read_text()
+    assert [name for rule in rules if f"`{(name := rule.split(chr(10))[0])}`" not in readme] == []
+    commands = re.findall(r"`mailkeep ([a-z]+)", code("prometheus-alerts.yml"))
+    assert set(commands) <= set(COMMANDS)
+
+
+def promtool(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    if shutil.which("promtool") is None:
+        pytest.skip("NOT TESTED: promtool is not installed")
+    return run("promtool", *arguments)
+
+
+def test_promtool_takes_the_rules() -> None:
+    checked = promtool("check", "rules", DEPLOY / "prometheus-alerts.yml")
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    assert "rules found" in checked.stdout
+
+
+QUIET_DAYS = """\
+rule_files: [{rules}]
+evaluation_interval: 10m
+tests:
+  - interval: 10m
+    input_series:
+      - {{series: 'up{{job="mailkeep", instance="a"}}', values: '1x500'}}
+      - {{series: 'mailkeep_workers_running{{instance="a"}}', values: '1x500'}}
+      - {{series: 'mailkeep_last_proven_restore_timestamp_seconds{{instance="a"}}', values: '1x500'}}
+      - series: 'mailkeep_capture_failures_total{{instance="a", leg="lmtp", reason="full"}}'
+        values: '0x500'
+      - series: 'mailkeep_job_runs_total{{instance="a", job="check", result="failed"}}'
+        values: '0x10 1x490'
+    alert_rule_test:
+      - {{eval_time: 40h, alertname: MailkeepRestoreNotProven}}
+      - eval_time: 50h
+        alertname: MailkeepRestoreNotProven
+        exp_alerts: [{{exp_labels: {{severity: ticket, instance: a}}, exp_annotations: {proven}}}]
+      - eval_time: 3h
+        alertname: MailkeepJobFailed
+        exp_alerts:
+          - exp_labels: {{severity: ticket, instance: a, job: check, result: failed}}
+            exp_annotations: {failed}
+      - {{eval_time: 30h, alertname: MailkeepJobFailed}}
+      - {{eval_time: 30h, alertname: MailkeepDown}}
+      - {{eval_time: 30h, alertname: MailkeepNotReady}}
+      - {{eval_time: 30h, alertname: MailkeepCaptureFailures}}
+"""
+
+
+def test_alerts_fire_when_they_should(tmp_path: Path) -> None:
+    rules = DEPLOY / "prometheus-alerts.yml"
+
+    def annotations(alert: str, **labels: str) -> str:
+        rule = rules.read_text().split(f"alert: {alert}\n")[1]
+        texts = dict(re.findall(r"(?m)^ +(summary|action): (.*)$", rule.split("- alert:")[0]))
+        for name, value in labels.items():
+            texts["summary"] = texts["summary"].replace(f"{{{{ $labels.{name} }}}}", value)
+        return json.dumps(texts)  # which is YAML
+
+    (tmp_path / "tests.yml").write_text(
+        QUIET_DAYS.format(
+            rules=rules,
+            proven=annotations("MailkeepRestoreNotProven"),
+            failed=annotations("MailkeepJobFailed", job="check"),
+        )
+    )
+    tested = promtool("test", "rules", tmp_path / "tests.yml")
+    assert tested.returncode == 0, tested.stdout + tested.stderr
+
+
+def test_the_dashboard_shows_what_there_is() -> None:
+    board = json.loads((DEPLOY / "grafana-dashboard.json").read_text())
+    assert board["title"] == "mailkeep"
+    panels = board["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels) > 10
+    expressions = [target["expr"] for panel in panels for target in panel["targets"]]
+    assert [unknown for text in expressions for unknown in unknown_in(text)] == []
+    for panel in panels:
+        place = panel["gridPos"]
+        assert place["x"] + place["w"] <= 24
+        assert panel["targets"], panel["title"]
+    shown = " ".join(expressions)
+    for name in (
+        "captured_messages_total",
+        "capture_failures_total",
+        "commit_seconds_bucket",
+        "store_bytes",
+        "stored_duplicate_bytes_total",
+        "job_runs_total",
+        "last_proven_restore_timestamp_seconds",
+    ):
+        assert f"mailkeep_{name}" in shown

@@ -36,6 +36,7 @@ SCHEDULER = """[scheduler]
 compact = ""
 expire = ""
 check = ""
+search = ""
 nice = 0
 io_class = "none"
 busy_latency = "1m"

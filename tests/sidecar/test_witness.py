@@ -290,7 +290,8 @@ def test_by_serve(keeper: Keeper, tmp_path: Path) -> None:
             assert 'mailkeep_job_runs_total{job="witness",result="failed"} 1.0' in metrics
             asyncio.run(send(serving.port))
             listed = mailkeep("jobs", "--json", "--config", serving.config).objects
-            assert {one["kind"] for one in listed} == {"compact", "expire", "check", "witness"}
+            kinds = {"compact", "expire", "check", "search", "drill", "witness", "audit"}
+            assert {one["kind"] for one in listed} == kinds
         finally:
             assert serving.stop() == 0
     with Store.open(serving.store) as store:

@@ -185,6 +185,9 @@ class _Dialog:
 
     async def _deliver(self, message: bytes) -> None:
         sink = self._sink
+        if not self._recipients:  # by BDAT alone; a reply for each of none
+            self._forget()
+            return
         sink.delivered.append(Delivered(self._mail, self._recipients, message))
         await self._pass(b"end")
         for recipient in self._recipients:

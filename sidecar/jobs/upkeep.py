@@ -1,4 +1,4 @@
-"""The jobs that `serve` runs in the background: what each does, and which comes first.
+"""Jobs that keep the store in order: expire, compact, check, witness.
 
 Each is made of small steps and may be stopped between any two of them: what it had finished stays, and the
 next run goes on.
@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Callable
 from typing import Protocol
 
-from sidecar.config import Config, StoreConfig
+from sidecar.config import StoreConfig
+from sidecar.jobs.common import FINDINGS_TOLD, Current, is_true, step_of
 from sidecar.scheduler.context import JobContext
-from sidecar.scheduler.kinds import JobKind, Run
+from sidecar.scheduler.kinds import Run
 from sidecar.units import format_size
 from sidecar.witness import witness
 from store.check import Checked, Checker, CheckOptions
@@ -23,13 +23,7 @@ from store.sample import Sample
 from store.store import Store
 
 log = logging.getLogger(__name__)
-
 _ROLL_BYTES = 16 << 20
-_PRIORITIES = {"witness": 5, "expire": 10, "compact": 20, "check": 30}
-_FINDINGS_TOLD = 20
-
-Current = Callable[[], Config]
-"""the configuration as it is now: SIGHUP changes it"""
 
 
 class Others(Protocol):
@@ -42,28 +36,11 @@ class Others(Protocol):
         """The streams that they write."""
 
 
-def _step(context: JobContext) -> Callable[[int], None]:
-    def step(size: int) -> None:
-        context.spent(size)
-        context.yield_()
-
-    return step
-
-
-def _is_true(text: str) -> bool:
-    """Raises `ValueError` for what is neither yes nor no."""
-    if text.lower() in {"true", "yes", "1", ""}:
-        return True
-    if text.lower() in {"false", "no", "0"}:
-        return False
-    raise ValueError(f"{text!r} is neither true nor false")
-
-
 def expire_job(store: Store, config: Current) -> Run:
     """Drops what is past its time, as the rules under [[retention]] say."""
 
     def run(context: JobContext) -> str:
-        step = _step(context)
+        step = step_of(context)
         rules = config().rules
         if not rules:
             return "no rules: mail is kept for ever"
@@ -87,7 +64,7 @@ def compact_job(store: Store, config: Current, others: Others | None) -> Run:
 
     def run(context: JobContext) -> str:
         settings = config().store
-        everything = _is_true(context.arguments.get("all", "false"))
+        everything = is_true(context.arguments.get("all", "false"))
         end_open_pack(store, settings, everything=everything)
         if others is not None:
             others.ask_to_roll(everything=everything)
@@ -100,7 +77,7 @@ def compact_job(store: Store, config: Current, others: Others | None) -> Run:
             CompactOptions(
                 level=settings.compaction_level, threads=context.threads,
                 pack_bytes=settings.pack_size_bytes, everything=everything,
-                step=_step(context), stop=context.stop_requested, progress=context.progress,
+                step=step_of(context), stop=context.stop_requested, progress=context.progress,
             ),
         ).run()  # fmt: skip
         return report.told() if report.units or report.skipped else "nothing is due"
@@ -121,11 +98,11 @@ def check_job(store: Store, config: Current) -> Run:  # noqa: ARG001 - as the ot
         checker = Checker(
             store,
             CheckOptions(
-                read_data=sample, threads=context.threads, resume=True, step=_step(context), progress=show
+                read_data=sample, threads=context.threads, resume=True, step=step_of(context), progress=show
             ),
         )
         findings = list(itertools.islice(checker.run(), 10_000))
-        for finding in findings[:_FINDINGS_TOLD]:
+        for finding in findings[:FINDINGS_TOLD]:
             log.error("check: %s: %s: %s", finding.kind, finding.where, finding.what)
         if findings:
             raise FoundDamageError(f"{len(findings)} findings; `mailkeep check` tells them")
@@ -149,14 +126,3 @@ def witness_job(store: Store, config: Current) -> Run:
 
 class FoundDamageError(Exception):
     """The check found something wrong."""
-
-
-def job_kinds(store: Store, config: Current, others: Others | None = None) -> dict[str, JobKind]:
-    """The kinds that there are, by name."""
-    jobs = {
-        "compact": (compact_job(store, config, others), frozenset({"all"})),
-        "expire": (expire_job(store, config), frozenset[str]()),
-        "check": (check_job(store, config), frozenset({"read_data"})),
-        "witness": (witness_job(store, config), frozenset[str]()),
-    }
-    return {name: JobKind(job, _PRIORITIES[name], arguments) for name, (job, arguments) in jobs.items()}

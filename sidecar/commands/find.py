@@ -1,0 +1,225 @@
+"""`mailkeep find`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from itertools import chain, islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+from sidecar.commands import options
+from sidecar.present import print_deliveries, print_json_lines
+from sidecar.select import Selection, exact_filter, matching, select
+from store.ids import DeliveryId
+from store.store import FOREVER_US, Store, StoredDelivery
+
+if TYPE_CHECKING:
+    from sidecar.search.query import Term
+
+_CATCH_UP_S = 2.0
+"""how long an answer may wait for what is not in the index yet"""
+_INTERRUPTED = 130
+_NICE = 10
+
+
+class _Command(TyperCommand):
+    """`-word` is a word that must not be there, and no option."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        # A control character, which a query takes for a space, keeps the parser from reading it as options.
+        read = [f"\x1f{one}" if one[:1] == "-" and one[1:2] != "-" and len(one) > 2 else one for one in args]
+        return super().parse_args(ctx, read)
+
+
+COMMAND_CLASS = _Command
+
+
+def command(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="WORDS", help="What must be there.", show_default=False),
+    ] = None,
+    *,
+    to: options.ToOption = None,
+    sender: options.FromOption = None,
+    since: options.SinceOption = None,
+    until: options.UntilOption = None,
+    queue_id: options.QueueIdOption = None,
+    message_id: options.MessageIdOption = None,
+    subject: options.SubjectOption = None,
+    leg: options.LegOption = None,
+    status: options.StatusOption = None,
+    as_of: options.AsOfOption = None,
+    limit: options.LimitOption = 50,
+    build: Annotated[
+        bool, typer.Option("--build", help="First wait until all mail is in the search index.")
+    ] = False,
+    json: options.JsonOption = False,
+    config: options.ConfigOption = None,
+    store: options.StoreOption = None,
+    identity: options.IdentityOption = None,
+) -> None:
+    """Find mail by its words, newest first: in subjects, addresses, names of attachments and texts.
+
+    All WORDS must be there; in any case and accent. word* is whatever begins so, '"two words"' a phrase,
+    -word must not be there, subject:word (address:, file:, body:) is in one place alone. All filters must
+    hold, too.
+
+    \b
+    Example: mailkeep find invoice 'müll*' -draft --to anna@example.org --since 90d
+    Exit codes: 0 found, maybe nothing; 1 the search index cannot be used; 2 wrong usage or
+    configuration; 130 interrupted; 10 and above: the store, as the message says.
+    """
+    from sidecar.search.query import QueryError, parse
+
+    terms: tuple[Term, ...] = ()
+    if words or not build:
+        try:
+            terms = parse(" ".join(words or ()))
+        except QueryError as exc:
+            raise typer.BadParameter(str(exc)) from exc
+    selection = Selection(
+        to=to, sender=sender, since=since, until=until, queue_id=queue_id, message_id=message_id,
+        subject=subject, leg=leg, status=status, as_of=as_of, limit=limit + 1 if limit else 0,
+    )  # fmt: skip
+    with options.open_store(config, store, identity) as opened:
+        if why := _why_no_index(opened, config, store):
+            if build:
+                from sidecar.search.files import SearchError
+
+                raise SearchError(f"there is no search index: {why}")
+            print(f"mailkeep: {why}: only subjects and addresses are searched", file=sys.stderr)
+            found = _scanned(opened, terms, selection)
+        else:
+            reserve_bytes = options.store_settings(config, store).reserve_bytes
+            _catch_up(opened, reserve_bytes, build=build, quiet=json)
+            if not terms:
+                return
+            found = matching(opened, selection, _found(opened, terms, selection))
+        first = next(found, None)
+        if first is None:
+            print("mailkeep: nothing matches", file=sys.stderr)
+            return
+        found = chain([first], found)
+        (print_json_lines if json else print_deliveries)(islice(found, limit or None))
+        if next(found, None) is not None:
+            sys.stdout.flush()
+            print(f"mailkeep: there are more than {limit}; --limit 0 lists all", file=sys.stderr)
+
+
+def _why_no_index(opened: Store, config: Path | None, store: Path | None) -> str:
+    if opened.keyring.seals:
+        from sidecar.search.files import remove
+
+        remove(opened.path)  # one of the time before
+        return "the store is sealed, and no words of it may lie here in the clear"
+    return "" if options.search_enabled(config, store) else "[search] enabled is false"
+
+
+def _scanned(store: Store, terms: tuple[Term, ...], selection: Selection) -> Iterator[StoredDelivery]:
+    from dataclasses import replace
+
+    from sidecar.search.scan import matches
+
+    found = select(store, replace(selection, limit=0))
+    hits = (stored for stored in found if matches(terms, stored.delivery))
+    return islice(hits, selection.limit or None)
+
+
+def _catch_up(store: Store, reserve_bytes: int, *, build: bool, quiet: bool) -> None:
+    """Take in what is new: all of it, or as much as there is time for. Says what is missing."""
+    from shutil import disk_usage
+
+    from sidecar.bar import Bar
+    from sidecar.search.files import SearchError
+    from sidecar.search.follow import Follower, until
+    from sidecar.search.index import IndexWriter
+
+    if not build:
+        try:
+            full = disk_usage(store.path).free < reserve_bytes
+            index = None if full else IndexWriter.take(store.path, store.id)
+            if index is not None:
+                with index:
+                    Follower(store, index, stop=until(_CATCH_UP_S)).run(tidy=False)
+            why = "free space is below the reserve" if full else ""
+        except (OSError, SearchError) as exc:  # a full disk, a medium or a person that may only read
+            why = str(exc)
+        if why:
+            print(f"mailkeep: the search index is as it was: {why}", file=sys.stderr)
+        _tell_missing(store)
+        return
+    index = IndexWriter.take(store.path, store.id)
+    if index is None:
+        raise SearchError("another process writes to the search index: `mailkeep jobs` shows how far it is")
+    from sidecar.scheduler.niceness import stand_back
+
+    stand_back(_NICE, "idle")  # it has time, and the mail has not
+    with index, Bar("search index", quiet=quiet) as bar:
+        known = index.counts()[0]
+
+        def show(done: int, _waiting: int) -> None:
+            nonlocal known
+            bar.advance(max(done - known, 0))
+            known = done
+
+        try:
+            reached = Follower(store, index, progress=show).run()
+        except KeyboardInterrupt:
+            print("mailkeep: interrupted; what is done stays, the same command goes on", file=sys.stderr)
+            raise typer.Exit(_INTERRUPTED) from None
+    print(f"mailkeep: {reached.messages} messages can be found by their words", file=sys.stderr)
+
+
+def _tell_missing(store: Store) -> None:
+    from sidecar.search.reader import IndexReader
+
+    try:
+        with IndexReader(store.path, store.id) as reader:
+            messages, waiting = reader.counts()
+            behind = reader.behind(store)
+    except FileNotFoundError:
+        messages, waiting, behind = 0, 0, True
+    if waiting or behind:
+        left = f"{waiting} wait to be read" if waiting else "more are to come"
+        print(
+            f"mailkeep: {messages} messages can be found by their words as yet, and {left}, so there may be "
+            "more.\n`serve` goes on with it every few minutes; `mailkeep find --build` does so now.",
+            file=sys.stderr,
+        )
+
+
+def _found(store: Store, terms: tuple[Term, ...], selection: Selection) -> Iterator[DeliveryId]:
+    """What the index has, newest first. An index that turns out to be damaged is begun anew, once."""
+    from sidecar.search.files import SearchDamagedError
+    from sidecar.search.follow import Follower, until
+    from sidecar.search.index import IndexWriter
+    from sidecar.search.query import expression
+    from sidecar.search.reader import IndexReader
+
+    asked = exact_filter(store, selection)
+    interval = asked.since_us or 0, FOREVER_US if asked.until_us is None else asked.until_us
+    seen: set[DeliveryId] = set()
+    for is_last in (False, True):
+        try:
+            with IndexReader(store.path, store.id) as reader:
+                for id_ in reader.search(expression(terms), *interval):
+                    if id_ not in seen:
+                        seen.add(id_)
+                        yield id_
+            return
+        except FileNotFoundError:
+            return
+        except SearchDamagedError as exc:
+            index = None if is_last else IndexWriter.take(store.path, store.id)
+            if index is None:
+                raise
+            print(f"mailkeep: {exc}; it is made anew", file=sys.stderr)
+            with index:
+                index.start_over()
+                Follower(store, index, stop=until(_CATCH_UP_S)).run(tidy=False)
+            _tell_missing(store)

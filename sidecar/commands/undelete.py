@@ -1,0 +1,151 @@
+"""`mailkeep undelete`."""
+
+from __future__ import annotations
+
+import getpass
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sidecar.commands import options, putting_back
+from sidecar.commands.putting_back import Via
+from store.errors import StoreError
+
+if TYPE_CHECKING:
+    from sidecar.replay.targets import Item, Result, Target
+    from store.ids import DeliveryId
+    from store.store import Store
+
+
+def command(
+    user: Annotated[str, typer.Argument(metavar="USER", help="Whose mailbox: an address.")],
+    *,
+    since: options.SinceOption = None,
+    until: options.UntilOption = None,
+    via: putting_back.ViaOption = Via.LMTP,
+    folder: putting_back.FolderOption = "",
+    flags: putting_back.FlagsOption = None,
+    downstream: putting_back.DownstreamOption = None,
+    connections: putting_back.ConnectionsOption = 4,
+    rate: putting_back.RateOption = 0,
+    patience: putting_back.PatienceOption = "60s",
+    yes: options.YesOption = False,
+    report: putting_back.ReportOption = None,
+    json: options.JsonOption = False,
+    config: options.ConfigOption = None,
+    store: options.StoreOption = None,
+    identity: options.IdentityOption = None,
+) -> None:
+    """Put back what was delivered to somebody and is in none of the folders now.
+
+    Shows what that is, and asks. Without a terminal and without --yes it does no more than show. Looks into
+    the mailbox by IMAP, so [imap] must be configured; mail to addresses with a detail (anna+lists@) counts.
+    Interrupted, the same command goes on, and puts nothing back twice.
+
+    \b
+    Example: mailkeep undelete anna@example.org --since monday
+    Example: mailkeep undelete anna@example.org --since 'yesterday 14:00' --until 'yesterday 15:00' --yes
+    Exit codes: 0 done (or nothing is missing, or it was only shown), 1 not agreed to, 3 some are back,
+    4 none is, 6 some are in doubt; 130 interrupted; 2 wrong usage or configuration; 40, 41 the mailbox
+    cannot be looked into; other codes above 10: the store, as the message says.
+    """
+    from sidecar.live.users import imap_user
+    from sidecar.replay.journal import Journal
+    from sidecar.replay.perform import Performance, run_name
+    from sidecar.replay.run import resume
+    from sidecar.replay.targets import MAILBOX_LEGS, Whereto, targets
+    from sidecar.select import Selection, select
+
+    if since is None:
+        raise typer.BadParameter("say from when on: --since 'yesterday 14:00', --since 7d")
+    imap = putting_back.imap_needed(config, "undelete")
+    how = putting_back.request(
+        via, config=config, downstream=downstream, folder=folder, flags=flags, connections=connections,
+        rate=rate, patience=patience,
+    )  # fmt: skip
+    login = imap_user(user.encode(), imap)
+    # The index does not know whose an address with a detail is: then the whole interval is looked through.
+    selection = Selection(to=None if imap.recipient_delimiter else user, since=since, until=until)
+    whereto = Whereto(wanted=lambda address: imap_user(address, imap) == login, legs=MAILBOX_LEGS)
+    with options.open_store(config, store, identity) as opened:
+        name = run_name(b"undelete", user.lower(), selection.digest(), how.road_name, how.folder)
+        journal = Journal(opened, name, road=how.road_name, owner=getpass.getuser())
+        performance = Performance(opened, how, journal)
+        found = select(opened, selection, newest_first=False)
+        plan = _Plan(performance.presence(strict=True).sift(resume(opened, journal, targets(found, whereto))))
+        plan.show(opened, json=json)
+        if not plan.missing or not _is_agreed(yes=yes, json=json):
+            raise typer.Exit(0 if not plan.failed else putting_back.SOME)
+        opened.start_writing_beside("operator")
+        code = putting_back.perform(
+            performance, journal, plan.again(opened), report, json=json, total=len(plan.missing),
+            what="undelete",
+        )  # fmt: skip
+    raise typer.Exit(code)
+
+
+class _Plan:
+    """What is missing, in as little memory as will do: there may be a million of them."""
+
+    def __init__(self, items: Iterable[Item]) -> None:
+        from sidecar.replay.targets import Outcome, Result
+
+        self.missing: list[tuple[DeliveryId, bytes]] = []
+        self.failed: list[Result] = []
+        self._bytes = self._there = 0
+        self._settled: list[Result] = []
+        for item in items:
+            if not isinstance(item, Result):
+                self.missing.append((item.delivery.id, item.recipient))
+                self._bytes += item.delivery.size
+            elif item.is_back:
+                self._there += 1
+                if item.target.begun_us or item.outcome is Outcome.EARLIER:  # this run's own
+                    self._settled.append(item)
+            else:
+                self.failed.append(item)
+
+    def show(self, store: Store, *, json: bool) -> None:
+        """Each that is missing, and how many."""
+        from sidecar.present import print_json
+        from sidecar.replay.report import print_target, result_line, result_object
+        from sidecar.units import format_size
+
+        for target in self._targets(store):
+            print_target(target, json=json)
+        for result in self.failed:
+            if json:
+                print_json(result_object(result))
+            else:
+                print(result_line(result))
+        print(
+            f"mailkeep: {len(self.missing)} are in no folder ({format_size(self._bytes)}), "
+            f"{self._there} are there",
+            file=sys.stderr,
+        )
+
+    def again(self, store: Store) -> Iterator[Item]:
+        """What is to be done."""
+        yield from self._settled
+        yield from self.failed
+        yield from self._targets(store)
+
+    def _targets(self, store: Store) -> Iterator[Target]:
+        from sidecar.replay.targets import Target
+
+        for delivery, recipient in self.missing:
+            with suppress(StoreError):  # removed meanwhile, or damaged
+                yield Target(store.delivery(delivery).delivery, recipient)
+
+
+def _is_agreed(*, yes: bool, json: bool) -> bool:
+    if yes:
+        return True
+    if json or not sys.stdin.isatty():
+        print("mailkeep: nothing was put back; --yes does it", file=sys.stderr)
+        return False
+    typer.confirm("Put them back?", abort=True)
+    return True

@@ -1,0 +1,56 @@
+"""Line ends as mail has them on the wire: Maildir, mbox and many files have LF, LMTP and IMAP have CRLF."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable, Iterator
+from itertools import chain
+
+
+class LineEnds(enum.Enum):
+    """What to do with the line ends of a message that comes from elsewhere."""
+
+    KEEP = enum.auto()
+    """nothing: the bytes are those of the wire"""
+    CRLF = enum.auto()
+    """each bare LF becomes CRLF, as an IMAP server gives what lies in a Maildir"""
+    AS_FIRST = enum.auto()
+    """the first line decides: with CRLF nothing is changed, else as `CRLF`"""
+
+
+class Lines:
+    """One message's pieces, line by line as `ends` says. `changed`: whether any line end was converted, known
+    once all have been read."""
+
+    def __init__(self, pieces: Iterable[bytes], ends: LineEnds) -> None:
+        self.changed = False
+        self._pieces = iter(pieces)
+        self._ends = ends
+
+    def __iter__(self) -> Iterator[bytes]:
+        pieces: Iterator[bytes] = self._pieces
+        if self._ends is LineEnds.AS_FIRST:
+            begin, first = b"", -1
+            for piece in pieces:  # as a rule one
+                begin += piece
+                first = begin.find(b"\n")
+                if first >= 0:
+                    break
+            pieces = chain((begin,), pieces)
+            if first > 0 and begin[first - 1 : first] == b"\r":
+                return pieces
+        return pieces if self._ends is LineEnds.KEEP else self._with_crlf(pieces)
+
+    def _with_crlf(self, pieces: Iterable[bytes]) -> Iterator[bytes]:
+        last = b""
+        for piece in pieces:
+            if not piece:
+                continue
+            rest = piece
+            if last == b"\r" and rest.startswith(b"\n"):
+                yield b"\n"
+                rest = rest[1:]
+            last = piece[-1:]
+            crlf = rest.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n")
+            self.changed = self.changed or len(crlf) != len(rest)
+            yield crlf

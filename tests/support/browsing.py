@@ -1,0 +1,39 @@
+"""The browser on a store, driven without a terminal."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+from textual.pilot import Pilot
+
+from sidecar.browse.app import Browser, Setting
+from store.store import Store
+
+SMALL = (80, 24)
+
+
+@contextlib.asynccontextmanager
+async def browsing(path: Path, setting: Setting | None = None) -> AsyncIterator[tuple[Browser, Pilot[None]]]:
+    """The browser at 80x24, its first page loaded."""
+    with Store.open(path) as store:
+        browser = Browser(store, setting)
+        async with browser.run_test(size=SMALL) as pilot:
+            await until(lambda: not browser.is_loading)
+            yield browser, pilot
+
+
+async def until(holds: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 15
+    while not holds():
+        assert time.monotonic() < deadline, "it never came"
+        await asyncio.sleep(0.01)
+
+
+def screen_text(browser: Browser) -> str:
+    """What a person sees, a line for each line of the screen."""
+    strips = browser.screen._compositor.render_strips()
+    return "\n".join("".join(segment.text for segment in strip) for strip in strips)
