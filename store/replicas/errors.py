@@ -19,7 +19,7 @@ class UnreachableError(ReplicaError):
 class RefusedError(ReplicaError):
     """It does not let us."""
 
-    hint = "Look at the credentials, their rights, and the bucket's name."
+    hint = "Look at the credentials and their rights, the bucket's name and region, and this host's clock."
 
 
 class MissingObjectError(ReplicaError):
@@ -32,6 +32,12 @@ class DiffersError(ReplicaError):
     """An object of that name is there, with other bytes."""
 
     hint = "Somebody else has written it, or it is damaged: `mailkeep check --replica URL` tells."
+
+
+class DamagedUploadError(ReplicaError):
+    """An object came to be something else than was sent."""
+
+    hint = "Something between here and the replica alters data; `mailkeep check --replica URL` tells what."
 
 
 class UnfitError(ReplicaError):
