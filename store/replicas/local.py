@@ -3,42 +3,49 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from store import layout
-from store.layout import FIRST_COMPACTED, PACK_HEADER_BYTES, RECORD_HEADER_BYTES, RecordType
+from store.layout import PACK_HEADER_BYTES, RECORD_HEADER_BYTES, RecordType
 from store.scan import key_of_pack
 from store.segments import Segment, pack_path, stream_files
+
+_SETTLED_NS = 1_000_000_000
+"""a directory that changed less long ago may have changed again within the same tick of its clock"""
 
 
 @dataclass(slots=True)
 class LocalStream:
-    """A stream's packs that count, with how far each may be shipped, and its segments' manifests by name.
-
-    `whole`: nothing is missing between two parts; only then may what is not here be taken for gone.
-    """
+    """A stream's packs that count, with how far each may be shipped, and its segments, with their
+    manifests' texts, by name. `newest` is the pack that may be open."""
 
     directory: Path
+    newest: int | None = None
     ends: dict[int, int] = field(default_factory=dict)
-    segments: dict[str, str] = field(default_factory=dict)
-    covered: list[Segment] = field(default_factory=list)
-    whole: bool = True
+    segments: dict[str, tuple[Segment, str]] = field(default_factory=dict)
 
-    def stands_for(self, pack: int) -> bool:
-        """Whether a segment that counts here stands for a pack that the stream's writer wrote."""
-        return any(segment.covers(pack, pack) for segment in self.covered)
+
+@dataclass(slots=True)
+class _Seen:
+    """A stream as it was found, and when its directory had changed last by then."""
+
+    stream: LocalStream
+    changed_ns: int
+    looked_ns: int
 
 
 class Local:
-    """The streams of one store, looked at again and again; remembers how far it had walked."""
+    """The streams of one store, looked at again and again; remembers what cannot have changed."""
 
     def __init__(self, path: Path, store_id: bytes) -> None:
         self._streams = path / "streams"
         self._store_id = store_id
+        self._seen: dict[Path, _Seen] = {}
         self._walked: dict[Path, tuple[int, int]] = {}
-        """of each pack: how far it was walked, and the file's size then"""
+        """of each newest pack: how far it was walked, and the file's size then"""
 
     def look(self) -> dict[str, LocalStream]:
         """What there is now. A stream in which compaction replaces files meanwhile is left out: next time.
@@ -51,28 +58,37 @@ class Local:
                 try:
                     found[directory.name] = self._stream(directory)
                 except FileNotFoundError:
-                    continue
+                    self._seen.pop(directory, None)
         return found
 
     def _stream(self, directory: Path) -> LocalStream:
-        files = stream_files(directory)
-        stream = LocalStream(directory, whole=files.whole)
-        for pack in sorted(files.packs()):
-            try:
-                stream.ends[pack] = self._end(pack_path(directory, pack), pack)
-            except FileNotFoundError:  # lost, or compaction has replaced it since we looked
-                stream.whole = False
-        for part in files.parts:
-            if isinstance(part, Segment) and all(pack in stream.ends for pack in part.packs):
-                stream.segments[part.name] = (directory / part.name).read_text()
-                stream.covered.append(part)
+        changed_ns, now_ns = directory.stat().st_mtime_ns, time.time_ns()
+        seen = self._seen.get(directory)
+        if seen and seen.changed_ns == changed_ns and seen.looked_ns - changed_ns > _SETTLED_NS:
+            stream = seen.stream
+        else:
+            stream = self._read(directory)
+            self._seen[directory] = _Seen(stream, changed_ns, now_ns)
+        if stream.newest is not None:
+            stream.ends[stream.newest] = self._end(pack_path(directory, stream.newest))
         return stream
 
-    def _end(self, path: Path, pack: int) -> int:
-        """How far a pack is made of whole groups; of one that compaction made, all of it."""
+    def _read(self, directory: Path) -> LocalStream:
+        files = stream_files(directory)
+        stream = LocalStream(directory, files.newest)
+        for pack in sorted(files.packs()):
+            try:
+                stream.ends[pack] = pack_path(directory, pack).stat().st_size
+            except FileNotFoundError:  # lost: what is there of it elsewhere stays there
+                continue
+        for part in files.parts:
+            if isinstance(part, Segment) and all(pack in stream.ends for pack in part.packs):
+                stream.segments[part.name] = part, (directory / part.name).read_text()
+        return stream
+
+    def _end(self, path: Path) -> int:
+        """How far the newest pack is made of whole groups; the others are taken as they are."""
         size = path.stat().st_size
-        if pack >= FIRST_COMPACTED:
-            return size
         end, seen = self._walked.get(path, (0, -1))
         if size == seen:
             return end
@@ -94,16 +110,17 @@ class Local:
             return 0
         end, at = start, start or PACK_HEADER_BYTES
         while True:
-            data = os.pread(fd, 4096, at)
+            data = os.pread(fd, RECORD_HEADER_BYTES, at)
             header = layout.decode_record_header(data, key)
             if header is None:
                 return end
-            at += RECORD_HEADER_BYTES + header.length
+            at += RECORD_HEADER_BYTES
             if header.type == RecordType.COMMIT:
-                payload = data[RECORD_HEADER_BYTES : RECORD_HEADER_BYTES + header.length]
+                payload = os.pread(fd, header.length, at)
                 if not layout.payload_is_sound(header, payload, key):
                     return end
-                end = at
+                end = at + header.length
+            at += header.length
 
 
 def slices(path: Path, start: int, end: int, most: int) -> Iterator[tuple[int, bytes]]:

@@ -9,8 +9,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,19 +21,18 @@ from store.errors import StoreError
 from store.findings import Checked
 from store.notes import SignKey
 from store.replicas import ship
+from store.replicas.chain import RivalError
+from store.replicas.errors import DamagedUploadError, DiffersError
 from store.replicas.fetch import Fetching
 from store.replicas.layout import decode_round
 from store.replicas.reader import Replica
-from store.replicas.ship import RivalError, Shipper, prune
+from store.replicas.ship import Shipper, ShipOptions, prune
+from store.replicas.source import Listed, Target
 from store.retention import erase
 from store.store import Query, Store
 from tests.store.conftest import put_message
 from tests.store.test_replica_fetch import Shelf
 from tests.store.test_store import big_message
-
-
-class DiffersError(StoreError):
-    """Another object of that name is there."""
 
 
 class Bucket(Shelf):
@@ -57,7 +57,13 @@ class Bucket(Shelf):
         self.objects[name] = data
         return True
 
-    def delete(self, names: list[str]) -> None:
+    def holds(self, name: str, data: bytes) -> bool:
+        return self.objects.get(name) == data
+
+    def listed(self, prefix: str) -> Iterator[Listed]:
+        return (Listed(name, size, 0) for name, size in self.list(prefix))
+
+    def delete(self, names: Sequence[str]) -> None:
         for name in names:
             del self.objects[name]
 
@@ -67,8 +73,8 @@ def bucket() -> Bucket:
     return Bucket()
 
 
-def shipper(path: Path, bucket: Bucket, host: str = "host", **how: object) -> Shipper:
-    return Shipper(path, bucket, host, differs=DiffersError, **how)  # type: ignore[arg-type]  # keywords
+def shipper(path: Path, target: Target, host: str = "host", **how: Any) -> Shipper:
+    return Shipper(path, target, host, ShipOptions(**how))
 
 
 def mails(path: Path) -> set[bytes]:
@@ -93,11 +99,10 @@ def test_rounds(store: Store, path: Path, bucket: Bucket, tmp_path: Path) -> Non
         mail = b"Subject: %d\r\n\r\n" % number + random.Random(number).randbytes(number * 1000)
         put_message(store, mail)
         expected.add(mail)
-        assert shipping.waiting() > 0
         puts = bucket.puts
         shipped = shipping.round()
         assert (bucket.puts - puts, shipped.objects, shipped.full) == (1, 1, False)
-        assert shipping.waiting() == 0
+        assert (shipping.lag_bytes, shipping.lag_s()) == (0, 0.0)
         assert restored(bucket, tmp_path / "again") == expected
     puts = bucket.puts
     assert shipping.round().objects == 0
@@ -105,11 +110,10 @@ def test_rounds(store: Store, path: Path, bucket: Bucket, tmp_path: Path) -> Non
 
 
 def test_large_mail_goes_in_pieces(store: Store, path: Path, bucket: Bucket, tmp_path: Path,
-                                   monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
-    monkeypatch.setattr(ship, "PIECE_BYTES", 1 << 20)
+                                   ) -> None:  # fmt: skip
     mail = b"Subject: x\r\n\r\n" + random.Random(1).randbytes(3 << 20)
     put_message(store, mail)
-    shipping = shipper(path, bucket)
+    shipping = shipper(path, bucket, piece_bytes=1 << 20)
     shipping.round()
     put_message(store, mail + b"more")
     put_message(store, b"Subject: y\r\n\r\n" + random.Random(2).randbytes(3 << 20))
@@ -201,7 +205,7 @@ def test_signed(store: Store, path: Path, bucket: Bucket) -> None:
     put_message(store, b"Subject: 1\r\n\r\n")
     shipper(path, bucket, sign=key.sign).round()
     rounds = [data for name, data in bucket.objects.items() if name.startswith("hosts/")]
-    assert [decode_round(data, key.verify_key).host for data in rounds] == ["host"]
+    assert [decode_round(data, key.verify_key).host for data in rounds] == ["host", "host"]
 
 
 def test_a_torn_tail_stays_at_home(store: Store, path: Path, bucket: Bucket, tmp_path: Path) -> None:
