@@ -22,11 +22,11 @@ from store.findings import Checked
 from store.notes import SignKey
 from store.replicas import ship
 from store.replicas.chain import RivalError
-from store.replicas.errors import DamagedUploadError, DiffersError
+from store.replicas.errors import DiffersError
 from store.replicas.fetch import Fetching
 from store.replicas.layout import decode_round
 from store.replicas.reader import Replica
-from store.replicas.ship import Shipper, ShipOptions, prune
+from store.replicas.ship import ShipOptions, Shipper, prune
 from store.replicas.source import Listed, Target
 from store.retention import erase
 from store.store import Query, Store
