@@ -85,6 +85,7 @@ class Replication:
         self._remote: Remote | None = None
         self._shipper: Shipper | None = None
         self._asked = threading.Event()
+        self._wake = threading.Event()
         self._until: float | None = None
         self._told: tuple[str, float] = ("", 0.0)
         self._waiting_s = 0.0
@@ -102,6 +103,7 @@ class Replication:
         """What may change while it runs: the interval and the bandwidth."""
         if replica.url == self._replica.url:
             self._replica = replica
+            self._wake.set()
             if self._remote:
                 self._remote.set_bandwidth(replica.bandwidth_bytes)
 
@@ -109,6 +111,7 @@ class Replication:
         """End after one more round."""
         self._until = time.monotonic() + LAST_ROUND_S
         self._asked.set()
+        self._wake.set()
 
     def join(self, timeout_s: float) -> None:
         """Wait for the end."""
@@ -148,7 +151,10 @@ class Replication:
             began = time.monotonic()
             more = self._try()
             pause = self._waiting_s or max(0.0, self._replica.interval_s - (time.monotonic() - began))
-            self._asked.wait(0.0 if more else pause)
+            if not more:
+                self._wake.wait(pause)
+            if not self._asked.is_set():
+                self._wake.clear()
         if not self._waiting_s:
             self._try()
 

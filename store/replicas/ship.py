@@ -13,7 +13,6 @@ import logging
 import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -116,6 +115,8 @@ class Shipper:
         """how far packs are there, as far as that has been looked up"""
         self._written: set[tuple[str, int]] = set()
         """packs that were seen being written"""
+        self._unread: set[tuple[str, int]] = set()
+        """packs that cannot be read here; each was told once"""
         self._looked: set[str] = set()
         """streams whose segments were compared with what is named since the start"""
         self._listed: dict[str, set[str]] = {}
@@ -155,12 +156,12 @@ class Shipper:
             parts = list(self._missing(local))
         if self._due_full:
             self._put_full()
-        left = self._ship(local, parts)
+        left, unread = self._ship(local, parts)
         if full or self._is_full_due():
             self._put_full()
-        self._note(left, looked)
+        self._note(left + unread, looked)
         return Shipped(
-            sum(part.size for part in parts) - sum(part.size for part in left), self._sent, self._objects,
+            sum(part.size for part in parts) - self.lag_bytes, self._sent, self._objects,
             self._contents.full_number != last_full, bool(left),
         )  # fmt: skip
 
@@ -191,17 +192,18 @@ class Shipper:
                         rest.append(part)
         yield from rest
 
-    def _ship(self, local: dict[str, LocalStream], parts: list[_Part]) -> list[_Part]:
-        """One round; what is left of the parts."""
+    def _ship(self, local: dict[str, LocalStream], parts: list[_Part]) -> tuple[list[_Part], list[_Part]]:
+        """One round; what is left of the parts for the next, and what cannot be read."""
         changes: dict[str, StreamChange] = {}
         data: list[bytes] = []
         left: list[_Part] = []
+        unread: list[_Part] = []
         inline = sum(part.size for part in parts if part.new) <= INLINE_BYTES
         until = time.monotonic() + self._options.pieces_s
         for number, part in enumerate(parts, 1):
             extents: list[Extent] = []
             change = changes.setdefault(part.stream, StreamChange())
-            with suppress(FileNotFoundError):  # compaction has replaced it: what stands for it goes next
+            try:
                 path = pack_path(local[part.stream].directory, part.pack)
                 if part.new and inline:
                     read = list(slices(path, part.start, part.end, INLINE_BYTES))
@@ -212,10 +214,15 @@ class Shipper:
                         extents.append(extent)
                         if time.monotonic() >= until or self._options.stop():
                             break
+            except FileNotFoundError:  # compaction has replaced it: what stands for it goes next
+                extents = []
+            except OSError as exc:  # of this file; the others must not wait for it
+                self._cannot_read(part, exc)
+                unread.append(part)
             if extents:
                 change.packs[part.pack] = extents
             end = extents[-1].end if extents else part.start
-            if end < part.end:
+            if end < part.end and part not in unread:
                 left.append(_Part(part.stream, part.pack, end, part.end, part.new))
             if not (part.new and inline) and (time.monotonic() >= until or self._options.stop()):
                 left += parts[number:]
@@ -226,7 +233,14 @@ class Shipper:
         if changes:
             self._put(self._next(streams=changes), data)
         self._looked |= local.keys()
-        return left
+        return left, unread
+
+    def _cannot_read(self, part: _Part, exc: OSError) -> None:
+        if (part.stream, part.pack) not in self._unread:
+            self._unread.add((part.stream, part.pack))
+            log.error(
+                "replica: pack %d of %s cannot be read, and stays away: %s", part.pack, part.stream, exc
+            )
 
     def _name_segments(self, name: str, stream: LocalStream, change: StreamChange) -> None:
         there = self._contents.stream(name)
@@ -268,8 +282,8 @@ class Shipper:
     def _next(self, *, streams: dict[str, StreamChange], full: bool = False) -> Round:
         contents = self._contents
         return Round(
-            self._about.id, self._host, contents.number + 1, now_us(), contents.digest, self._writer,
-            full=full, about=told_of(About.read(self._path)) if full else None, streams=streams,
+            self._about.id, self._host, contents.number + 1, max(now_us(), contents.time_us), contents.digest,
+            self._writer, full=full, about=told_of(About.read(self._path)) if full else None, streams=streams,
         )  # fmt: skip
 
     def _put(self, round_: Round, data: list[bytes]) -> None:
@@ -344,7 +358,7 @@ class Shipper:
             try:
                 path = pack_path(self._path / "streams" / name, pack)
                 kept += list(self._pieces(name, pack, path, start, end))
-            except FileNotFoundError:
+            except OSError:
                 replica = Replica(self._target)
                 for extent in extents:
                     if extent.inline and start <= extent.offset < end:

@@ -262,6 +262,36 @@ def test_any_round_damaged_or_missing(
     assert restored(remote, tmp_path / "again") == mails
 
 
+def test_a_pack_that_cannot_be_read_keeps_no_other_away(
+    store: Store,
+    path: Path,
+    remote: Shaky,
+    put: Callable[..., bytes],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    put(1)
+    store.writer.roll()
+    put(2)
+    read = ship.slices
+
+    def rotten(file: Path, *how: int) -> object:
+        if file.stem == "0000000001":
+            raise OSError(5, "Input/output error")
+        return read(file, *how)
+
+    monkeypatch.setattr(ship, "slices", rotten)
+    shipping = shipper(path, remote)
+    for _ in range(3):
+        assert not shipping.round().more
+        assert shipping.lag_bytes == len(local(path)["host", 1])
+    assert reassembled(remote) == {("host", 2): local(path)["host", 2]}
+    assert caplog.text.count("pack 1 of host cannot be read") == 1
+    monkeypatch.undo()
+    shipping.round()
+    assert reassembled(remote) == local(path)
+
+
 def test_a_replica_that_was_emptied(
     store: Store, path: Path, remote: Shaky, put: Callable[..., bytes], tmp_path: Path
 ) -> None:
