@@ -16,12 +16,14 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from blake3 import blake3
+
 from store.about import About
 from store.errors import StoreError
 from store.ids import now_us
 from store.replicas.chain import Memory, RivalError, stand
 from store.replicas.contents import Contents
-from store.replicas.errors import DamagedUploadError, DiffersError, ReplicaError
+from store.replicas.errors import DamagedUploadError, DiffersError, MissingObjectError, ReplicaError
 from store.replicas.layout import (
     INLINE,
     Extent,
@@ -36,6 +38,7 @@ from store.replicas.layout import (
 )
 from store.replicas.local import Local, LocalStream, slices
 from store.replicas.named import segments_to_name, what_goes
+from store.replicas.prune import prune
 from store.replicas.reader import Replica
 from store.replicas.source import Target
 from store.replicas.told import told_of
@@ -355,16 +358,34 @@ class Shipper:
         """The extents of a pack with what is in rounds made into pieces, read here, else from the rounds."""
         kept = [extent for extent in extents if not extent.inline]
         for start, end in _stretches(extents, kept):
+            inline = [e for e in extents if e.inline and start <= e.offset < end]
+            path = pack_path(self._path / "streams" / name, pack)
             try:
-                path = pack_path(self._path / "streams" / name, pack)
-                kept += list(self._pieces(name, pack, path, start, end))
-            except OSError:
-                replica = Replica(self._target)
-                for extent in extents:
-                    if extent.inline and start <= extent.offset < end:
-                        data = b"".join(replica.extent(self._host, name, pack, extent))
-                        kept.append(self._piece(name, pack, extent.offset, data))
+                if _is_as_shipped(path, inline):
+                    kept += list(self._pieces(name, pack, path, start, end))
+                    continue
+            except OSError as exc:
+                log.debug("%s: %s", path, exc)
+            # Replaced, lost, or rotten since: what the rounds have is what it was.
+            for extent in inline:
+                try:
+                    data = b"".join(Replica(self._target).extent(self._host, name, pack, extent))
+                except (RoundError, MissingObjectError) as exc:
+                    log.error(
+                        "replica: pack %d of %s is lost from byte %d on: %s", pack, name, extent.offset, exc
+                    )
+                else:
+                    kept.append(self._piece(name, pack, extent.offset, data))
         return sorted(kept, key=lambda extent: (extent.offset, -extent.length))
+
+
+def _is_as_shipped(path: Path, extents: list[Extent]) -> bool:
+    """Whether a file still has the bytes that were shipped. Raises `OSError`."""
+    return all(
+        blake3(data).digest() == extent.digest
+        for extent in extents
+        for _, data in slices(path, extent.offset, extent.end, extent.length)
+    )
 
 
 def _stretches(extents: Iterable[Extent], kept: list[Extent]) -> list[tuple[int, int]]:
@@ -377,38 +398,3 @@ def _stretches(extents: Iterable[Extent], kept: list[Extent]) -> list[tuple[int,
             else:
                 found.append((extent.offset, extent.end))
     return found
-
-
-KEEP_US = 86_400_000_000
-
-
-def prune(target: Target, host: str, *, keep_us: int = KEEP_US) -> int:
-    """Remove what no reader needs any more: rounds of a host before its last full one but one, and pieces of
-    its streams that nothing which is left names, and that are older than `keep_us`: the next round may name
-    the others. How many objects. Needs the right to delete. Raises `StoreError`."""
-    replica = Replica(target)
-    full = replica.full_rounds(host)
-    if len(full) < 2:
-        return 0
-    named: set[str] = set()
-    streams: set[str] = set()
-    for other in replica.hosts():
-        kept = replica.full_rounds(other)[-2:]
-        for round_ in replica.rounds(other, kept[0]):
-            for stream, change in round_.streams.items():
-                if other == host:
-                    streams.add(stream)
-                for pack, extents in change.packs.items():
-                    named.update(piece_name(stream, pack, extent) for extent in extents if not extent.inline)
-    # What stops half-way leaves pieces that nothing names, never names without their pieces.
-    gone = replica.round_names(host, before=full[-2])
-    before_us = now_us() - keep_us
-    for stream in sorted(streams):
-        gone += [
-            found.name
-            for found in target.listed(f"packs/{in_name(stream)}/")
-            if found.name not in named and found.time_us < before_us
-        ]
-    if gone:
-        target.delete(gone)
-    return len(gone)

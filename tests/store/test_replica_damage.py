@@ -17,9 +17,10 @@ from store.replicas.errors import DamagedUploadError, DiffersError, ReplicaError
 from store.replicas.fetch import Fetching
 from store.replicas.layout import decode_round, parse_piece
 from store.replicas.probe import probe
+from store.replicas.prune import prune
 from store.replicas.reader import Replica
 from store.replicas.remote import Remote, RemoteOptions
-from store.replicas.ship import ShipOptions, Shipper, prune
+from store.replicas.ship import ShipOptions, Shipper
 from store.sealing import new_identity
 from store.store import Query, Store
 from tests.store.conftest import put_message
@@ -290,6 +291,22 @@ def test_a_pack_that_cannot_be_read_keeps_no_other_away(
     monkeypatch.undo()
     shipping.round()
     assert reassembled(remote) == local(path)
+
+
+def test_what_rots_here_after_it_was_shipped_is_right_there(
+    store: Store, path: Path, remote: Shaky, put: Callable[..., bytes], tmp_path: Path
+) -> None:
+    mails = {put(1), put(2)}
+    shipping = shipper(path, remote)
+    shipping.round()
+    (pack,) = path.glob("streams/host/*.pack")
+    whole = pack.read_bytes()
+    with pack.open("r+b") as file:
+        file.seek(len(whole) - 1000)
+        file.write(b"rotten")
+    shipping.round(full=True)
+    assert reassembled(remote) == {("host", 1): whole}
+    assert restored(remote, tmp_path / "again") == mails
 
 
 def test_a_replica_that_was_emptied(

@@ -25,8 +25,9 @@ from store.replicas.chain import RivalError
 from store.replicas.errors import DiffersError
 from store.replicas.fetch import Fetching
 from store.replicas.layout import decode_round
+from store.replicas.prune import prune
 from store.replicas.reader import Replica
-from store.replicas.ship import ShipOptions, Shipper, prune
+from store.replicas.ship import ShipOptions, Shipper
 from store.replicas.source import Listed, Target
 from store.retention import erase
 from store.store import Query, Store
