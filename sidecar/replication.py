@@ -42,6 +42,19 @@ def open_remote(
     )
 
 
+def open_configured(replica: ReplicaConfig) -> Remote:
+    """A replica as the configuration names it. Raises `ReplicaError`."""
+    from store.replicas.remote import Remote, RemoteOptions
+
+    return Remote.open(
+        replica.url,
+        RemoteOptions(
+            endpoint=replica.endpoint, region=replica.region, credentials=replica.credentials,
+            path_style=replica.path_style, bandwidth_bytes=replica.bandwidth_bytes,
+        ),
+    )  # fmt: skip
+
+
 class Replicas:
     """All of a service's replicas; with none nothing is imported and no thread is there."""
 
@@ -181,18 +194,11 @@ class Replication:
     def _ready(self) -> Shipper:
         if self._shipper is None:
             from store.replicas.probe import probe
-            from store.replicas.remote import Remote, RemoteOptions
             from store.replicas.ship import ShipOptions, Shipper
 
             replica = self._replica
             if self._remote is None:
-                self._remote = Remote.open(
-                    replica.url,
-                    RemoteOptions(
-                        endpoint=replica.endpoint, region=replica.region, credentials=replica.credentials,
-                        path_style=replica.path_style, bandwidth_bytes=replica.bandwidth_bytes,
-                    ),
-                )  # fmt: skip
+                self._remote = open_configured(replica)
             probe(self._remote, self._host, lock_days=replica.lock_days)
             sign: Callable[[str], str] = sign_key(self._key_file).sign if self._key_file else str
             options = ShipOptions(

@@ -1,6 +1,8 @@
-"""What may be removed from a replica, and how."""
+"""What may be removed from a replica, and how. REPLICA.md says why."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from store.ids import now_us
 from store.replicas.layout import in_name, piece_name
@@ -10,14 +12,15 @@ from store.replicas.source import Target
 KEEP_US = 86_400_000_000
 
 
-def prune(target: Target, host: str, *, keep_us: int = KEEP_US) -> int:
-    """Remove what no reader needs any more: rounds of a host before its last full one but one, and pieces of
-    its streams that nothing which is left names, and that are older than `keep_us`: the next round may name
-    the others. How many objects. Needs the right to delete. Raises `StoreError`."""
+def removable(target: Target, host: str, *, keep_us: int = KEEP_US) -> list[str]:
+    """What no reader needs any more: rounds of a host before its last full one but one, and pieces of its
+    streams that nothing which is left names, and that are older than `keep_us`: the next round may name the
+    others. In the order in which they may go. Raises `StoreError`, also when a round cannot be read that
+    might name something."""
     replica = Replica(target)
     full = replica.full_rounds(host)
     if len(full) < 2:
-        return 0
+        return []
     named: set[str] = set()
     streams: set[str] = set()
     for other in replica.hosts():
@@ -37,6 +40,17 @@ def prune(target: Target, host: str, *, keep_us: int = KEEP_US) -> int:
             for found in target.listed(f"packs/{in_name(stream)}/")
             if found.name not in named and found.time_us < before_us
         ]
-    if gone:
-        target.delete(gone)
-    return len(gone)
+    return gone
+
+
+def remove(target: Target, names: Sequence[str]) -> None:
+    """Remove them. Needs the right to delete. Raises `StoreError`."""
+    if names:
+        target.delete(names)
+
+
+def prune(target: Target, host: str, *, keep_us: int = KEEP_US) -> int:
+    """Remove what may be; how many objects. Raises `StoreError`."""
+    names = removable(target, host, keep_us=keep_us)
+    remove(target, names)
+    return len(names)
