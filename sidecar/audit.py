@@ -11,7 +11,7 @@ from __future__ import annotations
 import enum
 import logging
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -92,10 +92,18 @@ class Account:
     differences: list[Difference] = field(default_factory=list)
     imported: int = 0
     error: LiveError | None = None
+    told: Counter[Kind] = field(default_factory=Counter)
+    """how many differences there were that are kept no more"""
 
     def count(self, *kinds: Kind) -> int:
         """How many differences are of these kinds."""
-        return sum(difference.kind in kinds for difference in self.differences)
+        kept = sum(difference.kind in kinds for difference in self.differences)
+        return kept + sum(self.told[kind] for kind in set(kinds))
+
+    def forget(self) -> None:
+        """Keep how many differences there are, and not which: a million of them are gigabytes."""
+        self.told.update(difference.kind for difference in self.differences)
+        self.differences = []
 
     @property
     def missing(self) -> int:
@@ -168,7 +176,13 @@ class Auditor:
             advance(number)
 
         loaded = [stored for _, stored in self._loaded(expected.ids)]
-        comparison = compare(mailbox, [stored.delivery for stored in loaded], advance=seen, read=self._read)
+        comparison = compare(
+            mailbox,
+            [stored.delivery for stored in loaded],
+            advance=seen,
+            read=self._read,
+            is_known=self._is_known,
+        )
         places = {stored.delivery.content: comparison.present.get(stored.delivery.id) for stored in loaded}
         account.present = sum(place is not None for place in places.values())
         account.by_headers = sum(place is not None and place.how == "headers" for place in places.values())
@@ -314,6 +328,9 @@ class Auditor:
         query = Query(until_us=self._since_us, terms=terms)
         found = self._loaded(short_looks(self._store, query))
         return any(stored.delivery.leg == Leg.LMTP for _, stored in found)
+
+    def _is_known(self, content: ContentId) -> bool:
+        return bool(self._store.with_content(content))
 
     def _read(self, delivery: Delivery) -> bytes | None:
         """A captured message; None where it cannot be read, or is too large to be held."""

@@ -383,11 +383,16 @@ class Snapshot:
 
     def run(self, selection: bytes) -> str | None:
         """The unfinished replay run for this selection, if there is one."""
+        last = self.last_run(selection)
+        return None if last is None or last[1] else last[0]
+
+    def last_run(self, selection: bytes) -> tuple[str, bool] | None:
+        """The last replay run for this selection, and whether it is finished."""
         value = self.meta(run_key(selection))
         if value is None:
             return None
         run, _time_us, finished = msgspec.msgpack.decode(value)
-        return None if finished else str(run)
+        return str(run), bool(finished)
 
     def mark(self) -> bytes | None:
         """What this index was made for: schema and store."""

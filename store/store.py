@@ -583,6 +583,12 @@ class Store:
                         found.append(entry)
         return {replay.recipient: replay for replay in sorted(found, key=lambda replay: replay.time_us)}
 
+    def with_content(self, content_id: ContentId) -> list[DeliveryId]:
+        """Every delivery of this message, also those that were removed, newest first."""
+        with self.index.read() as snapshot:
+            found = snapshot.by_term(Term.CONTENT, content_id, 0, FOREVER_US, newest_first=True, removed=True)
+            return list(found)
+
     def fact(self, snapshot: Snapshot, delivery: DeliveryId) -> Delivery | None:
         """The record of a delivery, also of one that was removed, as long as compaction has left it."""
         for kind, where in snapshot.delivery(delivery):
@@ -611,6 +617,8 @@ class Store:
     def was_erased(self, content_id: ContentId) -> bool:
         """Whether this message was erased for good: whatever would bring it back must leave it."""
         with self.index.read() as snapshot:
+            if not snapshot.counters().erased:  # asked for each message that is put back
+                return False
             found = snapshot.by_term(
                 Term.ERASED, self.tombstone(content_id), 0, FOREVER_US, newest_first=True, removed=True
             )
@@ -624,6 +632,11 @@ class Store:
         """The unfinished replay run for this selection, if there is one."""
         with self.index.read() as snapshot:
             return snapshot.run(selection)
+
+    def last_run(self, selection: bytes) -> tuple[str, bool] | None:
+        """The last replay run for this selection, if there was one, and whether it is finished."""
+        with self.index.read() as snapshot:
+            return snapshot.last_run(selection)
 
     def stats(self) -> Stats:
         """Totals."""

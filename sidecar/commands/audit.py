@@ -136,6 +136,7 @@ def _told(accounts: Iterable[Account], *, json: bool, details: bool) -> Iterator
         if json:
             print_json(_account_object(account))
         sys.stdout.flush()
+        account.forget()
         yield account
 
 

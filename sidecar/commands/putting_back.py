@@ -132,6 +132,8 @@ def request(
         raise typer.BadParameter("--downstream is an LMTP server: --via imap takes the server under [imap]")
     if any(not sign.isprintable() for sign in folder):
         raise typer.BadParameter("--folder: a name without control characters")
+    if flags is not None and not flags.isascii():
+        raise typer.BadParameter("--flags: IMAP knows no flags but of ASCII letters")
     imap = imap_needed(config, "--via imap") if via is Via.IMAP else imap_of(config)
     return Request(
         address=None if via is Via.IMAP else lmtp_address(downstream, config), imap=imap, sender=sender,
@@ -177,6 +179,7 @@ def perform(
 def _finish(ended: Ended, report: Report, run: str, *, json: bool) -> int:
     """Say how it ended; the exit code."""
     from sidecar.present import print_json
+    from sidecar.readable import escaped
     from sidecar.replay.targets import Outcome
 
     code = _code(ended)
@@ -198,7 +201,7 @@ def _finish(ended: Ended, report: Report, run: str, *, json: bool) -> int:
             file=sys.stderr,
         )
     if ended.gave_up:
-        print(f"mailkeep: gave up: {ended.gave_up}", file=sys.stderr)
+        print(f"mailkeep: gave up: {escaped(ended.gave_up)}", file=sys.stderr)
     if ended.stopped:
         print("mailkeep: stopped; the same command goes on with what is missing", file=sys.stderr)
     elif code not in (0, NONE) or ended.gave_up:

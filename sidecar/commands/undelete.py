@@ -5,7 +5,6 @@ from __future__ import annotations
 import getpass
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -15,6 +14,7 @@ from sidecar.commands.putting_back import Via
 from store.errors import StoreError
 
 if TYPE_CHECKING:
+    from sidecar.replay.journal import Journal
     from sidecar.replay.targets import Item, Result, Target
     from store.ids import DeliveryId
     from store.store import Store
@@ -81,7 +81,7 @@ def command(
             raise typer.Exit(0 if not plan.failed else putting_back.SOME)
         opened.start_writing_beside("operator")
         code = putting_back.perform(
-            performance, journal, plan.again(opened), report, json=json, total=len(plan.missing),
+            performance, journal, plan.again(opened, journal), report, json=json, total=len(plan.missing),
             what="undelete",
         )  # fmt: skip
     raise typer.Exit(code)
@@ -114,7 +114,7 @@ class _Plan:
         from sidecar.replay.report import print_target, result_line, result_object
         from sidecar.units import format_size
 
-        for target in self._targets(store):
+        for target in self._targets(store, []):
             print_target(target, json=json)
         for result in self.failed:
             if json:
@@ -127,18 +127,25 @@ class _Plan:
             file=sys.stderr,
         )
 
-    def again(self, store: Store) -> Iterator[Item]:
-        """What is to be done."""
+    def again(self, store: Store, journal: Journal) -> Iterator[Item]:
+        """What is to be done. While somebody read the plan, another process may have done some of it."""
+        from sidecar.replay.run import resume
+
         yield from self._settled
         yield from self.failed
-        yield from self._targets(store)
+        lost: list[Result] = []
+        yield from resume(store, journal, self._targets(store, lost))
+        yield from lost
 
-    def _targets(self, store: Store) -> Iterator[Target]:
-        from sidecar.replay.targets import Target
+    def _targets(self, store: Store, lost: list[Result]) -> Iterator[Target]:
+        """What was removed meanwhile, or is damaged, is `lost`."""
+        from sidecar.replay.targets import Outcome, Result, Target, unread
 
         for delivery, recipient in self.missing:
-            with suppress(StoreError):  # removed meanwhile, or damaged
+            try:
                 yield Target(store.delivery(delivery).delivery, recipient)
+            except StoreError as exc:
+                lost.append(Result(Target(unread(delivery), recipient), Outcome.REFUSED, why=str(exc)))
 
 
 def _is_agreed(*, yes: bool, json: bool) -> bool:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import logging
+import stat
 from pathlib import Path
 
 from sidecar.config import ConfigError, ImapConfig
 from sidecar.live.imap import ImapServer
+
+log = logging.getLogger(__name__)
 
 
 def imap_server(config: ImapConfig | None) -> ImapServer:
@@ -31,6 +35,8 @@ def imap_server(config: ImapConfig | None) -> ImapServer:
 
 def _passwords(path: Path) -> dict[str, str]:
     try:
+        if path.stat().st_mode & stat.S_IROTH:
+            log.warning("[imap] passwords: everybody can read %s: chmod o-r", path)
         lines = path.read_text("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as exc:
         raise ConfigError(f"[imap] passwords: {path} cannot be read: {exc}") from exc

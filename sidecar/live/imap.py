@@ -11,7 +11,7 @@ import re
 import socket
 import ssl
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Self
@@ -22,6 +22,7 @@ from imapclient.exceptions import LoginError as RefusedError
 
 from sidecar.live.fields import id_and_date
 from sidecar.live.mailbox import FOREVER_US, LiveError, LiveMessage, LoginError
+from sidecar.readable import escaped
 from sidecar.units import Address
 
 CONNECT_TIMEOUT_S = 30.0
@@ -32,6 +33,7 @@ _AT_ONCE_BYTES = 8 << 20
 """about so many bytes of messages are fetched by one command, and held here"""
 _FACTS = ("RFC822.SIZE", "INTERNALDATE", "FLAGS", "BODY.PEEK[HEADER.FIELDS (MESSAGE-ID DATE)]")
 _LONE = re.compile(rb"\r(?!\n)|(?<!\r)\n")
+_ATOM = re.compile(r"[!#$&'*+,./:;<=>?@A-Z\[^_`a-z|}~0-9-]+")
 _NO_SELECT = frozenset({b"\\noselect", b"\\nonexistent"})
 
 
@@ -45,11 +47,15 @@ class ImapServer:
     ca: Path | None = None
     master: str = ""
     separator: str = "*"
-    password: str = ""
-    passwords: dict[str, str] | None = None
+    password: str = field(default="", repr=False)
+    passwords: dict[str, str] | None = field(default=None, repr=False)
 
     def login(self, user: str) -> tuple[str, str]:
         """The name and the password for a user. Raises `LoginError`."""
+        if any(
+            ord(sign) < 32 or ord(sign) == 127 for sign in user
+        ):  # to IMAP they end a line, to PLAIN a name
+            raise LoginError(f"{escaped(user)} is no login: it has a control character")
         if self.master:
             return f"{user}{self.separator}{self.master}", self.password
         own = (self.passwords or {}).get(user)
@@ -71,7 +77,7 @@ class ImapMailbox:
             self._client = self._connect()
         try:
             with self._told("refuses the login"):
-                if name.isascii() and password.isascii():
+                if _ATOM.fullmatch(name) and password.isascii():  # the library quotes no name
                     self._client.login(name, password)
                 else:
                     self._client.plain_login(name, password)
@@ -99,7 +105,29 @@ class ImapMailbox:
         with self._told("does not list folders"):
             found = self._client.list_folders()
         names = [str(name) for flags, _, name in found if not _NO_SELECT & {flag.lower() for flag in flags}]
+        strange = self._strangers()
+        names = [name for name in names if not name.startswith(strange)]
         return sorted(names, key=lambda name: (name.upper() != "INBOX", name))
+
+    def _strangers(self) -> tuple[str, ...]:
+        """What the names of folders begin with that belong to others, or to all (RFC 2342)."""
+        if not self._client.has_capability("NAMESPACE"):
+            return ()
+        with self._told("does not name its namespaces"):
+            try:
+                known = self._client.namespace()
+            except ValueError:  # one with extensions, which the library does not read
+                return ()
+        return tuple(
+            str(prefix) for kind in (known.other, known.shared) for prefix, _ in kind or () if prefix
+        )
+
+    def mark(self, folder: str) -> str:
+        """See `LiveMailbox`."""
+        self._selected = None  # a folder that is open may show what came only when it is opened anew
+        with self._told(f"does not tell of {folder}"):
+            status = self._client.folder_status(folder, ["UIDVALIDITY", "UIDNEXT"])
+        return f"{status.get(b'UIDVALIDITY')}.{status.get(b'UIDNEXT')}"
 
     def uid_validity(self, folder: str) -> int:
         """What a folder's UIDs belong to (RFC 3501 2.3.1.1): with another one they mean other messages.
@@ -184,6 +212,11 @@ class ImapMailbox:
                 self._client.delete_messages(uids, silent=True)
                 self._client.expunge(uids if self._client.has_capability("UIDPLUS") else None)
 
+    def abort(self) -> None:
+        """From any thread: whoever waits for an answer gets a `LiveError` at once."""
+        with contextlib.suppress(AttributeError, OSError):
+            self._client.socket().shutdown(socket.SHUT_RDWR)
+
     def close(self) -> None:
         """See `LiveMailbox`."""
         client = getattr(self, "_client", None)
@@ -209,7 +242,8 @@ class ImapMailbox:
     @contextlib.contextmanager
     def _told(self, what: str) -> Iterator[None]:
         """Whatever goes wrong within is told as what the server did not do."""
-        where = f"IMAP server {self.server.address}, {self.user}"
+        where = escaped(f"IMAP server {self.server.address}, {self.user}")
+        what = escaped(what)
         try:
             yield
         except RefusedError as exc:
@@ -226,7 +260,7 @@ class ImapMailbox:
 def _words(exc: Exception) -> str:
     if isinstance(exc, socket.timeout):
         return "no answer in time"
-    text = " ".join(str(exc).split())
+    text = escaped(" ".join(str(exc).split()))
     return text.removeprefix("b'").removesuffix("'") or type(exc).__name__
 
 

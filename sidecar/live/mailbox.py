@@ -47,7 +47,11 @@ class LiveMailbox(Protocol):
     user: str
 
     def folders(self) -> list[str]:
-        """The names of all folders that hold messages, INBOX first."""
+        """The names of all folders that hold messages, INBOX first. Those of other users, or of all, are none
+        of theirs, though they may be looked into."""
+
+    def mark(self, folder: str) -> str:
+        """Something that is another text as soon as a message has come into the folder."""
 
     def messages(self, folder: str, since_us: int = 0, until_us: int = FOREVER_US) -> Iterator[LiveMessage]:
         """What a folder holds, oldest first, without its bytes. The interval is of `received_us`, and widened

@@ -60,6 +60,12 @@ class Maildir:
             raise LiveError(f"{self.path}: {_what_it_is(self.path)}")
         return list(self._paths)
 
+    def mark(self, folder: str) -> str:
+        """See `LiveMailbox`; an old message that was only renamed changes it, too."""
+        if folder not in self._paths:
+            raise LiveError(f"{self.path} has no folder {folder}")
+        return str([_changed(self._paths[folder] / name) for name in ("new", "cur")])
+
     def messages(self, folder: str, since_us: int = 0, until_us: int = FOREVER_US) -> Iterator[LiveMessage]:
         """See `LiveMailbox`; received when the file was written."""
         keywords = self._keywords(folder)

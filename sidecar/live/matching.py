@@ -46,6 +46,9 @@ How = Literal["content", "lines", "headers"]
 
 
 Read = Callable[[Delivery], bytes | None]
+IsKnown = Callable[[ContentId], bool]
+_LOOKS = 3
+"""so often folders are looked into, when mail has been moved from one to another while we looked"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,21 +78,26 @@ def compare(
     since_us: int = 0,
     until_us: int = FOREVER_US,
     read: Read = lambda _delivery: None,
+    is_known: IsKnown = lambda _content: False,
 ) -> Comparison:
     """Look for deliveries in all folders, among what was received in [since_us, until_us).
 
     The same bytes delivered several times are one message, which may well be in several folders.
     `advance` is told how many more live messages are done with. `read` gives a captured message (None: it
-    cannot be read) where hashes do not match: without it nothing is "lines", and no Date is compared. Raises
-    `LiveError`.
+    cannot be read) where hashes do not match: without it nothing is "lines", and no Date is compared.
+    `is_known` says whether the store has a message at all: what is another captured message, byte for byte,
+    is not taken for one that is looked for, however alike their headers are. Raises `LiveError`.
     """
-    search = _Search(mailbox, deliveries, read)
+    search = _Search(mailbox, deliveries, read, is_known)
     live: list[LiveMessage] = []
-    for folder in mailbox.folders():
+    seen: set[tuple[str, str]] = set()
+    for folder in _folders(mailbox, search):
         found = [
-            m for m in mailbox.messages(folder, since_us, until_us) if since_us <= m.received_us < until_us
-        ]
+            m for m in mailbox.messages(folder, since_us, until_us)
+            if since_us <= m.received_us < until_us and (folder, m.uid) not in seen
+        ]  # fmt: skip
         live += found
+        seen.update((folder, message.uid) for message in found)
         maybe = [message for message in found if search.may_be(message)]
         advance(len(found) - len(maybe))
         search.look(maybe, advance)
@@ -99,6 +107,22 @@ def compare(
         {d.id: places[d.content][0] for d in deliveries if d.content in places},
         [message for message in live if (message.folder, message.uid) not in known],
     )
+
+
+def _folders(mailbox: LiveMailbox, search: _Search) -> Iterator[str]:
+    """All folders; and while something is missing, again those into which mail has come since: it may have
+    been moved there from one that we had not looked into yet."""
+    marks: dict[str, str] = {}
+    for _ in range(_LOOKS):
+        changed = False
+        for folder in mailbox.folders():
+            mark = mailbox.mark(folder)
+            if marks.get(folder) != mark:
+                marks[folder] = mark
+                changed = True
+                yield folder
+        if not changed or search.has_all:
+            return
 
 
 def trace_ends(raw: bytes) -> list[int]:
@@ -138,9 +162,11 @@ class _Search:
         mailbox: LiveMailbox,
         deliveries: Sequence[Delivery],
         read: Read,
+        is_known: IsKnown,
     ) -> None:
         self._mailbox = mailbox
         self._read = read
+        self._is_known = is_known
         self._dates: dict[ContentId, bytes | None] = {}
         self._wanted: dict[ContentId, Delivery] = {}
         for delivery in deliveries:
@@ -152,6 +178,11 @@ class _Search:
         self._large = [delivery for delivery in self._nameless if delivery.size > _STORE_HEADER_BYTES]
         self._matches: dict[ContentId, list[Match]] = defaultdict(list)
         self._leftovers: dict[bytes, list[_Leftover]] = defaultdict(list)
+
+    @property
+    def has_all(self) -> bool:
+        """Whether nothing is missing."""
+        return all(content in self._matches for content in self._wanted)
 
     def may_be(self, message: LiveMessage) -> bool:
         """Whether it is worth a download."""
@@ -192,11 +223,18 @@ class _Search:
         alike = self._by_lines(raw, ends[-1], key, candidates)
         if alike is not None:
             self._matches[alike].append(Match(message, "lines"))
-        elif key and len(ends) > 1:  # what was delivered has some (RFC 5321 4.4); the sender's copy has none
+        elif (
+            key and len(ends) > 1 and not self._is_another(raw)
+        ):  # what was delivered has some (RFC 5321 4.4); the sender's copy has none
             left = _Leftover(message, _sizes(raw, ends))
             left.core = blake3(view[ends[-1] :]).digest()
             left.fields = _fields(raw)
             self._leftovers[key].append(left)
+
+    def _is_another(self, raw: bytes) -> bool:
+        """Whether this is a captured message that is not looked for."""
+        contents = (ContentId(blake3(memoryview(raw)[start:]).digest()) for start in starts(raw))
+        return any(content not in self._wanted and self._is_known(content) for content in contents)
 
     def _by_lines(self, raw: bytes, end: int, key: bytes, candidates: list[Delivery]) -> ContentId | None:
         """The captured message that this is but for CR before LF, and NUL."""

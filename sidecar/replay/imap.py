@@ -7,6 +7,7 @@ whole server come by time and not by mailbox; each is used by one lane at a time
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -29,6 +30,7 @@ from store.store import Store
 T = TypeVar("T")
 
 INBOX = "INBOX"
+_FLAG = re.compile(r"""\\?[!#$&'+,./:;<=>?@A-Z^_`a-z|}~0-9-]+""")
 _IDLE_FOR_EACH_LANE = 8
 _IDLE_S = 120.0
 _NO_LOGIN_S = 60.0
@@ -69,9 +71,10 @@ class ImapRoad:
         return self._folder or _kept(delivery, "folder") or INBOX
 
     def flags(self, delivery: Delivery) -> tuple[str, ...]:
-        """What it is marked with. `\\Recent` is the server's own."""
+        """What it is marked with. `\\Recent` is the server's own; what cannot be said in IMAP at all is left
+        out (a Maildir may have such keywords): the message matters more."""
         flags = tuple(_kept(delivery, "flags").split()) if self._flags is None else self._flags
-        return tuple(flag for flag in flags if flag.lower() != "\\recent")
+        return tuple(flag for flag in flags if _FLAG.fullmatch(flag) and flag.lower() != "\\recent")
 
     def lane(self) -> Lane:
         """One of the threads that append."""
@@ -162,6 +165,9 @@ class _Lane:
             sound = True
         except StoreError:
             sound = True  # nothing was sent
+            raise
+        except asyncio.CancelledError:
+            mailbox.abort()  # the thread cannot be cancelled, and would wait for minutes
             raise
         finally:
             too_many = road.give_back(mailbox) if sound else mailbox

@@ -29,11 +29,13 @@ class Journal:
         self.selection = selection
         self._road = road
         self._owner = owner
-        earlier = None if anew else store.run(selection)
+        self._last = store.last_run(selection)
+        earlier = self._last[0] if self._last and not self._last[1] and not anew else None
         self.run = earlier or f"{now_us():x}"
         self.resumed = self._is_known = earlier is not None
         self.failure: StoreError | None = None
         """the record of something is not durable, and will not be"""
+        self._heard_us = self._said_us = 0
         self._waiting = 0
         self._quiet: asyncio.Event | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -45,6 +47,18 @@ class Journal:
             return int(self.run, 16)
         except ValueError:
             return now_us()
+
+    @property
+    def is_current(self) -> bool:
+        """Whether no run of this request was begun or ended, by another process, since this was made."""
+        self._store.settle_index()
+        self._store.catch_up()
+        return self._store.last_run(self.selection) == self._last
+
+    def heard(self, word: Replay) -> None:
+        """What an earlier part of the run said. The last word counts, so what is said from now on is dated
+        later, though the clock may have been set back since. From any thread."""
+        self._heard_us = max(self._heard_us, word.time_us)
 
     def begin(self) -> None:
         """To be called in the event loop, before the others. Writes nothing yet."""
@@ -102,8 +116,9 @@ class Journal:
             self._quiet.set()
 
     def _fact(self, target: Target, reply: bytes) -> Replay:
+        self._said_us = max(now_us(), self._heard_us + 1, self._said_us + 1)
         return Replay(
-            delivery=target.delivery.id, time_us=now_us(), run=self.run, recipient=target.recipient,
+            delivery=target.delivery.id, time_us=self._said_us, run=self.run, recipient=target.recipient,
             downstream=self._road, reply=reply,
         )  # fmt: skip
 

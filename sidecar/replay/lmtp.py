@@ -24,6 +24,7 @@ REPLY_TIMEOUT_S = 300.0
 _GOING_AWAY = b"421"
 DEPTH = 4
 """messages in one write: more of them would be in doubt when a connection is lost, and gain little"""
+_CONTROL = re.compile(rb"[\0-\x1f\x7f]")
 _ATOMS = re.compile(rb"[A-Za-z0-9!#$%&'*+/=?^_`{|}~.\x80-\xff-]+")
 
 
@@ -84,6 +85,10 @@ class _Lane:
         size = 0
         can_join = connection.capabilities.pipelining and connection.capabilities.chunking
         for target in targets:
+            sender = target.delivery.envelope.sender if self._sender is None else self._sender
+            if _CONTROL.search(target.recipient + sender):
+                failed(target, "its envelope has an address with a control character, which LMTP cannot say")
+                continue
             if not can_join or target.delivery.size > CHUNK_BYTES:
                 await self._at_once(connection, joined, answered)
                 joined, size = [], 0

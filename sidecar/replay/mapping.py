@@ -28,8 +28,8 @@ def read_mapping(path: Path) -> dict[bytes, bytes]:
         if len(words) != 2:
             raise MappingError(f"--mapping {path}, line {number}: {len(words)} words, not two addresses")
         old, new = (bare_address(word) for word in words)
-        if old is None or new is None:
-            raise MappingError(f"--mapping {path}, line {number}: {words[old is not None]!r} is no address")
+        if not old or not new:
+            raise MappingError(f"--mapping {path}, line {number}: {words[bool(old)]!r} is no address")
         if old.lower() in found:
             raise MappingError(f"--mapping {path}, line {number}: {words[0]} is named a second time")
         found[old.lower()] = new

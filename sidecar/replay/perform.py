@@ -8,23 +8,21 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
+from sidecar.interpreter import loop_factory, spare_the_collector
 from sidecar.replay.journal import Journal
-from sidecar.replay.lock import only_one
+from sidecar.replay.lock import BeingDoneError, only_one
 from sidecar.replay.road import Road
-from sidecar.replay.run import Ended, Run, RunOptions
+from sidecar.replay.run import LOOK_BACK_US, Ended, Run, RunOptions
 from sidecar.replay.targets import Item, Outcome, Result, Target
 from sidecar.units import Address
+from store.ids import now_us
 from store.store import FOREVER_US, Store
 
 if TYPE_CHECKING:
     from sidecar.config import ImapConfig
     from sidecar.replay.presence import Presence
-
-_LOOK_BACK_US = 60_000_000
-"""how far the mailbox server's clock may be behind ours; what it received so shortly before the run may pass
-for what the run put back, and is there in any case"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,10 +89,13 @@ class Performance:
     def perform(self, source: Iterator[Item], tell: Callable[[Result], None]) -> Ended:
         """Put it back. Ctrl-C and SIGTERM end it in good order; a second one raises `CancelledError`. Raises
         `BeingDoneError`, `ConfigError`, `StoreError`."""
+        spare_the_collector()
         with (
             only_one(self._store.path, self._journal.selection),
-            asyncio.Runner(loop_factory=_loop_factory()) as runner,
+            asyncio.Runner(loop_factory=loop_factory()) as runner,
         ):
+            if not self._journal.is_current:  # what it did is not in our plan
+                raise BeingDoneError("another process has put back just this meanwhile, or a part of it")
             return runner.run(self._perform(source, tell))
 
     async def _perform(self, source: Iterator[Item], tell: Callable[[Result], None]) -> Ended:
@@ -103,7 +104,7 @@ class Performance:
             lanes=request.lanes, rate=request.rate, patience_s=request.patience_s, as_of_us=request.as_of_us,
             looks=_Later(self.presence) if request.imap is not None else None,
             # A message that IMAP took in has the date of its first receipt.
-            look_since_us=0 if request.address is None else self._journal.began_us - _LOOK_BACK_US,
+            look_since_us=0 if request.address is None else self._look_since_us(),
             send_doubtful=request.send_doubtful,
         )  # fmt: skip
         run = Run(self._store, self._road(), self._journal, options, tell, self._stop)
@@ -113,6 +114,10 @@ class Performance:
         for sign in (signal.SIGINT, signal.SIGTERM) if alone else ():
             asyncio.get_running_loop().add_signal_handler(sign, self._interrupt, task)
         return await run.put_back(source)
+
+    def _look_since_us(self) -> int:
+        began_us = self._journal.began_us
+        return 0 if now_us() < began_us else began_us - LOOK_BACK_US  # the clock was wrong then, or is now
 
     def _interrupt(self, task: asyncio.Task[Ended] | None) -> None:
         if self._stop.is_set() and task is not None:
@@ -159,12 +164,3 @@ class _Later:
                     yield item
             return
         yield from presence.sift(targets, since_us=since_us)
-
-
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """uvloop's loop where it is installed: a lane then costs a third less."""
-    try:
-        import uvloop
-    except ImportError:
-        return None
-    return cast("Callable[[], asyncio.AbstractEventLoop]", uvloop.new_event_loop)

@@ -10,17 +10,19 @@ from sidecar.config import ImapConfig
 from sidecar.live.connect import imap_server
 from sidecar.live.imap import ImapMailbox
 from sidecar.live.mailbox import LiveError
-from sidecar.live.matching import Comparison, compare
+from sidecar.live.matching import MOST_BYTES, Comparison, compare
 from sidecar.live.users import imap_user
 from sidecar.replay.road import StoppedError
-from sidecar.replay.targets import Item, Outcome, Result, Target
+from sidecar.replay.targets import Item, Outcome, Result, Target, unread
 from store.errors import StoreError
-from store.ids import DeliveryId, now_us
+from store.ids import ContentId, DeliveryId, now_us
 from store.records import Delivery
 from store.store import FOREVER_US, Store
 
 _SETTLED_S = 3.0
 """what a killed run had just sent may still be on its way into the mailbox"""
+
+_Waiting = tuple[DeliveryId, bytes, int]
 
 
 class Presence:
@@ -46,7 +48,7 @@ class Presence:
         as results that say why. Results given pass. Raises `StoppedError`, `StoreError`, with `strict` also
         `LiveError`.
         """
-        waiting: dict[str, list[tuple[DeliveryId, bytes, int]]] = {}
+        waiting: dict[str, list[_Waiting]] = {}
         for target in targets:
             self._check()
             if isinstance(target, Result):
@@ -57,28 +59,31 @@ class Presence:
         for user in list(waiting):
             yield from self._one(user, waiting.pop(user), since_us)
 
-    def _one(self, user: str, waiting: list[tuple[DeliveryId, bytes, int]], since_us: int) -> Iterator[Item]:
+    def _one(self, user: str, waiting: list[_Waiting], since_us: int) -> Iterator[Item]:
         self._let_settle(max(begun_us for _, _, begun_us in waiting))
         deliveries: dict[DeliveryId, Delivery] = {}
+        lost: dict[DeliveryId, str] = {}
         for delivery, _, _ in waiting:
             self._check()
             try:
                 deliveries[delivery] = self._store.delivery(delivery, self._as_of_us).delivery
-            except StoreError:  # removed meanwhile, or damaged since
-                continue
+            except StoreError as exc:  # removed meanwhile, or damaged since
+                lost[delivery] = str(exc)
         found, why = Comparison(), ""
         try:
             with closing(ImapMailbox(self._server, user)) as mailbox:
                 found = compare(
                     mailbox, list(deliveries.values()), since_us=since_us,
-                    advance=lambda _number: self._check(),
+                    advance=lambda _number: self._check(), read=self._read, is_known=self._is_known,
                 )  # fmt: skip
         except LiveError as exc:
             if self._strict:
                 raise
             why = str(exc)
         for delivery, recipient, begun_us in waiting:
-            if delivery not in deliveries:
+            if delivery in lost:
+                gone = Target(unread(delivery), recipient, begun_us)
+                yield Result(gone, Outcome.IN_DOUBT if begun_us else Outcome.REFUSED, why=lost[delivery])
                 continue
             target = Target(deliveries[delivery], recipient, begun_us)
             match = found.present.get(delivery)
@@ -89,8 +94,22 @@ class Presence:
             else:
                 yield Target(target.delivery, recipient)
 
+    def _is_known(self, content: ContentId) -> bool:
+        return bool(self._store.with_content(content))
+
+    def _read(self, delivery: Delivery) -> bytes | None:
+        """A captured message; None where it cannot be read, or is too large to be held."""
+        self._check()
+        try:
+            return b"".join(self._store.read(delivery.content)) if delivery.size <= MOST_BYTES else None
+        except StoreError:
+            return None
+
     def _let_settle(self, begun_us: int) -> None:
-        while begun_us and now_us() - begun_us < _SETTLED_S * 1e6:
+        # The clock may have been set back since: no longer than that in any case.
+        left_s = min(_SETTLED_S - (now_us() - begun_us) / 1e6, _SETTLED_S) if begun_us else 0.0
+        until = time.monotonic() + left_s
+        while time.monotonic() < until:
             self._check()
             time.sleep(0.1)
 

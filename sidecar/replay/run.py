@@ -18,7 +18,8 @@ from sidecar.replay.journal import Journal
 from sidecar.replay.road import Lane, Looks, LostError, Road, StoppedError
 from sidecar.replay.targets import Item, Outcome, Result, Target
 from store.errors import StoreError
-from store.ids import now_us
+from store.ids import DeliveryId, now_us
+from store.records import Replay
 from store.store import FOREVER_US, RemovedError, Store
 
 _BACK_OFF_S = (0.1, 5.0)
@@ -26,6 +27,9 @@ _TRIES = 3
 """connections that one message may cost, when it seems to be the message that ends them"""
 _AHEAD_S = 0.05
 _MOST_AT_ONCE = 64
+LOOK_BACK_US = 60_000_000
+"""how far the mailbox server's clock may be behind ours; what it received so shortly before the run may pass
+for what the run put back, and is there in any case"""
 _STALE_S = 5.0
 """after which a target is looked up again: it may have been erased while it waited"""
 _Work = tuple[Target, "asyncio.Future[None]", float]
@@ -105,12 +109,26 @@ class Ended:
         return self.back == self.targets and not self.gave_up and not self.stopped
 
 
+def _last_word(store: Store, journal: Journal, target: Target) -> Replay | None:
+    """What the run said last of a target. The same bytes for the same recipient go once, and which of their
+    deliveries stands for all may be another one now: the first has expired, or an import brought an older."""
+    content, own = target.delivery.content, target.delivery.id
+    last = store.replays_in(journal.run, own).get(target.recipient)
+    if last is None:
+        others = (store.replays_in(journal.run, id_) for id_ in store.with_content(content) if id_ != own)
+        said = [words[target.recipient] for words in others if target.recipient in words]
+        last = max(said, key=lambda word: (word.reply[:1] == b"2", word.is_intent), default=None)
+    if last is not None:
+        journal.heard(last)
+    return last
+
+
 def resume(store: Store, journal: Journal, targets: Iterable[Target]) -> Iterator[Item]:
     """What is left of a run: a result for what is back already or was erased, `begun_us` for what is in
     doubt."""
     for target in targets:
         delivery = target.delivery
-        last = store.replays_in(journal.run, delivery.id).get(target.recipient) if journal.resumed else None
+        last = _last_word(store, journal, target) if journal.resumed else None
         if last is not None and last.reply.startswith(b"2"):
             yield Result(target, Outcome.EARLIER, reply=last.reply)
         elif store.was_erased(delivery.content):
@@ -169,11 +187,23 @@ class Run:
     def _can_settle(self) -> bool:
         return self._options.looks is not None or self._options.send_doubtful
 
+    def _known(self, items: Iterator[Item], open_: dict[tuple[DeliveryId, bytes], Target]) -> Iterator[Item]:
+        """The items; what was looked for is no longer open."""
+        for item in items:
+            target = item.target if isinstance(item, Result) else item
+            open_.pop((target.delivery.id, target.recipient), None)
+            yield item
+
     async def _settle_doubts(self) -> None:
         """Look for what is in doubt, and send what is not there; or send it all, as told."""
         doubts, self._doubts = self._doubts, []
         if self._options.looks is not None and not self._options.send_doubtful:
-            await self._send(self._options.looks.sift(doubts, since_us=self._options.look_since_us))
+            # The clock may have been set back since the run began.
+            since_us = min(self._options.look_since_us, *(doubt.begun_us - LOOK_BACK_US for doubt in doubts))
+            left = {(doubt.delivery.id, doubt.recipient): doubt for doubt in doubts}
+            found = self._options.looks.sift(doubts, since_us=max(since_us, 0))
+            await self._send(self._known(found, left))
+            self._doubts += left.values()  # it was stopped: they are still in doubt, and must be told
         else:
             await self._send(iter([replace(target, begun_us=0) for target in doubts]))
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from blake3 import blake3
 
-from store.records import Delivery, Leg
+from store.ids import ContentId, DeliveryId, delivery_time_us
+from store.records import Delivery, Envelope, Leg
 from store.store import StoredDelivery
 
 MAILBOX_LEGS = frozenset({Leg.LMTP, Leg.IMPORT})
@@ -63,6 +64,14 @@ class Result:
 Item = Target | Result
 
 
+def unread(delivery: DeliveryId) -> Delivery:
+    """What is known of a delivery whose record cannot be read: it must be told all the same."""
+    return Delivery(
+        id=delivery, time_us=delivery_time_us(delivery), leg=Leg.LMTP, content=ContentId(bytes(32)), size=0,
+        envelope=Envelope(b"", ()),
+    )  # fmt: skip
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Whereto:
     """Who gets it: those who got it then, if `wanted` holds for them; or `recipient` in their place; or
@@ -95,7 +104,7 @@ def targets(found: Iterable[StoredDelivery], whereto: Whereto) -> Iterator[Targe
         if whereto.recipient is not None and addresses:
             addresses = [whereto.recipient]
         for address in addresses:
-            name = blake3(delivery.content + address).digest(16)  # small: they are kept until the end
+            name = blake3(delivery.content + address.lower()).digest(16)  # small: they are kept until the end
             if name not in seen:
                 seen.add(name)
                 yield Target(delivery, address)

@@ -14,7 +14,7 @@ import sys
 import time
 from pathlib import Path
 
-from sidecar.run import spare_the_collector, take_turns
+from sidecar.interpreter import spare_the_collector, take_turns
 from store.ids import DeliveryId, now_us
 from store.rows import Term
 from store.store import Query, Store

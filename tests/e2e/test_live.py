@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -64,3 +65,28 @@ def test_what_it_cannot_do_is_told(start_dovecot: StartDovecot) -> None:
         dovecot.stop()
         with pytest.raises(LiveError, match="anna: does not"):
             list(mailbox.messages("INBOX"))
+
+
+def test_folders_of_all_are_nobodys(start_dovecot: StartDovecot, tmp_path: Path) -> None:
+    """What is gone from a mailbox may well be in a folder that everybody sees."""
+    public = (
+        "100\nnamespace inbox {\n  inbox = yes\n  separator = .\n}\nnamespace public {\n  type = public\n"
+        "  separator = .\n  prefix = Public.\n  location = maildir:~/Public\n  list = yes\n}"
+    )
+    dovecot = start_dovecot(users=["anna"], settings={"mail_max_userip_connections": public})
+    with ImapMailbox(server_of(dovecot), "anna") as mailbox:
+        mailbox.make_folder("Public.Team")
+        mailbox.append("Public.Team", MAIL, received_us=THEN_US)
+        assert list(mailbox.messages("Public.Team"))
+        assert mailbox.folders() == ["INBOX"]
+
+
+def test_odd_names(start_dovecot: StartDovecot) -> None:
+    dovecot = start_dovecot(settings={"auth_username_chars": ""})
+    for user in ("anna b@example.org", '(o"neil@example.org', "größe@example.org"):
+        with ImapMailbox(server_of(dovecot), user) as mailbox:
+            assert mailbox.folders() == ["INBOX"]
+    for user in ("a\nb@example.org", "a\0b@example.org", "a\r\n1 NOOP@example.org"):
+        with pytest.raises(LoginError, match="control character") as told:
+            ImapMailbox(server_of(dovecot), user)
+        assert str(told.value).isprintable()

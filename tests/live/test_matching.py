@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Iterator
 
 import pytest
 from msgspec.structs import replace
 
-from sidecar.live.mailbox import LiveError
+from sidecar.live.mailbox import LiveError, LiveMessage
 from sidecar.live.matching import Comparison, Read, compare, starts, trace_ends
 from store.ids import content_id, new_delivery_id
 from store.records import Delivery, Envelope, Leg, Recipient
@@ -338,3 +339,27 @@ def test_trace_ends() -> None:
     assert [raw[end:][:4] for end in trace_ends(raw)] == [b"Rece", b"X-A:", b"Subj"]
     assert trace_ends(b"") == [0]
     assert trace_ends(b"Received: a") == [0]
+
+
+def test_another_captured_message_does_not_stand_for_one_that_is_gone() -> None:
+    """Two mails of one Message-ID, Date, sender, subject and size: one of them is looked for."""
+    gone, other = captured(mail(1, b"one of two\r\n")), mail(1, b"two of two\r\n")
+    server = LiveServer()
+    server.deliver(other)
+    known = {content_id(other), gone.content}
+    assert found(compare(server, [gone], is_known=known.__contains__), gone) is None
+    assert found(compare(server, [gone]), gone) == ("INBOX", "1", "headers"), "nobody knows better"
+
+
+def test_a_message_that_is_moved_while_we_look_is_found() -> None:
+    class Busy(LiveServer):
+        def messages(self, folder: str, *interval: int) -> Iterator[LiveMessage]:
+            yield from list(super().messages(folder, *interval))
+            if folder == "INBOX" and self.mail["Archive"]:  # after INBOX was listed, before Archive is
+                _, raw = self.mail["Archive"].popitem()[1]
+                self.put(raw, "INBOX")
+
+    server = Busy()
+    server.deliver(mail(2))
+    server.deliver(mail(1), "Archive")
+    assert found(compare(server, [delivery := captured(mail(1))]), delivery) is not None

@@ -53,6 +53,9 @@ class LiveServer:
         self._work()
         return list(self.mail)
 
+    def mark(self, folder: str) -> str:
+        return str(list(self.mail[folder]))
+
     def messages(self, folder: str, since_us: int = 0, until_us: int = FOREVER_US) -> Iterator[LiveMessage]:
         self._work()
         yield from (message for message, _ in self.mail[folder].values())

@@ -1,0 +1,275 @@
+"""The same request again, when something has changed in between: other processes, the clock, the store."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import pytest
+from msgspec.structs import replace
+
+from sidecar.audit import Account, Difference, Kind
+from sidecar.config import ImapConfig
+from sidecar.live.connect import imap_server
+from sidecar.live.imap import ImapServer
+from sidecar.replay import journal as journals
+from sidecar.replay import presence as presences
+from sidecar.replay.imap import ImapRoad
+from sidecar.replay.journal import Journal
+from sidecar.replay.lmtp import LmtpRoad
+from sidecar.replay.lock import BeingDoneError
+from sidecar.replay.perform import Performance, Request
+from sidecar.replay.road import StoppedError
+from sidecar.replay.run import Ended, Run, RunOptions, resume
+from sidecar.replay.targets import Item, Outcome, Result, Target, Whereto, targets
+from sidecar.select import Selection, select
+from sidecar.units import Address
+from store.ids import now_us
+from store.records import Expiry, Leg, Replay, ReplayRun
+from store.store import Store
+from store.writer import Submission
+from tests.sidecar.test_replay import SinkThread
+from tests.store.conftest import put_message
+
+NAME = b"x" * 16
+ANNA = b"anna@example.org"
+MESSAGE = b"Subject: x\r\n\r\nbody\r\n"
+
+
+@pytest.fixture
+def server() -> Iterator[SinkThread]:
+    thread = SinkThread()
+    yield thread
+    thread.stop()
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    with Store.open(tmp_path / "store", create=True) as opened:
+        opened.start_writing("host")
+        yield opened
+
+
+def todo(store: Store) -> list[Target]:
+    store.settle_index()
+    return list(targets(select(store, Selection(leg="lmtp"), newest_first=False), Whereto()))
+
+
+def begin(store: Store) -> Journal:
+    store.settle_index()
+    return Journal(store, NAME, road="x", owner="o")
+
+
+def perform(
+    store: Store, server: SinkThread, journal: Journal, what: list[Target]
+) -> tuple[Ended, list[Result]]:
+    told: list[Result] = []
+    how = Request(address=server.sink.address, lanes=1)
+    ended = Performance(store, how, journal).perform(resume(store, journal, what), told.append)
+    return ended, told
+
+
+def note(store: Store, *entries: Replay | ReplayRun | Expiry) -> None:
+    for entry in entries:
+        durable = threading.Event()
+        store.writer.submit(Submission(entries=[entry], done=lambda _error, durable=durable: durable.set()))
+        assert durable.wait(10)
+    store.settle_index()
+
+
+def run_fact() -> ReplayRun:
+    return ReplayRun(run="1", time_us=now_us(), selection=NAME, owner="o", messages=0, finished=False)
+
+
+def word(target: Target, reply: bytes, time_us: int) -> Replay:
+    return Replay(
+        delivery=target.delivery.id, time_us=time_us, run="1", recipient=target.recipient, downstream="x",
+        reply=reply,
+    )  # fmt: skip
+
+
+def test_a_plan_that_another_process_has_carried_out_is_not_carried_out_again(
+    store: Store, server: SinkThread
+) -> None:
+    """As when two administrators are asked "Put them back?" at once."""
+    put_message(store, MESSAGE)
+    first, second = begin(store), begin(store)
+    assert perform(store, server, first, todo(store))[0].complete
+    with pytest.raises(BeingDoneError, match="meanwhile"):
+        perform(store, server, second, todo(store))
+    assert len(server.sink.delivered) == 1
+
+
+def test_what_is_begun_after_the_clock_was_set_back_is_in_doubt(
+    store: Store, server: SinkThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_message(store, MESSAGE)
+    (target,) = todo(store)
+    note(
+        store,
+        run_fact(),
+        word(target, b"", now_us() + 10**10),
+        word(target, b"451 no", now_us() + 10**10 + 1),
+    )
+    killed = begin(store)
+    list(resume(store, killed, [target]))
+    note(store, killed._fact(target, b""))  # what is durable before it is sent; then SIGKILL
+    ended, (result,) = perform(store, server, begin(store), [target])
+    assert (result.outcome, ended.in_doubt) == (Outcome.IN_DOUBT, 1)
+    assert not server.sink.delivered
+
+    monkeypatch.setattr(journals, "now_us", iter(range(10**9, 0, -1)).__next__)
+    backward = begin(store)
+    times = [backward._fact(target, b"").time_us for _ in range(3)]
+    assert times == sorted(set(times))
+
+
+def test_a_doubt_of_the_future_is_not_waited_for(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(presences, "_SETTLED_S", 0.2)
+    presence = object.__new__(presences.Presence)
+    presence._stopped = lambda: time.monotonic() > began + 3
+    began = time.monotonic()
+    presence._let_settle(now_us() + 3_600_000_000)
+    assert 0.1 < time.monotonic() - began < 2
+
+
+@pytest.mark.parametrize("reply", [b"250 ok", b""])
+def test_the_same_bytes_go_once_though_their_first_delivery_has_expired(
+    store: Store, server: SinkThread, reply: bytes
+) -> None:
+    put_message(store, MESSAGE)
+    (first,) = todo(store)
+    put_message(store, MESSAGE)
+    note(store, run_fact(), word(first, reply, now_us()))
+    note(store, Expiry(time_us=now_us(), rule="age", owner="o", deliveries=(first.delivery.id,)))
+    (second,) = todo(store)
+    assert second.delivery.id != first.delivery.id
+    _, (result,) = perform(store, server, begin(store), [second])
+    assert result.outcome is (Outcome.EARLIER if reply else Outcome.IN_DOUBT)
+    assert not server.sink.delivered
+
+
+def test_a_record_that_cannot_be_read_any_more_is_told(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the selection and the look into the mailbox: nothing may be left out in silence."""
+    delivery = put_message(store, MESSAGE)
+    (target,) = todo(store)
+    note(store, Expiry(time_us=now_us(), rule="age", owner="o", deliveries=(delivery.id,)))
+    server = ImapServer(address=Address("127.0.0.1", 1))
+    monkeypatch.setattr(presences, "imap_server", lambda _config: server)
+    (result,) = presences.Presence(store, ImapConfig()).sift([target])
+    assert isinstance(result, Result)
+    assert (result.outcome, result.target.delivery.id) == (Outcome.REFUSED, delivery.id)
+    assert "expired" in result.why
+
+
+def test_what_imap_cannot_say_does_not_keep_a_message_back(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "passwords").write_text("anna:secret\n")
+    road = ImapRoad(store, ImapConfig(passwords=tmp_path / "passwords"))
+    flags = '\\Seen Größe \\Recent $Later (x a\\b "q" \ufffd'.encode()
+    delivery = replace(put_message(store, MESSAGE), leg=Leg.IMPORT, attributes={"flags": flags})
+    assert road.flags(delivery) == ("\\Seen", "$Later")
+    road.close()
+
+
+def test_passwords_are_not_shown(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "passwords").write_text("anna:secret\n")
+    (tmp_path / "passwords").chmod(0o644)
+    assert "secret" not in repr(imap_server(ImapConfig(passwords=tmp_path / "passwords")))
+    assert "everybody can read" in caplog.text
+    caplog.clear()
+    (tmp_path / "passwords").chmod(0o640)
+    imap_server(ImapConfig(passwords=tmp_path / "passwords"))
+    assert not caplog.text
+
+
+def test_what_was_told_of_an_audit_is_counted_and_not_kept() -> None:
+    account = Account("anna", differences=[Difference(Kind.GONE), Difference(Kind.HOLE)])
+    account.forget()
+    assert not account.differences
+    assert (account.count(Kind.HOLE), account.missing, account.count(*Kind)) == (1, 1, 2)
+
+
+def _never_answers_append(connection: socket.socket) -> None:
+    with connection, connection.makefile("rb") as received:
+        connection.sendall(b"* OK hello\r\n")
+        for line in received:
+            tag, _, command = line.strip().partition(b" ")
+            if command.startswith(b"CAPABILITY"):
+                connection.sendall(b"* CAPABILITY IMAP4rev1 MULTIAPPEND LITERAL+\r\n")
+            if command.startswith(b"APPEND"):
+                received.read()
+            else:
+                connection.sendall(tag + b" OK done\r\n")
+
+
+def test_a_second_ctrl_c_waits_for_no_server(tmp_path: Path) -> None:
+    with Store.open(tmp_path / "store", create=True) as filled:
+        filled.start_writing("host")
+        put_message(filled, MESSAGE)
+    (tmp_path / "passwords").write_text("anna@example.org:secret\n")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        (tmp_path / "mailkeep.toml").write_text(
+            f'[store]\npath = "{tmp_path}/store"\n[lmtp]\ndownstream = "127.0.0.1:1"\n'
+            f'[imap]\nserver = "127.0.0.1:{listener.getsockname()[1]}"\n'
+            f'passwords = "{tmp_path}/passwords"\n'
+        )
+        process = subprocess.Popen(
+            [sys.executable, "-m", "sidecar.cli", "replay", "--all", "--via", "imap", "--config",
+             str(tmp_path / "mailkeep.toml")], stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        try:
+            listener.settimeout(20)
+            threading.Thread(target=_never_answers_append, args=listener.accept()[:1], daemon=True).start()
+            time.sleep(1)
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.5)
+            process.send_signal(signal.SIGINT)
+            _, told = process.communicate(timeout=15)
+        finally:
+            process.kill()
+    assert process.returncode == 130
+    assert "left at once" in told
+
+
+def test_an_address_cannot_carry_a_command(store: Store, server: SinkThread) -> None:
+    put_message(store, MESSAGE, to=(b"anna@example.org>\r\nRCPT TO:<carl@example.org", b"bert@example.org"))
+    ended, told = perform(store, server, begin(store), todo(store))
+    assert (ended.targets, ended.back) == (2, 1)
+    assert "control character" in told[0].why + told[1].why
+    assert [mail.recipients for mail in server.sink.delivered] == [[b"RCPT TO:<bert@example.org>"]]
+
+
+def test_the_same_mailbox_in_other_letters_gets_a_message_once(store: Store) -> None:
+    put_message(store, MESSAGE, to=(b"Anna@Example.org",))
+    put_message(store, MESSAGE, to=(b"anna@example.org",))
+    assert len(todo(store)) == 1
+
+
+def test_doubts_that_were_not_looked_for_are_told(store: Store, server: SinkThread) -> None:
+    class Stopped:
+        def sift(self, targets: Iterable[Item], *, since_us: int = 0) -> Iterator[Item]:
+            assert list(targets)
+            stop.set()
+            raise StoppedError
+            yield
+
+    put_message(store, MESSAGE)
+    (target,) = todo(store)
+    note(store, run_fact(), word(target, b"", now_us()))
+    stop, told = threading.Event(), list[Result]()
+    journal = begin(store)
+    road = LmtpRoad(store, server.sink.address)
+
+    async def put_back() -> Ended:
+        run = Run(store, road, journal, RunOptions(lanes=1, looks=Stopped()), told.append, stop)
+        return await run.put_back(resume(store, journal, [target]))
+
+    assert asyncio.run(put_back()).in_doubt == 1
+    assert [result.outcome for result in told] == [Outcome.IN_DOUBT]
