@@ -41,6 +41,15 @@ _LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 _MD5 = re.compile("[0-9a-f]{32}")
 _SLOWEST_BYTES = 64 << 10
 """a second: what is large may take so long before it is given up"""
+_CREDENTIALS_BY = frozenset(
+    {
+        "AWS_ACCESS_KEY_ID",
+        "AWS_WEB_IDENTITY_TOKEN_FILE",
+        "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+        "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+        "AWS_SKIP_SIGNATURE",
+    }
+)
 _READ_AGAIN = timedelta(hours=1)
 
 
@@ -189,7 +198,7 @@ class Remote:
 
         self._wait_for_room(len(data))
         try:
-            e_tag = self._ask(name, lambda: self._put(name, data))
+            e_tag = self._ask(name, lambda: self._put(name, data), creates=True)
         except (AlreadyExistsError, PreconditionError):
             if self.holds(name, data):
                 return False
@@ -264,16 +273,20 @@ class Remote:
             counted.failures += failures
             counted.requests += requests
 
-    def _ask(self, name: str, ask: Callable[[], T]) -> T:
-        """What was asked for; what goes wrong is told in our words, but that something is there already."""
+    def _ask(self, name: str, ask: Callable[[], T], *, creates: bool = False) -> T:
+        """What was asked for; what goes wrong is told in our words, but for whoever creates, that something
+        is there already."""
         from obstore import exceptions
 
         self._count(requests=1)
         where = f"{self.url}: {name}"
         try:
             return ask()
-        except (exceptions.AlreadyExistsError, exceptions.PreconditionError):
-            raise
+        except (exceptions.AlreadyExistsError, exceptions.PreconditionError) as exc:
+            if creates:
+                raise
+            self._count(failures=1)
+            raise UnreachableError(f"{where}: {_words(exc)}") from exc
         except (exceptions.NotFoundError, FileNotFoundError) as exc:
             if "NoSuchBucket" in str(exc):
                 self._count(failures=1)
@@ -285,7 +298,7 @@ class Remote:
         except (exceptions.BaseError, OSError, ValueError) as exc:
             self._count(failures=1)
             text = _words(exc)
-            refused = re.search(r"\b40[0-5]\b|InvalidAccessKeyId|SignatureDoesNotMatch|redentials", text)
+            refused = re.search(r"^40[0-5] |another region|redentials", text)
             raise (RefusedError if refused else UnreachableError)(f"{where}: {text}") from exc
 
 
@@ -340,6 +353,10 @@ def _bucket(url: str, bucket: str, prefix: str, options: RemoteOptions) -> Calla
             return {"access_key_id": key, "secret_access_key": secret, "token": None, "expires_at": until}
 
         provider["credential_provider"] = credentials
+
+    elif options.endpoint and not any(name.upper() in _CREDENTIALS_BY for name in os.environ):
+        # The client would look for them at AWS's address for machines, which is not there.
+        raise RefusedError(f"{url}: there are no credentials, neither in a file nor in AWS_ACCESS_KEY_ID")
 
     def make(timeout_s: float) -> ObjectStore:
         from obstore.exceptions import BaseError
@@ -400,8 +417,17 @@ def _is_md5_of(e_tag: str, data: bytes) -> bool:
 def _words(exc: Exception) -> str:
     """What the store says, without what is for obstore's own developers."""
     text = str(exc).partition("\n\nDebug source")[0]
-    code, message = re.search("<Code>([^<]*)</Code>", text), re.search("<Message>([^<]*)</Message>", text)
-    if code:
-        status = re.search(r"status(?: code)?:? (\d{3})", text)
-        return " ".join(filter(None, (status and status[1], code[1] + ":", message and message[1])))
-    return " ".join(text.split())[:300]
+    if "BareRedirect" in str(exc) or "PermanentRedirect" in text:
+        return "the bucket is in another region than the one that was named"
+    if code := re.search("<Code>([^<]*)</Code>", text):
+        message, status = (
+            re.search("<Message>([^<]*)</Message>", text),
+            re.search(r"status(?: code)?:? (\d{3})", text),
+        )
+        said = code[1] + (f": {message[1]}" if message else "")
+        return f"{status[1]} {said}" if status else said
+    # Without address, time and number of tries: what is said again and again shall be the same.
+    said = " ".join(text.rpartition(" - ")[2].split()).rstrip(":")[:300]
+    said = said.removeprefix("Server returned non-2xx status code: ")
+    why = re.search(r'message: "([^"]+)"', str(exc))  # what the system says, at the very end
+    return said + (f" ({why[1]})" if why and why[1] not in said else "")

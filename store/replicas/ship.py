@@ -299,8 +299,10 @@ class Shipper:
         try:
             self._target.create(round_.name, whole)
         except (DiffersError, DamagedUploadError) as exc:
-            self._pass_over(round_, exc)
-            raise
+            there = self._target.get(round_.name)
+            if there != whole:
+                self._pass_over(round_, there, exc)
+                raise
         self._pending = None
         self._objects += 1
         self._sent += len(whole)
@@ -327,11 +329,11 @@ class Shipper:
         else:
             log.info("replica %s: %d objects removed that no reader needs", self._target.url, removed)
 
-    def _pass_over(self, round_: Round, exc: StoreError) -> None:
+    def _pass_over(self, round_: Round, there: bytes, exc: StoreError) -> None:
         """Another object has the round's number: a rival's, or ours, that was damaged on its way. Then a
         full round goes on behind it. Raises `RivalError`."""
         try:
-            decode_round(self._target.get(round_.name))
+            decode_round(there)
         except RoundError:
             self._contents.number, self._contents.digest = round_.number, round_.digest
             self._pending = None

@@ -109,7 +109,7 @@ class Seaweed:
                 process.send_signal(signal.SIGTERM)
         for process in reversed(self._processes):
             try:
-                process.wait(3)
+                process.wait(0.5)  # what it still wants to write is nobody's
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
