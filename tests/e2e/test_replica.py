@@ -209,6 +209,21 @@ def test_the_host_is_gone_and_the_replica_has_its_mail(
     assert set(found) == mail.taken
 
 
+def test_a_reload_is_taken_up(service: Service, remote: Remote) -> None:
+    service.configure(**{"[replica]": {"interval": "10m"}})
+    service.start()
+    assert wait_until(lambda: caught_up(service, 0), timeout_s=10), service.tail()
+    Mail(service).send(1)
+    service.configure(**{"[replica]": {"interval": "100ms", "bandwidth": "1MiB"}})
+    assert "reloaded: replica" in service.reload()
+    sent = time.time()
+    assert wait_until(lambda: caught_up(service, sent), timeout_s=5), service.tail()
+    service.configure(**{"[replica]": {"url": "s3://mail/elsewhere"}})
+    service.reload()
+    assert "these need a restart and stay as they were: replica" in service.log_text()
+    assert service.stop() == 0
+
+
 def test_the_last_round(service: Service, remote: Remote, tmp_path: Path) -> None:
     service.configure(**{"[replica]": {"interval": "10m"}})
     service.start()
