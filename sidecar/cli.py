@@ -36,6 +36,7 @@ COMMANDS = {
     "head": "sidecar.commands.head",
     "prove": "sidecar.commands.prove",
     "rebuild": "sidecar.commands.rebuild",
+    "replica": "sidecar.commands.replica",
     "stats": "sidecar.commands.stats",
     "jobs": "sidecar.commands.jobs",
     "keygen": "sidecar.commands.keygen",

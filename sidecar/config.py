@@ -19,6 +19,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 from sidecar.keys import (
     ADDRESS,
@@ -32,6 +33,7 @@ from sidecar.keys import (
     PATH_OR_NONE,
     PATTERN,
     RECIPIENTS,
+    REPLICA,
     SCHEDULE,
     SIZE,
     SWITCH,
@@ -393,6 +395,37 @@ class DrillConfig:
     timeout_s: float = key("2m", DURATION, "How long a canary may take into the store.", reload=True)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicaConfig:
+    """One copy of the store elsewhere, shipped while it is written."""
+
+    url: str = key("", REPLICA, "Where to: s3://bucket/prefix or file:///path; empty for nowhere.")
+    interval_s: float = key(
+        "5s", DURATION, "How often what was captured is shipped; nothing new, nothing sent.", reload=True
+    )
+    endpoint: str = key(
+        "", URL, "Address of an S3 service other than AWS; http for this machine alone; empty for AWS."
+    )
+    region: str = key("", TEXT, "Region of the bucket; empty for AWS_REGION, or us-east-1.")
+    path_style: bool = key(
+        default=True, kind=SWITCH, help_text="Name the bucket in the path of a request, not in the host name."
+    )
+    credentials: Path | None = key(
+        "",
+        PATH_OR_NONE,
+        "File with the lines access_key_id = … and secret_access_key = …; empty for AWS's environment.",
+    )
+    bandwidth_bytes: int = key("0", SIZE, "What may be sent in a second; 0 for no limit.", reload=True)
+    lock_days: int = key(
+        0,
+        count(0, 36_500),
+        "Days for which the bucket must lock what is new; tried at each start; 0 for none.",
+    )
+    delete: bool = key(
+        default=False, kind=SWITCH, help_text="Remove what no reader needs any more from the replica."
+    )
+
+
 _Section = (
     StoreConfig
     | LmtpConfig
@@ -403,6 +436,7 @@ _Section = (
     | SchedulerConfig
     | SearchConfig
     | RetentionConfig
+    | ReplicaConfig
     | WitnessConfig
     | DrillConfig
     | ImapConfig
@@ -422,8 +456,9 @@ _SECTIONS: dict[str, type[_Section]] = {
     "imap": ImapConfig,
     "log": LogConfig,
 }
-_LISTS: dict[str, type[_Section]] = {"retention": RetentionConfig}
-"""sections of which there may be any number, in an order that counts: `[[retention]]`"""
+_LISTS: dict[str, type[_Section]] = {"retention": RetentionConfig, "replica": ReplicaConfig}
+"""sections of which there may be several, in an order that counts: `[[retention]]`"""
+REPLICAS_MAX = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -442,6 +477,7 @@ class Config:
     drill: DrillConfig = DrillConfig()
     imap: ImapConfig | None = None
     retention: tuple[RetentionConfig, ...] = ()
+    replica: tuple[ReplicaConfig, ...] = ()
     log: LogConfig = LogConfig()
 
     @property
@@ -567,8 +603,19 @@ def reloadable_changes(old: Config, new: Config) -> tuple[dict[str, Any], list[s
                 changes[f"{name}.{name_of(field)}"] = value
             else:
                 restart.append(f"{name}.{name_of(field)}")
-    changes |= {name: getattr(new, name) for name in _LISTS if getattr(old, name) != getattr(new, name)}
+    for name in _LISTS:
+        before, after = getattr(old, name), getattr(new, name)
+        if before != after and _fixed(name, before) == _fixed(name, after):
+            changes[name] = after
+        elif before != after:
+            restart.append(name)
     return changes, restart
+
+
+def _fixed(name: str, sections: tuple[_Section, ...]) -> list[list[Any]]:
+    """What of a list needs a restart to change."""
+    fixed = [field.name for field in fields(_LISTS[name]) if not field.metadata["reload"]]
+    return [[getattr(section, name) for name in fixed] for section in sections] if fixed else []
 
 
 def _read_list(name: str, tables: object, source: str) -> tuple[_Section, ...]:
@@ -621,6 +668,7 @@ def _faults(config: Config) -> Iterator[str]:
     if config.drill.via is not None and (config.drill.via.is_unix or not config.drill.via.port):
         yield f"[drill] via: {config.drill.via} will not do, SMTP is spoken over TCP: write HOST:PORT"
     yield from _retention_faults(config.rules)
+    yield from _replica_faults(config.replica)
     taken: dict[Address, str] = {}
     for name in ("lmtp", "milter", "metrics"):
         section = getattr(config, name)
@@ -663,6 +711,20 @@ def _retention_faults(rules: tuple[Rule, ...]) -> Iterator[str]:
             yield f"[[retention]] {number}: it is for all mail, so that the rules after it would never count"
         if (rule.leg, rule.direction) in ((Leg.LMTP, "out"), (Leg.IMPORT, "in"), (Leg.IMPORT, "out")):
             yield f"[[retention]] {number}: no mail of leg {rule.leg} has the direction {rule.direction}"
+
+
+def _replica_faults(replicas: tuple[ReplicaConfig, ...]) -> Iterator[str]:
+    if len(replicas) > REPLICAS_MAX:
+        yield f"[[replica]] {len(replicas)}: there may be {REPLICAS_MAX}"
+    for number, replica in enumerate(replicas, 1):
+        where = f"[[replica]] {number}"
+        if replica.url and replica.url in [before.url for before in replicas[: number - 1]]:
+            yield f"{where} url: {replica.url} stands there twice"
+        if not replica.url.startswith("s3:") and (replica.endpoint or replica.lock_days):
+            yield f"{where} url: endpoint and lock_days are for s3://bucket/prefix alone"
+        host = urlsplit(replica.endpoint).hostname
+        if replica.endpoint.startswith("http:") and host not in ("127.0.0.1", "::1", "localhost"):
+            yield f"{where} endpoint: {replica.endpoint} would send mail in the clear: write https://"
 
 
 def _is_any_port(address: Address) -> bool:

@@ -85,6 +85,12 @@ def _read_url(text: str) -> str:
     return text
 
 
+def _read_replica(text: str) -> str:
+    if text and not re.fullmatch(r"s3://[A-Za-z0-9][A-Za-z0-9._-]{1,62}(/[^\s?#]*)?|file:///[^\s?#]+", text):
+        raise ValueError(f"{text!r} is no replica: write s3://bucket/prefix or file:///mnt/nas/mx1")
+    return text
+
+
 def _read_user_format(text: str) -> str:
     if re.search("%[^und%]|%$", text.replace("%%", "")):
         raise ValueError(f"{text!r} has a % that is none of %u, %n, %d and %%")
@@ -168,6 +174,7 @@ KEEP = Kind(
 )
 RECIPIENTS = Kind("a list of age public keys", '["age1…"]', _read_recipients, list, list)
 SWITCH = Kind("true or false", "true", bool, bool, bool)
+REPLICA = Kind("an address", '"s3://mail-backup/mx1"', _read_replica)
 URL = Kind("an address", '"https://witness.example.org/heads"', _read_url)
 USER_FORMAT = Kind("a format", '"%u" or "%n"', _read_user_format)
 MODE = Kind("an octal file mode", '"0660"', _read_mode, lambda mode: f"{mode:04o}")

@@ -18,6 +18,8 @@ CLASS_OF = {2: "2xx", 4: "4xx", 5: "5xx"}
 SOURCES = ("downstream", "mailkeep", "earlier")
 JOBS = ("compact", "expire", "check", "search", "drill", "witness", "audit")
 """the kinds of background jobs"""
+REPLICAS = tuple("12345678")
+"""by their places in the configuration"""
 RESULTS = ("ok", "failed", "interrupted")
 LABEL_VALUES: dict[str, tuple[str, ...]] = {
     "leg": LEGS,
@@ -26,6 +28,7 @@ LABEL_VALUES: dict[str, tuple[str, ...]] = {
     "source": SOURCES,
     "job": JOBS,
     "result": RESULTS,
+    "replica": REPLICAS,
     "version": (),  # the running one, known only then
 }
 
@@ -100,6 +103,22 @@ TABLE = (
         "Time of the last drill that proved that restoring works; 0 before the first.",
     ),
     Spec("counter", "drill_failures_total", "Drills that did not prove it, since the store was made."),
+    Spec("gauge", "replica_lag_bytes", "Bytes of packs that the replica has not got.", ("replica",)),
+    Spec(
+        "gauge",
+        "replica_lag_seconds",
+        "At most so old is the oldest mail that was captured and is not in the replica.",
+        ("replica",),
+    ),
+    Spec(
+        "gauge",
+        "replica_last_success_timestamp_seconds",
+        "Time when everything was last seen to be in the replica; 0 before the first.",
+        ("replica",),
+    ),
+    Spec("counter", "replica_uploaded_bytes_total", "Bytes sent to the replica.", ("replica",)),
+    Spec("counter", "replica_requests_total", "Requests made of the replica.", ("replica",)),
+    Spec("counter", "replica_failures_total", "Times that shipping to the replica failed.", ("replica",)),
     Spec("gauge", "workers_running", "Processes that are ready to take mail."),
     Spec("counter", "worker_restarts_total", "Workers that ended by themselves and were started again."),
     Spec("gauge", "build_info", "Always 1; the label names the running version.", ("version",)),

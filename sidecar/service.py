@@ -30,6 +30,7 @@ from sidecar.identity import load_identities
 from sidecar.metrics import Metrics
 from sidecar.milter_front import MilterFront, import_pymilter
 from sidecar.milter_session import MilterLimits
+from sidecar.replication import Replicas
 from sidecar.scheduler import channel
 from sidecar.scheduler.latency import LatencyMeter
 from sidecar.scheduler.scheduler import Scheduler
@@ -72,6 +73,7 @@ class Service:
         )
         self._latency = LatencyMeter()
         self._scheduler: Scheduler | None = None
+        self._replicas = Replicas(self._metrics)
         self._stop = asyncio.Event()
         self._exit_code = 0
         self._ready = False
@@ -137,6 +139,7 @@ class Service:
                 for line in config.lines():
                     log.info("%s", line)
                 self._start_scheduler()
+                self._replicas.start(config)
             if self._worker and self._worker.latest != config:
                 self._take_up(self._worker.latest, front, milter)
             self._now_ready()
@@ -370,6 +373,7 @@ class Service:
             milter.limits = MilterLimits(commit_timeout_s=fresh.milter.commit_timeout_s)
         if self._scheduler:
             self._scheduler.settings = job_settings(fresh)
+        self._replicas.take_up(fresh)
         self._loaded = fresh
         log.info("reloaded: %s", ", ".join(changes) or "nothing has changed")
 
@@ -386,6 +390,7 @@ class Service:
         for result in await asyncio.gather(*stopping, return_exceptions=True):
             if isinstance(result, BaseException):
                 log.error("a front did not stop in order", exc_info=result)
+        await asyncio.to_thread(self._replicas.stop)  # what came until now goes with a last round
 
     def _stop_scheduler(self, scheduler: Scheduler) -> None:
         if not scheduler.stop(DRAIN_TIMEOUT_S):

@@ -82,6 +82,18 @@ IdsArgument = Annotated[
     list[str] | None,
     typer.Argument(metavar="ID", help="Deliveries by id, or by unique beginnings.", show_default=False),
 ]
+EndpointOption = Annotated[
+    str | None,
+    typer.Option("--endpoint", metavar="URL", help="Address of an S3 service other than AWS."),
+]
+CredentialsOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--credentials",
+        metavar="FILE",
+        help="File with access_key_id = … and secret_access_key = …; default: AWS's environment.",
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
 ToOption = Annotated[
     str | None,

@@ -16,6 +16,7 @@ from sidecar.config import (
     LmtpConfig,
     MetricsConfig,
     MilterConfig,
+    ReplicaConfig,
     RetentionConfig,
     SchedulerConfig,
     SearchConfig,
@@ -147,6 +148,20 @@ def test_the_stream_is_named_after_the_host(monkeypatch: pytest.MonkeyPatch) -> 
             "[lmtp]\n[[retention]]\nto = 'a@b'\n[[retention]]\nkep = '7y'",
             ["[[retention]] 2 has no key kep", "did you mean keep?"],
         ),
+        ("[lmtp]\n[[replica]]\nurl = 'https://b'", ["[[replica]] 1 url: 'https://b' is no replica", "s3://"]),
+        (
+            "[lmtp]\n[[replica]]\nurl = 's3://bucket/a'\n[[replica]]\nurl = 's3://bucket/a'",
+            ["[[replica]] 2 url: s3://bucket/a stands there twice"],
+        ),
+        (
+            "[lmtp]\n[[replica]]\nurl = 's3://bucket'\nendpoint = 'http://s3.example'",
+            ["[[replica]] 1 endpoint: http://s3.example would send mail in the clear"],
+        ),
+        (
+            "[lmtp]\n[[replica]]\nurl = 'file:///mnt'\nlock_days = 3",
+            ["[[replica]] 1 url: endpoint and lock_days are for s3"],
+        ),
+        ("[lmtp]\n" + "[[replica]]\n" * 9, ["[[replica]] 9: there may be 8"]),
         ("[lmtp]\n[[retention]]\nkeep = 7", ["[[retention]] 1 keep = 7: write how long to keep", '"7y"']),
         ("[lmtp]\n[[retention]]\nkeep = '7 years'", ["[[retention]] 1 keep: '7 years' is not how long"]),
         ("[lmtp]\n[[retention]]\nkeep = '0d'", ["[[retention]] 1 keep: '0d' is not how long"]),
@@ -218,12 +233,15 @@ def test_which_file_is_the_default(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         load_default()
 
 
+LISTS = ("retention", "replica")
+
+
 def as_toml(lines: list[str]) -> str:
     plain = [line for line in lines if not line.startswith("[[")]
-    rules = [line.partition(": ")[2] for line in lines if line.startswith("[[")]
+    lists = [re.split(r"(?<=\]\]) \d+: ", line) for line in lines if line.startswith("[[")]
     return "\n".join(
         [f"{section[1:]}.{rest}" for section, _, rest in (line.partition("] ") for line in plain)]
-        + ["[[retention]]\n" + re.sub(r", (?=[a-z]+ = )", "\n", rule) for rule in rules]
+        + [section + "\n" + re.sub(r", (?=[a-z_]+ = )", "\n", keys) for section, keys in lists]
     )
 
 
@@ -237,11 +255,12 @@ def test_the_effective_configuration_reads_back() -> None:
         ),
         store=StoreConfig(path=Path('/srv/a "quoted" ü'), reserve_bytes=12345),
         retention=(RetentionConfig(to="@a.example", keep_us=7 * YEAR_US), RetentionConfig(sender="<>")),
+        replica=(ReplicaConfig(url="file:///mnt/nas", bandwidth_bytes=1 << 20), ReplicaConfig()),
     )
     lines = list(config.lines())
     assert '[lmtp] idle_timeout = "1m30s500ms"' in lines
     assert '[[retention]] 1: to = "@a.example", from = "", leg = "", direction = "", keep = "7y"' in lines
-    assert len(lines) == len([key for key in all_keys() if key.section != "retention"]) + 2
+    assert len(lines) == len([key for key in all_keys() if key.section not in LISTS]) + 4
     assert parse(as_toml(lines)) == config
     assert "[milter] is absent" in list(parse(LEAST).lines())
 
@@ -251,14 +270,16 @@ def test_keys_list_their_defaults() -> None:
     assert ("lmtp", "delivery_timeout", '"9m"') in [key[:3] for key in keys]
     assert ("lmtp", "max_connections", "100") in [key[:3] for key in keys]
     assert len({(key.section, key.key) for key in keys}) == len(keys)
-    plain = [f"{key.section}.{key.key} = {key.default}" for key in keys if key.section != "retention"]
-    rule = [f"{key.key} = {key.default}" for key in keys if key.section == "retention"]
-    assert parse("\n".join([*plain, "[[retention]]", *rule])) == Config(
+    plain = [f"{key.section}.{key.key} = {key.default}" for key in keys if key.section not in LISTS]
+    for section in LISTS:
+        plain += [f"[[{section}]]", *(f"{key.key} = {key.default}" for key in keys if key.section == section)]
+    assert parse("\n".join(plain)) == Config(
         lmtp=LmtpConfig(),
         milter=MilterConfig(),
         metrics=MetricsConfig(),
         imap=ImapConfig(),
         retention=(RetentionConfig(),),
+        replica=(ReplicaConfig(),),
     )
     for key in keys:
         assert key.help.endswith("."), key
@@ -291,6 +312,10 @@ def test_what_a_reload_takes_up_and_what_needs_a_restart() -> None:
     rules = parse("[lmtp]\n[milter]\n[[retention]]\nkeep = '1y'")
     assert reloadable_changes(old, rules) == ({"retention": rules.retention}, [])
     assert reloadable_changes(rules, old) == ({"retention": ()}, [])
+    replica = parse("[lmtp]\n[milter]\n[[replica]]\nurl = 's3://bucket'")
+    assert reloadable_changes(old, replica) == ({}, ["replica"])
+    slower = parse("[lmtp]\n[milter]\n[[replica]]\nurl = 's3://bucket'\ninterval = '1m'")
+    assert reloadable_changes(replica, slower) == ({"replica": slower.replica}, [])
 
 
 def test_rules_in_their_order() -> None:
@@ -340,4 +365,6 @@ def test_timeouts_caps_policy_jobs_and_rules_are_reloadable() -> None:
         ("milter", "commit_timeout"),
         ("capture", "on_failure"),
         ("log", "level"),
+        ("replica", "interval"),
+        ("replica", "bandwidth"),
     }

@@ -19,6 +19,7 @@ from sidecar.config import (
     LmtpConfig,
     MetricsConfig,
     MilterConfig,
+    ReplicaConfig,
     RetentionConfig,
     all_keys,
     reloadable_keys,
@@ -64,7 +65,9 @@ def test_the_example_is_the_defaults() -> None:
     defaults = Config(lmtp=LmtpConfig(), milter=MilterConfig(), metrics=MetricsConfig(), imap=ImapConfig())
     assert Config.load(DEPLOY / "mailkeep.toml") == defaults
     with_rule = RULE.sub("", (DEPLOY / "mailkeep.toml").read_text())
-    assert Config.parse(with_rule, "mailkeep.toml") == replace(defaults, retention=(RetentionConfig(),))
+    assert Config.parse(with_rule, "mailkeep.toml") == replace(
+        defaults, retention=(RetentionConfig(),), replica=(ReplicaConfig(),)
+    )
 
 
 def test_the_example_shows_every_key_with_its_default_and_help() -> None:

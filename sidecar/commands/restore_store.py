@@ -1,0 +1,99 @@
+"""`mailkeep restore-store`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sidecar.commands import options
+
+
+def command(
+    url: Annotated[
+        str, typer.Argument(metavar="URL", help="The replica: s3://bucket/prefix or file:///path.")
+    ],
+    path: Annotated[
+        Path, typer.Argument(metavar="PATH", help="Where the store is to be; empty or not there.")
+    ],
+    *,
+    host: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--host", metavar="NAME", help="Only what this host shipped; may be given several times."
+        ),
+    ] = None,
+    as_of: options.AsOfOption = None,
+    threads: Annotated[
+        int, typer.Option("--threads", metavar="N", min=1, max=64, help="Objects fetched at once.")
+    ] = 8,
+    no_check: Annotated[bool, typer.Option("--no-check", help="Leave out the check at the end.")] = False,
+    key: Annotated[
+        Path | None,
+        typer.Option("--key", metavar="FILE", help="Public key that every round must be signed by."),
+    ] = None,
+    endpoint: options.EndpointOption = None,
+    credentials: options.CredentialsOption = None,
+    json: options.JsonOption = False,
+    identity: options.IdentityOption = None,
+) -> None:
+    """Make a store again from a replica, on a bare machine.
+
+    Fetches in parallel, verifies every piece, builds the index and ends with `check`. Interrupted, the same
+    command goes on. Until it is whole there is no store at PATH.
+
+    \b
+    Example: mailkeep restore-store s3://mail-backup/mx1 /var/lib/mailkeep
+    Example: mailkeep restore-store file:///mnt/nas/mx1 ./then --as-of 'yesterday 14:00'
+    Exit codes: 0 all is there; 1 something was missing or damaged, as told, and the rest is there;
+    2 wrong usage; 50 to 52 the replica, as the message says.
+    """
+    from sidecar.bar import Bar
+    from sidecar.identity import load_identities
+    from sidecar.present import print_json
+    from sidecar.replication import open_remote
+    from sidecar.select import moment_us
+    from sidecar.units import format_size, format_time
+    from store.check import check
+    from store.findings import Checked
+    from store.notes import VerifyKey
+    from store.replicas.fetch import Fetching, FetchOptions
+    from store.replicas.reader import Replica
+    from store.store import Store
+
+    identities = load_identities(identity) if identity else []
+    remote = open_remote(url, endpoint=endpoint, credentials=credentials)
+    replica = Replica(remote, VerifyKey.parse(key.read_text()) if key else None)
+    fetching = Fetching(
+        replica, path,
+        FetchOptions(
+            hosts=tuple(host or ()), as_of_us=moment_us(as_of), threads=threads, identities=identities
+        ),
+    )  # fmt: skip
+    with Bar("restore-store", fetching.total_bytes, quiet=json) as bar:
+        fetched = fetching.run(bar.advance)
+    faults = list(fetched.faults)
+    with Store.open(path, identities=identities) as store:
+        faults += store.damage
+        if not no_check:
+            faults += [f"{found.kind}: {found.where}: {found.what}" for found in check(store, Checked())]
+        deliveries = store.stats().counters.deliveries
+    if json:
+        print_json(
+            {
+                "hosts": fetched.hosts, "streams": fetched.streams, "packs": fetched.packs,
+                "bytes": fetched.bytes, "kept_bytes": fetched.kept_bytes, "as_of_us": fetched.as_of_us,
+                "deliveries": deliveries, "faults": faults,
+            }
+        )  # fmt: skip
+    else:
+        for fault in faults:
+            print(f"mailkeep: {fault}", file=sys.stderr)
+        print(
+            f"{deliveries} deliveries of {', '.join(fetched.hosts)} as of {format_time(fetched.as_of_us)}: "
+            f"{fetched.packs} packs, {format_size(fetched.bytes)}"
+            + ("" if no_check else "; checked" if not faults else "")
+        )
+    raise typer.Exit(1 if faults else 0)

@@ -1,0 +1,252 @@
+"""Copies elsewhere while mail is captured: a thread for each `[[replica]]`, in the process that leads.
+
+A replica that is down, slow or wrong is tried again and again, and tells so in the log and in `/metrics`;
+it never holds up mail, and readiness does not ask for it. At the end there is one more round.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sidecar.config import Config, ReplicaConfig
+from sidecar.heads import sign_key
+from sidecar.metrics import Metrics
+from store.errors import StoreError
+
+if TYPE_CHECKING:
+    from store.replicas.remote import Remote
+    from store.replicas.ship import Shipper
+
+log = logging.getLogger(__name__)
+
+LAST_ROUND_S = 4.0
+"""how long the last round may take"""
+_BACK_OFF_S = (1.0, 60.0)
+_TOLD_AGAIN_S = 300.0
+
+
+def open_remote(
+    url: str, *, endpoint: str | None = None, credentials: Path | None = None, region: str | None = None
+) -> Remote:
+    """A replica as a command names it. Raises `ReplicaError`."""
+    from store.replicas.remote import Remote, RemoteOptions
+
+    return Remote.open(
+        url, RemoteOptions(endpoint=endpoint or "", credentials=credentials, region=region or "")
+    )
+
+
+def open_configured(replica: ReplicaConfig) -> Remote:
+    """A replica as the configuration names it. Raises `ReplicaError`."""
+    from store.replicas.remote import Remote, RemoteOptions
+
+    return Remote.open(
+        replica.url,
+        RemoteOptions(
+            endpoint=replica.endpoint, region=replica.region, credentials=replica.credentials,
+            path_style=replica.path_style, bandwidth_bytes=replica.bandwidth_bytes,
+        ),
+    )  # fmt: skip
+
+
+class Replicas:
+    """All of a service's replicas; with none nothing is imported and no thread is there."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self._running: list[tuple[int, Replication]] = []
+
+    def start(self, config: Config) -> None:
+        """Begin to ship."""
+        for number, replica in enumerate(config.replica, 1):
+            if replica.url:
+                running = Replication(config, replica)
+                self._running.append((number, running))
+                _watch(self._metrics, str(number), running)
+                running.start()
+
+    def take_up(self, config: Config) -> None:
+        """A configuration that has changed."""
+        for number, running in self._running:
+            if number <= len(config.replica):
+                running.take_up(config.replica[number - 1])
+
+    def stop(self) -> None:
+        """Ship what there is, for a few seconds, and end."""
+        for _, running in self._running:
+            running.ask_to_stop()
+        until = time.monotonic() + LAST_ROUND_S
+        for _, running in self._running:
+            running.join(max(0.0, until - time.monotonic()))
+        self._running = []
+
+
+class Replication:
+    """One replica and its thread."""
+
+    def __init__(self, config: Config, replica: ReplicaConfig) -> None:
+        self._path = config.store.path
+        self._host = config.store.stream_of(1)
+        self._key_file = config.witness.key_file
+        self._replica = replica
+        self._remote: Remote | None = None
+        self._shipper: Shipper | None = None
+        self._asked = threading.Event()
+        self._wake = threading.Event()
+        self._until: float | None = None
+        self._told: tuple[str, float] = ("", 0.0)
+        self._waiting_s = 0.0
+        self._began = time.monotonic()
+        self.failures = 0
+        self.last_success = 0.0
+        # A daemon: what a dead network holds up must not hold up the end of the process.
+        self._thread = threading.Thread(target=self._run, name=f"replica {replica.url}", daemon=True)
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def take_up(self, replica: ReplicaConfig) -> None:
+        """What may change while it runs: the interval and the bandwidth."""
+        if replica.url == self._replica.url:
+            self._replica = replica
+            self._wake.set()
+            if self._remote:
+                self._remote.set_bandwidth(replica.bandwidth_bytes)
+
+    def ask_to_stop(self) -> None:
+        """End after one more round."""
+        self._until = time.monotonic() + LAST_ROUND_S
+        self._asked.set()
+        self._wake.set()
+
+    def join(self, timeout_s: float) -> None:
+        """Wait for the end."""
+        self._thread.join(timeout_s)
+        if self._remote:
+            self._remote.close()
+        if self._thread.is_alive():
+            log.warning(
+                "replica %s: the last round is not through; the next start goes on", self._replica.url
+            )
+
+    # -- what it has done
+
+    @property
+    def lag_bytes(self) -> int:
+        """Bytes that were not there after the last try."""
+        return self._shipper.lag_bytes if self._shipper else 0
+
+    def lag_s(self) -> float:
+        """At most so old is what was captured and is not there."""
+        if self._shipper:
+            return self._shipper.lag_s()
+        return time.monotonic() - self._began if self.failures else 0.0
+
+    def sent_bytes(self) -> int:
+        """Bytes that were uploaded."""
+        return self._remote.counted.sent_bytes if self._remote else 0
+
+    def requests(self) -> int:
+        """Requests that were made."""
+        return self._remote.counted.requests if self._remote else 0
+
+    # -- the thread
+
+    def _run(self) -> None:
+        while not self._asked.is_set():
+            began = time.monotonic()
+            more = self._try()
+            pause = self._waiting_s or max(0.0, self._replica.interval_s - (time.monotonic() - began))
+            if not more:
+                self._wake.wait(pause)
+            if not self._asked.is_set():
+                self._wake.clear()
+        if not self._waiting_s:
+            self._try()
+
+    def _try(self) -> bool:
+        """One round; whether more waits to be shipped."""
+        try:
+            shipper = self._ready()
+            shipped = shipper.round()
+        except (StoreError, OSError) as exc:
+            self._failed(exc)
+            return False
+        except Exception as exc:
+            log.exception("replica %s", self._replica.url)
+            self._failed(exc, begin_anew=True)
+            return False
+        if self._waiting_s:
+            log.info("replica %s: goes on", self._replica.url)
+        self._waiting_s = 0.0
+        self._told = ("", 0.0)
+        if not shipped.more and not shipper.lag_bytes:
+            self.last_success = time.time()
+        return shipped.more
+
+    def _ready(self) -> Shipper:
+        if self._shipper is None:
+            from store.replicas.probe import probe
+            from store.replicas.ship import ShipOptions, Shipper
+
+            replica = self._replica
+            if self._remote is None:
+                self._remote = open_configured(replica)
+            probe(self._remote, self._host, lock_days=replica.lock_days)
+            sign: Callable[[str], str] = sign_key(self._key_file).sign if self._key_file else str
+            options = ShipOptions(
+                sign=sign,
+                delete=replica.delete,
+                piece_bytes=_piece_bytes(replica.bandwidth_bytes),
+                stop=self._late,
+            )
+            self._shipper = Shipper(self._path, self._remote, self._host, options)
+            log.info(
+                "replica %s: %d rounds of %s are there",
+                replica.url,
+                self._shipper.contents.number,
+                self._host,
+            )
+        return self._shipper
+
+    def _late(self) -> bool:
+        """Whether a round is to send no further piece."""
+        return self._until is not None and time.monotonic() >= self._until - LAST_ROUND_S / 2
+
+    def _failed(self, exc: Exception, *, begin_anew: bool = False) -> None:
+        from store.replicas.chain import RivalError
+
+        self.failures += 1
+        least, most = _BACK_OFF_S
+        self._waiting_s = min(most, max(least, 2 * self._waiting_s)) * random.uniform(0.8, 1.2)  # noqa: S311 - not for secrets
+        if begin_anew or isinstance(exc, RivalError):
+            self._shipper = None  # all is asked anew, should an operator have mended it
+            self._waiting_s = most
+        text, told = self._told
+        if str(exc) != text or time.monotonic() - told > _TOLD_AGAIN_S:
+            hint = getattr(exc, "hint", "")
+            log.error("replica: %s%s", exc, f" ({hint})" if hint else "")
+            self._told = (str(exc), time.monotonic())
+
+
+def _piece_bytes(bandwidth_bytes: int) -> int:
+    """Pieces of a few seconds each where the bandwidth is limited: no burst, and no round waits long."""
+    from store.replicas.ship import PIECE_BYTES
+
+    return min(PIECE_BYTES, max(256 << 10, 4 * bandwidth_bytes)) if bandwidth_bytes else PIECE_BYTES
+
+
+def _watch(metrics: Metrics, number: str, running: Replication) -> None:
+    metrics.watch("replica_lag_bytes", lambda: running.lag_bytes, number)
+    metrics.watch("replica_lag_seconds", running.lag_s, number)
+    metrics.watch("replica_last_success_timestamp_seconds", lambda: running.last_success, number)
+    metrics.watch("replica_uploaded_bytes_total", running.sent_bytes, number)
+    metrics.watch("replica_requests_total", running.requests, number)
+    metrics.watch("replica_failures_total", lambda: running.failures, number)

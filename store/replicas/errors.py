@@ -1,0 +1,46 @@
+"""What can go wrong with a replica's bucket or directory."""
+
+from __future__ import annotations
+
+from store.errors import StoreError
+
+
+class ReplicaError(StoreError):
+    """The replica cannot be used as asked; the text names it and the object."""
+
+    hint = "Capture goes on. Mend what is named; what is missing is shipped then."
+    exit_code = 50
+
+
+class UnreachableError(ReplicaError):
+    """It does not answer, or says that it cannot now: worth another try."""
+
+
+class RefusedError(ReplicaError):
+    """It does not let us."""
+
+    hint = "Look at the credentials and their rights, the bucket's name and region, and this host's clock."
+
+
+class MissingObjectError(ReplicaError):
+    """An object is not there."""
+
+    hint = "`mailkeep check --replica URL` tells what else is missing."
+
+
+class DiffersError(ReplicaError):
+    """An object of that name is there, with other bytes."""
+
+    hint = "Somebody else has written it, or it is damaged: `mailkeep check --replica URL` tells."
+
+
+class DamagedUploadError(ReplicaError):
+    """An object came to be something else than was sent."""
+
+    hint = "Something between here and the replica alters data; `mailkeep check --replica URL` tells what."
+
+
+class UnfitError(ReplicaError):
+    """The bucket does not keep what a replica relies on."""
+
+    hint = "Use a store that honours If-None-Match on PUT and returns what was written."

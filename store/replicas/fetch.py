@@ -1,0 +1,265 @@
+"""Make a store again from a replica, with nothing else at hand.
+
+Bytes are written to the packs' own names and verified as they come. `mailkeep.store` is written last, so what
+is not whole is no store and nobody takes it for one; the next run keeps what is there and right.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from blake3 import blake3
+
+from store.about import NAME, About
+from store.errors import StoreError
+from store.files import sync_directory, write_all
+from store.replicas.contents import StreamContents
+from store.replicas.layout import Extent, RoundError
+from store.replicas.reader import FOREVER_US, Reading, Replica
+from store.replicas.told import about_of
+from store.sealing import Identity
+from store.segments import SUFFIX, pack_path
+
+log = logging.getLogger(__name__)
+_MARK = "restoring.json"
+_SLICE_BYTES = 8 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FetchOptions:
+    """`hosts`: () for all that there are."""
+
+    hosts: tuple[str, ...] = ()
+    as_of_us: int = FOREVER_US
+    threads: int = 8
+    identities: Sequence[Identity] = ()
+
+
+@dataclass(slots=True)
+class Fetched:
+    """What came of it. `faults`: what the replica lacks or has wrong, in words."""
+
+    hosts: list[str] = field(default_factory=list)
+    as_of_us: int = 0
+    """when the last round was made that was taken"""
+    streams: int = 0
+    packs: int = 0
+    bytes: int = 0
+    kept_bytes: int = 0
+    """of them what an earlier run had fetched"""
+    faults: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """An extent that is wanted, and the file it goes to."""
+
+    host: str
+    stream: str
+    pack: int
+    extent: Extent
+    path: Path
+
+
+class Fetching:
+    """One restore: made, it knows what is to be fetched; `run` does it."""
+
+    def __init__(self, replica: Replica, path: Path, options: FetchOptions | None = None) -> None:
+        """`path` must be empty or not there, or what an earlier run left. Raises `StoreError`: for what
+        cannot be reached, is no replica, or where something else is."""
+        self._replica = replica
+        self._path = path
+        self._options = options or FetchOptions()
+        self._fetched = Fetched()
+        self._readings = _readings(replica, self._options, self._fetched)
+        self._about = _one_store(replica, self._readings, self._options)
+        self._parts = list(_wanted(path, self._readings, self._fetched))
+
+    @property
+    def total_bytes(self) -> int:
+        """How much there is to fetch."""
+        return sum(part.extent.length for part in self._parts)
+
+    def run(self, advance: Callable[[int], None] = lambda _size: None) -> Fetched:
+        """Fetch everything that counts; `advance` is told of bytes that are there now, by any thread. What is
+        damaged is told in the result. Raises `StoreError`."""
+        _begin(self._path, self._replica.source.url, self._about)
+        for directory in {part.path.parent for part in self._parts}:
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _fetch_all(self._replica, self._parts, self._options.threads, advance, self._fetched)
+        _put_segments(self._path, self._readings)
+        _leave_only(self._path, self._parts)
+        _settle(self._parts)
+        self._about.write(self._path)
+        (self._path / _MARK).unlink()
+        return self._fetched
+
+
+def _readings(replica: Replica, options: FetchOptions, fetched: Fetched) -> list[Reading]:
+    hosts = options.hosts or tuple(replica.hosts())
+    readings = [replica.read(host, options.as_of_us) for host in hosts]
+    if not readings:
+        replica.read("")  # says that there is nothing
+    for reading in readings:
+        fetched.hosts.append(reading.contents.host)
+        fetched.faults += reading.faults
+        fetched.as_of_us = max(fetched.as_of_us, reading.contents.time_us)
+    return readings
+
+
+def _one_store(replica: Replica, readings: list[Reading], options: FetchOptions) -> About:
+    """The store that all hosts ship. Several hosts' views of it agree in id and key, or they are several."""
+    newest = max(readings, key=lambda reading: reading.contents.time_us)
+    about = about_of(newest.contents.about, options.identities)
+    others = {r.contents.host: r.contents.store_id.hex() for r in readings if r.contents.store_id != about.id}
+    if others:
+        raise StoreError(
+            f"{replica.source.url} has several stores: {about.id.hex()} of {newest.contents.host}, "
+            + ", ".join(f"{store} of {host}" for host, store in others.items())
+            + ": name the hosts to restore"
+        )
+    return about
+
+
+def _begin(path: Path, url: str, about: About) -> None:
+    """Take the place, or go on in one that an earlier run began. Raises `StoreError`."""
+    told = {"url": url, "store": about.id.hex()}
+    mark = path / _MARK
+    if (path / NAME).exists():
+        raise StoreError(f"{path} is a store already; nothing was changed")
+    if path.exists() and any(path.iterdir()):
+        if not mark.exists():
+            raise StoreError(f"{path} is not empty; nothing was changed")
+        if json.loads(mark.read_text()) != told:
+            raise StoreError(f"{path} holds a restore of something else, begun earlier; nothing was changed")
+    (path / "streams").mkdir(mode=0o700, parents=True, exist_ok=True)
+    mark.write_text(json.dumps(told))
+
+
+def _wanted(path: Path, readings: Iterable[Reading], fetched: Fetched) -> Iterable[_Part]:
+    """The extents to fetch, of several that have the same bytes one."""
+    seen: dict[tuple[str, int], tuple[int, list[_Part]]] = {}
+    for reading in readings:
+        host = reading.contents.host
+        for name, stream in reading.contents.streams.items():
+            for pack in stream.packs:
+                target = pack_path(path / "streams" / name, pack)
+                cover = [_Part(host, name, pack, extent, target) for extent in _cover(stream, pack)]
+                end = stream.end(pack)
+                if stream.has_hole(pack):
+                    fetched.faults.append(f"pack {pack} of {name}: a piece is missing at byte {end}")
+                if end > seen.get((name, pack), (-1, []))[0]:
+                    seen[name, pack] = end, cover
+    fetched.streams = len({name for name, _ in seen})
+    fetched.packs = len(seen)
+    for _, parts in seen.values():
+        yield from parts
+
+
+def _cover(stream: StreamContents, pack: int) -> Iterator[Extent]:
+    """The fewest extents that make a pack, as far as it is without a hole; pieces rather than rounds."""
+    extents = stream.packs[pack]
+    end = at = 0
+    while True:
+        best: Extent | None = None
+        while at < len(extents) and extents[at].offset <= end:
+            extent = extents[at]
+            at += 1
+            if best is None or (extent.end, not extent.inline) > (best.end, not best.inline):
+                best = extent
+        if best is None or best.end <= end:
+            return
+        yield best
+        end = best.end
+
+
+def _fetch_all(
+    replica: Replica, parts: list[_Part], threads: int, advance: Callable[[int], None], fetched: Fetched
+) -> None:
+    with ThreadPoolExecutor(threads, thread_name_prefix="fetch") as pool:
+        futures = [pool.submit(_fetch_part, replica, part, advance) for part in parts]
+        try:
+            done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+            for future in done:
+                future.result()
+        except BaseException:
+            for future in futures:
+                future.cancel()
+            raise
+    for future in futures:
+        kept, got, fault = future.result()
+        fetched.kept_bytes += kept
+        fetched.bytes += kept + got
+        if fault:
+            fetched.faults.append(fault)
+
+
+def _fetch_part(replica: Replica, part: _Part, advance: Callable[[int], None]) -> tuple[int, int, str]:
+    """Bytes that were there, bytes that came, and what is wrong with it."""
+    extent = part.extent
+    fd = os.open(part.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        if _is_there(fd, extent):
+            advance(extent.length)
+            return extent.length, 0, ""
+        at = extent.offset
+        for data in replica.extent(part.host, part.stream, part.pack, extent):
+            write_all(fd, data, at)
+            at += len(data)
+            advance(len(data))
+        return 0, extent.length, ""
+    except (
+        RoundError
+    ) as exc:  # written all the same: what is sound of it can be read, and check tells the rest
+        return 0, extent.length, f"pack {part.pack} of {part.stream}: {exc}"
+    finally:
+        os.close(fd)
+
+
+def _is_there(fd: int, extent: Extent) -> bool:
+    if os.fstat(fd).st_size < extent.end:
+        return False
+    hasher = blake3()
+    at = extent.offset
+    while at < extent.end:
+        data = os.pread(fd, min(_SLICE_BYTES, extent.end - at), at)
+        hasher.update(data)
+        at += len(data)
+    return hasher.digest() == extent.digest
+
+
+def _put_segments(path: Path, readings: Iterable[Reading]) -> None:
+    for reading in readings:
+        for name, stream in reading.contents.streams.items():
+            for segment, text in stream.segments.items():
+                if "/" in segment or not segment.endswith(SUFFIX):
+                    raise RoundError(f"{segment!r} is no segment's name")
+                file = path / "streams" / name / segment
+                file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                file.write_text(text)
+
+
+def _leave_only(path: Path, parts: Iterable[_Part]) -> None:
+    """Take away what an earlier run fetched and what does not count any more."""
+    wanted = {part.path for part in parts}
+    for file in (path / "streams").glob("*/*.pack"):
+        if file not in wanted:
+            file.unlink()
+
+
+def _settle(parts: Iterable[_Part]) -> None:
+    """Make it all durable."""
+    for path in {part.path for part in parts}:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+    for directory in {part.path.parent for part in parts}:
+        sync_directory(directory)

