@@ -31,7 +31,8 @@ RULE = re.compile(r"(?m)^#(?=[\[#a-z])|^#$")
 DEPLOY = Path(__file__).parents[2] / "deploy"
 SNIPPETS = ("postfix-lmtp.cf", "postfix-milter.cf", "postfix-both.cf")
 SETTINGS = (*SNIPPETS, "mailkeep.toml", "mailkeep.service", "mailkeep.sysusers.conf", "dovecot-lmtp.conf",
-            "dovecot-restore.conf", "dovecot-master.conf", "prometheus-scrape.yml", "prometheus-alerts.yml")  # fmt: skip
+            "dovecot-restore.conf", "dovecot-master.conf", "prometheus-scrape.yml",
+            "prometheus-alerts.yml")  # fmt: skip
 
 
 def run(tool: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
