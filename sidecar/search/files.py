@@ -85,6 +85,8 @@ def told(directory: Path) -> Iterator[None]:
     """SQLite's errors as ours."""
     try:
         yield
+    except UnicodeDecodeError as exc:  # SQLite's own words, about a name that is damaged
+        raise SearchDamagedError(f"the search index in {directory} is damaged: {exc.object!r}") from exc
     except sqlite3.Error as exc:
         code = getattr(exc, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
         damaged = code in _DAMAGE and not str(exc).startswith("fts5:")  # that is what was asked
