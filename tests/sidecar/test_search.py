@@ -334,6 +334,19 @@ def test_a_flipped_shard_is_made_anew(tmp_path: Path) -> None:
     assert len(found(path, "number")) == 200
 
 
+@pytest.mark.parametrize("name", ["state.db", "00000001.db"])
+def test_damaged_names_of_tables_are_damage(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "store"
+    with written(path) as fill:
+        put(fill, "one")
+    assert found(path, "one") == ["one"]
+    file = path / DIRECTORY / name
+    data = file.read_bytes()
+    assert data.lower().count(b"create table") > 1
+    file.write_bytes(data.replace(b"CREATE TABLE", b"CRE\xe6TE TABLE"))
+    assert found(path, "one") == ["one"]
+
+
 def test_another_history_is_followed_from_its_beginning(tmp_path: Path) -> None:
     path = tmp_path / "store"
     with written(path) as fill:
