@@ -37,6 +37,7 @@ COMMANDS = {
     "prove": "sidecar.commands.prove",
     "rebuild": "sidecar.commands.rebuild",
     "replica": "sidecar.commands.replica",
+    "restore-store": "sidecar.commands.restore_store",
     "stats": "sidecar.commands.stats",
     "jobs": "sidecar.commands.jobs",
     "keygen": "sidecar.commands.keygen",

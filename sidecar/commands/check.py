@@ -76,6 +76,22 @@ def command(
             help="An earlier head: nothing that it vouches for may have been altered or removed since.",
         ),
     ] = None,
+    replica: Annotated[
+        str | None,
+        typer.Option(
+            "--replica", metavar="URL", help="Compare with this replica instead, both ways; see --read-data."
+        ),
+    ] = None,
+    repair_from: Annotated[
+        str | None,
+        typer.Option(
+            "--repair-from",
+            metavar="URL",
+            help="The same, and make packs here again that are damaged or missing.",
+        ),
+    ] = None,
+    endpoint: options.EndpointOption = None,
+    credentials: options.CredentialsOption = None,
     key: KeyOption = None,
     threads: Annotated[
         int | None,
@@ -99,14 +115,28 @@ def command(
     what, hint), and the last one is the summary (kind "summary"). Kinds: damage, missing, content, index,
     history.
 
+    With --replica every stretch of every pack that the replica counts is compared with what is here; with
+    --read-data what lies there is read as well. --repair-from mends what is here (the damaged pack stays
+    beside, as .damaged; restart `serve` then, and run `mailkeep rebuild`). Kinds: replica, local.
+
     \b
     Example: mailkeep check
     Example: mailkeep check --read-data
+    Example: mailkeep check --replica s3://mail-backup/mx1
     Example: mailkeep check --read-data=2/5 --threads 4 --resume
     Example: mailkeep check --since-head /mnt/elsewhere/head.txt --key mx1.key.pub
     Exit codes: 0 nothing wrong; 1 something is wrong; 2 wrong usage or configuration;
     10 and above: the store cannot be read, as the message says.
     """
+    if replica or repair_from:
+        from sidecar.commands.check_replica import check_replica
+
+        raise typer.Exit(
+            check_replica(
+                repair_from or replica or "", config, store, endpoint=endpoint, credentials=credentials,
+                read_data=read_data is not None, mend=repair_from is not None, json=json,
+            )
+        )  # fmt: skip
     began = time.monotonic()
     findings = 0
     vouched = heads.read_head(since_head, key)[1] if since_head else None

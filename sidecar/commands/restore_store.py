@@ -79,7 +79,7 @@ def command(
         faults += store.damage
         if not no_check:
             faults += [f"{found.kind}: {found.where}: {found.what}" for found in check(store, Checked())]
-        deliveries = store.stats().counters.deliveries
+        deliveries = sum(store.stats().counters.deliveries.values())
     if json:
         print_json(
             {

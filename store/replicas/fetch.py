@@ -150,19 +150,19 @@ def _wanted(path: Path, readings: Iterable[Reading], fetched: Fetched) -> Iterab
         for name, stream in reading.contents.streams.items():
             for pack in stream.packs:
                 target = pack_path(path / "streams" / name, pack)
-                cover = [_Part(host, name, pack, extent, target) for extent in _cover(stream, pack)]
+                parts = [_Part(host, name, pack, extent, target) for extent in cover(stream, pack)]
                 end = stream.end(pack)
                 if stream.has_hole(pack):
                     fetched.faults.append(f"pack {pack} of {name}: a piece is missing at byte {end}")
                 if end > seen.get((name, pack), (-1, []))[0]:
-                    seen[name, pack] = end, cover
+                    seen[name, pack] = end, parts
     fetched.streams = len({name for name, _ in seen})
     fetched.packs = len(seen)
     for _, parts in seen.values():
         yield from parts
 
 
-def _cover(stream: StreamContents, pack: int) -> Iterator[Extent]:
+def cover(stream: StreamContents, pack: int) -> Iterator[Extent]:
     """The fewest extents that make a pack, as far as it is without a hole; pieces rather than rounds."""
     extents = stream.packs[pack]
     end = at = 0
