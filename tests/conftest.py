@@ -12,6 +12,11 @@ from pathlib import Path
 import pytest
 
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # Started in the background by a shell, which tells its children to ignore it: tests send it to theirs.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def processes_in(directory: Path) -> dict[int, str]:
     """Processes that work in the directory or name it on their command line: id -> command line."""
     found = {}
