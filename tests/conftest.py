@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # Started in the background by a shell, which tells its children to ignore it: tests send it to theirs.
     signal.signal(signal.SIGINT, signal.default_int_handler)
