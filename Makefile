@@ -46,7 +46,7 @@ e2e: setup
 	$(PYTEST) -q $(AT_ONCE) tests/e2e
 
 crash: setup
-	MAILKEEP_KILLS=200 $(PYTEST) -q tests/crash
+	MAILKEEP_KILLS=200 MAILKEEP_LOSSES=50 $(PYTEST) -q -s tests/crash
 
 fuzz: setup
 	$(PYTEST) -q tests/fuzz
