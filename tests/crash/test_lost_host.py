@@ -1,8 +1,8 @@
 """A host lost under load at a random moment, disk and all, comes back from its bucket alone (SeaweedFS).
 
 `MAILKEEP_LOSSES` says how often (2 in CI). Every message that was acknowledged more than `interval` + 1 s
-before the loss is there and intact; `-s` shows the recovery points that were measured: how long before the loss
-the oldest message was acknowledged that is not there.
+before the loss is there and intact; `-s` shows the recovery points that were measured: how long before the
+loss the oldest message was acknowledged that is not there.
 """
 
 from __future__ import annotations
