@@ -28,18 +28,26 @@ class Lines:
         self._ends = ends
 
     def __iter__(self) -> Iterator[bytes]:
-        pieces: Iterator[bytes] = self._pieces
-        if self._ends is LineEnds.AS_FIRST:
-            begin, first = b"", -1
-            for piece in pieces:  # as a rule one
-                begin += piece
-                first = begin.find(b"\n")
-                if first >= 0:
-                    break
-            pieces = chain((begin,), pieces)
-            if first > 0 and begin[first - 1 : first] == b"\r":
-                return pieces
-        return pieces if self._ends is LineEnds.KEEP else self._with_crlf(pieces)
+        match self._ends:
+            case LineEnds.KEEP:
+                return self._pieces
+            case LineEnds.CRLF:
+                return self._with_crlf(self._pieces)
+            case LineEnds.AS_FIRST:
+                return self._as_first()
+
+    def _as_first(self) -> Iterator[bytes]:
+        last = b""
+        for piece in self._pieces:  # as a rule one
+            first = piece.find(b"\n")
+            if first < 0:
+                yield piece
+                last = piece[-1:] or last
+                continue
+            rest = chain((piece,), self._pieces)
+            before = piece[first - 1 : first] if first else last
+            yield from rest if before == b"\r" else self._with_crlf(rest)
+            return
 
     def _with_crlf(self, pieces: Iterable[bytes]) -> Iterator[bytes]:
         last = b""

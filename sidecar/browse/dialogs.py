@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import ClassVar
 
@@ -79,6 +80,7 @@ class PutBack(Dialog):
         self._plan = plan
         self._plan_for = plan_for
         self._send = send
+        self._changes = False
 
     def compose(self) -> ComposeResult:
         """Called by textual."""
@@ -99,6 +101,7 @@ class PutBack(Dialog):
     def show(self, plan: Plan) -> None:
         """What would be done."""
         self._plan = plan
+        self._changes = False
         self.query_one("#plan", Static).update(Text("\n".join(plan_lines(plan))))
         keys = "y put them back   o into another mailbox   Esc leave"
         self.query_one("#keys", Static).update(keys if plan.targets else keys.split("   ", 1)[1])
@@ -115,11 +118,15 @@ class PutBack(Dialog):
         event.stop()
         self.query_one(Input).display = False
         self.set_focus(None)
+        # A yes from here on is for this mailbox, and not for those of the plan that is still on the screen.
+        self._changes = True
+        self.query_one("#plan", Static).update("")
+        self.query_one("#keys", Static).update("o into another mailbox   Esc leave")
         self._plan_for(event.value.strip())
 
     def action_send(self) -> None:
         """Do it."""
-        if self._plan.targets:
+        if self._plan.targets and not self._changes:
             self.dismiss(None)
             self._send(self._plan)
 
@@ -195,9 +202,13 @@ class ExportTo(Dialog):
     def on_input_submitted(self, event: Input.Submitted) -> None:
         """Called by textual."""
         event.stop()
-        if event.value.strip():
+        typed = event.value.strip()
+        if typed:
             self.dismiss(None)
-            self._write(self._forms[self._form], Path(event.value.strip()).expanduser())
+            path = Path(typed)
+            with suppress(RuntimeError):  # ~nobody: then it is the name of a file
+                path = path.expanduser()
+            self._write(self._forms[self._form], path)
 
 
 class Outcome(Dialog):

@@ -18,6 +18,8 @@ _MOST_HEADER = 256 << 10
 _MOST_FIELDS = 500
 _MOST_FIELD = 2000
 _MOST_PARTS = 200
+_MOST_LINES = 1000
+"""boundary lines; a message of nothing else would take a minute"""
 _MOST_DEPTH = 20
 _MOST_BOUNDARY = 200
 """RFC 2046 5.1.1 allows 70"""
@@ -89,7 +91,8 @@ class Scan:
     header: Message = field(default_factory=Message)
     parts: list[Part] = field(default_factory=list)
     more: bool = False
-    """there are parts beyond those that are counted"""
+    """there are parts beyond those that are counted: what comes then is not looked at"""
+    _lines: int = 0
     _buffer: bytes = b""
     _in_header: bool = True
     _seen_header: bool = False
@@ -100,13 +103,14 @@ class Scan:
 
     def feed(self, piece: bytes) -> None:
         """The next bytes."""
-        self._buffer += piece
-        while self._step(last=False):
+        if not self.more:
+            self._buffer += piece
+        while not self.more and self._step(last=False):
             pass
 
     def finish(self) -> Scan:
         """That was all."""
-        while self._step(last=True):
+        while not self.more and self._step(last=True):
             pass
         self._end_part()
         return self
@@ -184,6 +188,8 @@ class Scan:
 
     def _cross(self, boundary: bytes, *, closing: bool) -> None:
         """Past a boundary line: inner multiparts that were never closed end here, too (RFC 2046 5.1.2)."""
+        self._lines += 1
+        self.more |= self._lines > _MOST_LINES
         at = self._boundaries.index(boundary)
         self._boundaries = self._boundaries[: at if closing else at + 1]
         self._compile()

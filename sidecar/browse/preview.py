@@ -58,6 +58,8 @@ def preview(pieces: Iterable[bytes], stopped: Callable[[], bool] = lambda: False
                 break
             scan.feed(piece)
             taken += len(piece)
+            if scan.more:
+                break
     except (DamagedError, NotFoundError) as exc:
         note = escaped(f"what follows cannot be read: {exc}")
     return _told(scan.finish(), note)

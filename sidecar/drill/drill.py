@@ -10,6 +10,7 @@ from sidecar.config import Config, ConfigError
 from sidecar.drill.canary import Canary, CanaryError, Route, fly
 from sidecar.drill.restore import Restore, Restored, restore
 from sidecar.drill.sample import draw
+from sidecar.drill.sink import ScratchError
 from sidecar.readable import escaped, text
 from sidecar.units import format_size, format_time
 from store.errors import StoreError
@@ -155,7 +156,11 @@ async def drill(
         told(result)
         step(result.delivery.size if result.delivery else 0)
 
-    restored = await restore(store, ids, one)
+    restored = Restore([])
+    try:
+        restored = await restore(store, ids, one)
+    except ScratchError as exc:
+        reasons.append(str(exc))
     reasons += [_why(result) for result in restored.results if result.error]
     if not restored.results and not reasons:
         reasons.append("the store has no mail, so nothing was restored")

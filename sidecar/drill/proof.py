@@ -46,7 +46,8 @@ def record(store: Path, time_s: float, reasons: list[str]) -> Proof:
         before = load_proof(store)
         proof = Proof(
             last_drill=time_s,
-            last_proven=before.last_proven if reasons else time_s,
+            # A clock that was ahead then would have it that all is well until that time has come.
+            last_proven=min(before.last_proven, time_s) if reasons else time_s,
             failures=before.failures + bool(reasons),
             reasons=reasons[:20],
         )

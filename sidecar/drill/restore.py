@@ -55,8 +55,8 @@ class Restore:
 
 
 async def restore(store: Store, ids: Iterable[DeliveryId], told: Callable[[Restored], None]) -> Restore:
-    """Put back each of these deliveries, one at a time; `told` is told of each. Raises `OSError` when there
-    can be no scratch server, `SealedError` when nothing can be read."""
+    """Put back each of these deliveries, one at a time; `told` is told of each. Raises `ScratchError` when
+    there can be no scratch server, `SealedError` when nothing can be read."""
     began = time.monotonic()
     done = Restore([])
     async with ScratchServer() as server:

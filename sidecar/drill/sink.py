@@ -34,6 +34,10 @@ class Arrived:
     digest: bytes
 
 
+class ScratchError(Exception):
+    """There can be no scratch server here."""
+
+
 class ScratchServer:
     """Use it as an async context manager; `address` is where to deliver to."""
 
@@ -45,6 +49,14 @@ class ScratchServer:
         self._arrived: list[Arrived] = []
 
     async def __aenter__(self) -> Self:
+        try:
+            await self._listen()
+        except OSError as exc:
+            shutil.rmtree(self._directory, ignore_errors=True)
+            raise ScratchError(f"there can be no scratch server to restore to: {exc}") from exc
+        return self
+
+    async def _listen(self) -> None:
         self._directory = tempfile.mkdtemp(prefix="mailkeep-drill-")  # 0700
         path = Path(self._directory) / "lmtp.sock"
         if len(str(path).encode()) > _SOCKET_PATH_BYTES:  # TMPDIR is deep down somewhere
@@ -53,7 +65,6 @@ class ScratchServer:
             path = Path(self._directory) / "lmtp.sock"
         self.address = Address(path=str(path))
         self._server = await asyncio.start_unix_server(self._serve, path, limit=_PIECE_BYTES)
-        return self
 
     async def __aexit__(self, *exc: object) -> None:
         if self._server is not None:

@@ -7,6 +7,7 @@ import itertools
 import logging
 import time
 
+from sidecar.config import ConfigError
 from sidecar.drill import DrillFailedError, Plan, drill, record
 from sidecar.jobs.common import Current, is_true, step_of
 from sidecar.scheduler.context import JobContext
@@ -22,11 +23,15 @@ def drill_job(store: Store, config: Current) -> Run:
 
     def run(context: JobContext) -> str:
         asked = context.arguments.get("canary")
-        plan = Plan.of(
-            config(),
-            canary=None if asked is None else is_true(asked),
-            sample=max(0, int(context.arguments["sample"])) if "sample" in context.arguments else None,
-        )
+        try:
+            plan = Plan.of(
+                config(),
+                canary=None if asked is None else is_true(asked),
+                sample=max(0, int(context.arguments["sample"])) if "sample" in context.arguments else None,
+            )
+        except ConfigError as exc:  # a drill that cannot be is none that was passed
+            record(store.path, time.time(), [str(exc)])
+            raise
         step = step_of(context)
         done = itertools.count(1)
         total = 0

@@ -104,7 +104,9 @@ class ImapMailbox:
         """See `LiveMailbox`."""
         with self._told("does not list folders"):
             found = self._client.list_folders()
-        names = [str(name) for flags, _, name in found if not _NO_SELECT & {flag.lower() for flag in flags}]
+            names = [
+                str(name) for flags, _, name in found if not _NO_SELECT & {flag.lower() for flag in flags}
+            ]
         strange = self._strangers()
         names = [name for name in names if not name.startswith(strange)]
         return sorted(names, key=lambda name: (name.upper() != "INBOX", name))
@@ -144,9 +146,9 @@ class ImapMailbox:
             asked = uids[at : at + _AT_ONCE]
             with self._told(f"does not tell what is in {folder}"):
                 facts = self._client.fetch(asked, _FACTS)
-            yield from (
-                _live(folder, uid, facts[uid]) for uid in asked if b"RFC822.SIZE" in facts.get(uid, {})
-            )
+                # Of one deleted since the search nothing is told; any other is there, whatever it lacks.
+                known = [_live(folder, uid, facts[uid]) for uid in asked if facts.get(uid)]
+            yield from known
 
     def fetch(self, messages: Sequence[LiveMessage]) -> Iterator[tuple[LiveMessage, bytes]]:
         """See `LiveMailbox`."""
@@ -166,7 +168,7 @@ class ImapMailbox:
                 found = self._client.fetch([int(message.uid) for message in batch], (f"BODY.PEEK[{part}]",))
             for message in batch:
                 data = found.get(int(message.uid), {}).get(b"BODY[%b]" % part.encode())
-                if data is not None:
+                if isinstance(data, bytes):
                     yield message, data
 
     def append(self, folder: str, raw: bytes, *, received_us: int, flags: Sequence[str] = ()) -> str:
@@ -251,10 +253,12 @@ class ImapMailbox:
         except (IMAPClientError, OSError, ssl.SSLError) as exc:
             self._selected = None
             raise LiveError(f"{where}: {what}: {_words(exc)}") from exc
-        except AttributeError as exc:
-            if hasattr(self, "_client"):
-                raise
-            raise LiveError(f"{where}: the connection is closed") from exc
+        except (AttributeError, ValueError, TypeError, LookupError, AssertionError, OverflowError) as exc:
+            if not hasattr(self, "_client"):
+                raise LiveError(f"{where}: the connection is closed") from exc
+            # The library takes much of what a server says for granted.
+            self._selected = None
+            raise LiveError(f"{where}: {what}: its answer makes no sense ({_words(exc)})") from exc
 
 
 def _words(exc: Exception) -> str:
@@ -281,13 +285,14 @@ def _day(time_us: int, days: int) -> Any:
 def _live(folder: str, uid: int, facts: dict[bytes, Any]) -> LiveMessage:
     header = next((value for name, value in facts.items() if name.startswith(b"BODY[HEADER.FIELDS")), b"")
     message_id, date = id_and_date(header)
+    size = facts.get(b"RFC822.SIZE")
     received: datetime | None = facts.get(b"INTERNALDATE")
     return LiveMessage(
         folder=folder,
         uid=str(uid),
-        size=facts[b"RFC822.SIZE"],
+        size=size if isinstance(size, int) else 0,
         received_us=round(received.timestamp()) * 1_000_000 if received else 0,
-        flags=tuple(flag.decode("ascii", "replace") for flag in facts.get(b"FLAGS", ())),
+        flags=tuple(flag.decode("ascii", "replace") for flag in facts.get(b"FLAGS") or ()),
         message_id=message_id,
         date=date,
     )

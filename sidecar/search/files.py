@@ -85,6 +85,8 @@ def told(directory: Path) -> Iterator[None]:
     """SQLite's errors as ours."""
     try:
         yield
+    except UnicodeDecodeError as exc:  # SQLite's own words, about a name that is damaged
+        raise SearchDamagedError(f"the search index in {directory} is damaged: {exc.object!r}") from exc
     except sqlite3.Error as exc:
         code = getattr(exc, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
         damaged = code in _DAMAGE and not str(exc).startswith("fts5:")  # that is what was asked
@@ -108,6 +110,7 @@ def connect(path: Path, *, write: bool) -> sqlite3.Connection:
     if write:
         db.execute("pragma synchronous=full")
         db.execute("pragma secure_delete=on")
+        db.execute("pragma temp_store=memory")  # no words in files elsewhere
         db.execute(f"pragma cache_size=-{_CACHE_KIB}")
     return db
 
@@ -144,6 +147,10 @@ class State:
     def shards(self) -> list[Shard]:
         """Those that count, the one that is being filled last."""
         return [Shard(*row) for row in self._db.execute("select * from shards order by number")]
+
+    def put(self, shard: Shard) -> None:
+        """A shard as it is now; for the one who writes."""
+        self._db.execute("insert or replace into shards values (?, ?, ?, ?, ?, ?)", shard)
 
     def messages(self) -> int:
         """How many are in them."""

@@ -114,6 +114,16 @@ class IndexWriter:
             raise SearchDamagedError(f"{self.directory}: a shard is missing")
         for number in there - listed:  # removed from the list, or not yet put there, by somebody killed
             remove_database(shard_path(self.directory, number))
+        self._take_note(state)
+
+    def _take_note(self, state: State) -> None:
+        """Of what was put into the last shard by somebody who was killed before he could say so: else what is
+        to be forgotten would not be looked for where it is."""
+        for shard in state.shards()[-1:]:
+            with contextlib.closing(connect(shard_path(self.directory, shard.number), write=True)) as db:
+                found = db.execute("select * from extent").fetchone()
+            if found is not None:
+                state.put(Shard(*found)._replace(closed=shard.closed))
 
     def cursor(self, stream: str) -> Cursor:
         """How far a stream was followed."""
@@ -177,7 +187,7 @@ class IndexWriter:
                 done = [*(document.id for document in documents), *passed_over]
                 self._db.executemany("delete from waiting where id = ?", ((order(id_),) for id_ in done))
                 if shard is not None:
-                    self._db.execute("insert or replace into shards values (?, ?, ?, ?, ?, ?)", shard)
+                    self._state.put(shard)
                 self._db.execute("commit")
             except BaseException:
                 _roll_back(self._db)

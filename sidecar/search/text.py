@@ -44,6 +44,9 @@ _HIDDEN_ENDS = {
     "!--": re.compile("-->"),
 }  # fmt: skip
 _RUN = re.compile(r"\b\w{61,}+")
+# Beyond so many signs on end that are neither letters nor spaces there is no word. Accents are such signs,
+# and Unicode's sorting of them takes quadratic time; so are, normalised, the halfwidth Katakana voice marks.
+_SIGNS = re.compile("((?:[^\\w\\s]|[\uff9e\uff9f]){64})(?:[^\\w\\s]|[\uff9e\uff9f])+")
 _SURROGATE = re.compile("[\ud800-\udfff\0]")
 # Scripts that are written without spaces: each sign is a word, and a word of several is a phrase.
 _UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
@@ -66,6 +69,8 @@ class Text:
 def fold(text: str) -> str:
     """`text` as index and query have it: compatible forms and case made one (ﬁ fi, ＡＢ ab, Straße strasse),
     signs of unspaced scripts apart. Accents are the index's to drop."""
+    if not text.isascii():
+        text = _SIGNS.sub(r"\1 ", text)
     text = unicodedata.normalize("NFKC", text).casefold()
     if not text.isascii():
         text = _SURROGATE.sub(" ", _UNSPACED.sub(r" \g<0> ", text))

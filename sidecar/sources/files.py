@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Callable, Iterator
@@ -15,7 +16,20 @@ Told = Callable[[str, str], None]
 
 def pieces_of(path: Path) -> Iterator[bytes]:
     """A file's bytes. Raises `OSError`."""
-    with path.open("rb", buffering=0) as file:
+    return _pieces(path, 0)
+
+
+def own_pieces_of(path: Path) -> Iterator[bytes]:
+    """A file's bytes, as `pieces_of`, but not those of another that a link there means by now."""
+    return _pieces(path, os.O_NOFOLLOW)
+
+
+def _pieces(path: Path, flags: int) -> Iterator[bytes]:
+    # O_NONBLOCK: what was a file when it was looked at may be a FIFO by now.
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | flags)
+    with os.fdopen(fd, "rb", buffering=0) as file:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise OSError(errno.EINVAL, "it is no file any more")
         while piece := file.read(PIECE_BYTES):
             yield piece
 

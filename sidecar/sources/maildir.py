@@ -18,7 +18,7 @@ from imapclient.imap_utf7 import decode as from_utf7
 
 from sidecar.intake import Found
 from sidecar.line_ends import LineEnds
-from sidecar.sources.files import Told, pieces_of, why_no_file
+from sidecar.sources.files import Told, own_pieces_of, why_no_file
 from sidecar.sources.source import Skipped, Wanted
 
 INBOX = "INBOX"
@@ -31,6 +31,7 @@ _FLAGS = {
     "S": "\\Seen",
     "T": "\\Deleted",
 }
+_LINK = "is a symbolic link: whose Maildir it is may have pointed it at what is not theirs"
 _SECONDS = re.compile(r"(\d{9,11})\.")
 
 
@@ -57,6 +58,9 @@ class MaildirSource:
         ):
             keywords = _keywords(directory)
             for place in _PLACES:
+                if _is_link(directory / place):
+                    yield Skipped(f"maildir:{directory / place}", _LINK)
+                    continue
                 try:
                     names = sorted(entry.name for entry in (directory / place).iterdir())
                 except FileNotFoundError:
@@ -92,13 +96,15 @@ class _File:
         return listed
 
     def pieces(self) -> Iterator[bytes]:
-        return pieces_of(self.path())
+        return own_pieces_of(self.path())
 
 
 def _message(file: _File, folder: str, keywords: dict[str, str], wanted: Wanted) -> Iterator[Found | Skipped]:
     path = file.path()
     origin = f"maildir:{file.directory / file.place / file.name}"
     reason = why_no_file(path)
+    if reason is None and _is_link(path):
+        reason = _LINK
     if reason is not None:
         yield Skipped(origin, reason)
         return
@@ -142,12 +148,20 @@ def _directories(top: Path, told: Told = lambda _path, _why: None) -> Iterator[t
 
 def _below(directory: Path, folder: str, told: Told) -> Iterator[tuple[Path, str]]:
     try:
-        entries = sorted(directory.iterdir())
+        with os.scandir(directory) as listed:  # which tells directories from files without a look at each
+            entries = sorted(
+                Path(one.path)
+                for one in listed
+                if one.is_dir(follow_symlinks=False) or (one.is_symlink() and _is_one(Path(one.path)))
+            )
     except OSError as exc:
         told(str(directory), f"cannot be read: {exc.strerror}")
         return
     for entry in entries:
-        if entry.name in (*_PLACES, "tmp") or not entry.is_dir() or entry.is_symlink():
+        if entry.name in (*_PLACES, "tmp"):
+            continue
+        if _is_link(entry):
+            told(str(entry), _LINK)
             continue
         name = _decoded(entry.name.removeprefix("."))
         if not folder and entry.name.startswith("."):
@@ -165,6 +179,13 @@ def _is_one(directory: Path) -> bool:
         return any((directory / place).is_dir() for place in _PLACES)
     except PermissionError:  # told when it is read
         return directory.name.startswith(".")
+
+
+def _is_link(path: Path) -> bool:
+    try:
+        return path.is_symlink()
+    except PermissionError:  # told when it is read
+        return False
 
 
 def _names(directory: Path) -> list[str]:

@@ -8,6 +8,7 @@ Content-Length is not believed.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from collections.abc import Generator, Iterable, Iterator
@@ -45,6 +46,8 @@ class Stretch:
     line: bytes
     start: int
     stop: int
+    file: tuple[int, int] = (0, 0)
+    """which file it was"""
 
 
 class MboxSource:
@@ -79,12 +82,18 @@ def is_mbox(path: Path) -> bool:
 def stretches(fd: int) -> Iterator[Stretch]:
     """The messages of an mbox, in order. Raises `OSError`."""
     last: tuple[bytes, int] | None = None
+    file = _identity(fd)
     for line, at, stop in _from_lines(fd):
         if last is not None:
-            yield Stretch(*last, stop)
+            yield Stretch(*last, stop, file)
         last = line, at + len(line)
     if last is not None:
-        yield Stretch(*last, _end(fd, last[1]))
+        yield Stretch(*last, _end(fd, last[1]), file)
+
+
+def _identity(fd: int) -> tuple[int, int]:
+    status = os.fstat(fd)
+    return status.st_dev, status.st_ino
 
 
 def unquoted(pieces: Iterable[bytes]) -> Iterator[bytes]:
@@ -97,10 +106,12 @@ def unquoted(pieces: Iterable[bytes]) -> Iterator[bytes]:
         data = _QUOTED.sub(rb"\1", data) if bare else _QUOTED.sub(rb"\1", b"x" + data)[1:]
         line = data.rfind(b"\n") + 1
         begun = _QUOTE_BEGUN.fullmatch(data, line) if line or bare else None
-        held = data[line:] if begun else b""
-        data = data[:line] if begun else data
+        bare = begun is not None or (data.endswith(b"\n") if data else bare)
+        held = b""
+        if begun:  # which `>` goes does not matter: one is kept back, and not a line of a gigabyte of them
+            held = b">" + (begun[1] or b"")
+            data = data[: len(data) - len(held)]
         if data:
-            bare = data.endswith(b"\n")
             yield data
     yield held
 
@@ -141,8 +152,12 @@ def _pieces(path: Path, stretch: Stretch) -> Iterator[bytes]:
 
 
 def _raw(path: Path, stretch: Stretch) -> Iterator[bytes]:
+    """What lies there. Raises `OSError`, also where the file is another by now: mail programs write theirs
+    anew, and from the middle of one message to that of another is no mail."""
     with path.open("rb", buffering=0) as file:
-        file.seek(stretch.start)
+        file.seek(stretch.start - len(stretch.line))
+        if file.read(len(stretch.line)) != stretch.line or _identity(file.fileno()) != stretch.file:
+            raise OSError(errno.ESTALE, "it was changed meanwhile")
         left = stretch.stop - stretch.start
         while left and (piece := file.read(min(PIECE_BYTES, left))):
             left -= len(piece)

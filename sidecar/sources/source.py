@@ -45,8 +45,8 @@ class Wanted:
         return "/".join(part for part in (self.prefix, name) if part)
 
     def at(self, received_us: int) -> bool:
-        """Whether what was received then is wanted."""
-        return self.since_us <= received_us < self.until_us
+        """Whether what was received then is wanted. A clock that was before 1970 is no reason to leave it."""
+        return self.since_us <= max(received_us, 0) < self.until_us
 
 
 class Source(Protocol):

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.cells import cell_len
 
+from sidecar.browse import actions
 from sidecar.browse.app import Browser, Setting
-from sidecar.browse.dialogs import Outcome
+from sidecar.browse.dialogs import Outcome, PutBack
 from sidecar.browse.model import Asked
 from sidecar.select import Selection
 from sidecar.units import Address
@@ -209,6 +212,45 @@ async def test_the_marked_ones_are_put_back(path: Path, mails: list[Delivery]) -
         assert [replay.recipient for replay in store.delivery(mails[11].id).replays] == [
             b"carl@example.org", b"dora@example.org",
         ]  # fmt: skip
+
+
+@pytest.mark.parametrize("typed", ["dora@example.org", "no\\address"])
+async def test_a_yes_is_for_the_mailbox_that_was_asked_for_last(
+    path: Path, mails: list[Delivery], typed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = threading.Event()
+    plan = actions.plan
+
+    def late(*arguments: Any, **how: Any) -> actions.Plan:
+        if how["rcpt"]:
+            gate.wait(10)
+        return plan(*arguments, **how)
+
+    monkeypatch.setattr(actions, "plan", late)
+    sink = LmtpSink()
+    with SinkThread(sink) as server:
+        async with browsing(path, Setting(downstream=Address.parse(server.address))) as (browser, pilot):
+            await pilot.press("r")
+            await until(lambda: "carl@example.org" in screen_text(browser).partition("put back")[2])
+            await pilot.press("o", *typed, "enter", "y", "y")
+            await pilot.pause(0.3)
+            gate.set()
+            if "@" in typed:
+                await until(lambda: "  dora@example.org" in screen_text(browser))
+            await pilot.pause(0.3)
+            assert sink.delivered == []
+            assert isinstance(browser.screen, PutBack)
+
+
+async def test_a_home_of_nobody_is_no_end_of_it(
+    path: Path, mails: list[Delivery], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    async with browsing(path) as (browser, pilot):
+        await pilot.press("e")
+        await pilot.press(*["backspace"] * 20, *"~nobody-here/x", "enter")
+        await until(lambda: "1 messages written to ~nobody-here/x" in screen_text(browser))
+    assert len(list((tmp_path / "~nobody-here/x").iterdir())) == 1
 
 
 async def test_putting_back_may_be_stopped_between_two_messages(path: Path, mails: list[Delivery]) -> None:

@@ -154,6 +154,17 @@ def test_a_header_without_an_end_and_parts_without_number_are_bounded() -> None:
     assert all(len(part.kept) <= KEPT_BYTES for part in scan.parts)
 
 
+@pytest.mark.parametrize(
+    "again", [b"\n--b\n\n", b"\n--b\nContent-Type: multipart/mixed; boundary=c\n\n\n--c--\n"]
+)
+def test_nothing_but_boundaries_take_no_time_to_speak_of(again: bytes) -> None:
+    began = time.monotonic()
+    found = preview([b"Content-Type: multipart/mixed; boundary=b\n\n" + again * (2_000_000 // len(again))])
+    assert time.monotonic() - began < 2
+    assert found
+    assert found.attachments[-1:] == ("and more",)
+
+
 def test_damage_in_the_middle_shows_what_came_before() -> None:
     def pieces() -> Iterator[bytes]:
         yield b"Subject: x\r\n\r\nthe beginning\r\n"

@@ -31,7 +31,8 @@ RULE = re.compile(r"(?m)^#(?=[\[#a-z])|^#$")
 DEPLOY = Path(__file__).parents[2] / "deploy"
 SNIPPETS = ("postfix-lmtp.cf", "postfix-milter.cf", "postfix-both.cf")
 SETTINGS = (*SNIPPETS, "mailkeep.toml", "mailkeep.service", "mailkeep.sysusers.conf", "dovecot-lmtp.conf",
-            "dovecot-restore.conf", "prometheus-scrape.yml", "prometheus-alerts.yml")  # fmt: skip
+            "dovecot-restore.conf", "dovecot-master.conf", "prometheus-scrape.yml",
+            "prometheus-alerts.yml")  # fmt: skip
 
 
 def run(tool: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
@@ -182,6 +183,14 @@ def test_dovecot_reads_the_snippet(tmp_path: Path) -> None:
     assert read.returncode == 0, read.stderr
     assert "protocols = imap lmtp" in read.stdout
     assert "inet_listener mailkeep {\n    address = 127.0.0.1\n    port = 24\n" in read.stdout
+
+
+def test_dovecot_reads_the_master_user(tmp_path: Path) -> None:
+    config = tmp_path / "dovecot.conf"
+    config.write_text(f"protocols = imap\n{code('dovecot-master.conf')}")
+    read = run("doveconf", "-n", "-c", config)
+    assert read.returncode == 0, read.stderr
+    assert "result_success = continue" in read.stdout
 
 
 def test_dovecot_reads_the_listener_without_sieve(tmp_path: Path) -> None:

@@ -32,6 +32,8 @@ from sidecar.drill.restore import Sender, restore
 from sidecar.drill.sample import draw
 from sidecar.drill.sink import Arrived, ScratchServer
 from sidecar.identity import write_identity
+from sidecar.jobs.drill import drill_job
+from sidecar.scheduler.context import JobContext
 from store.ids import DeliveryId
 from store.records import Delivery, Leg
 from store.store import Query, Store
@@ -306,6 +308,26 @@ def test_a_missing_pack(tmp_path: Path) -> None:
     assert len(report.reasons) == 2
 
 
+def test_without_a_scratch_server_nothing_is_proven_and_that_is_on_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "store"
+    filled(path, 1)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "nowhere"))
+    ran = mailkeep("drill", "--store", path, "--no-canary")
+    assert ran.code == 6
+    assert "no scratch server" in ran.lines[-1]
+    assert load_proof(path).failures == 1
+
+
+def test_a_job_that_has_nothing_to_prove_by_counts_as_failed(tmp_path: Path) -> None:
+    config = Config.parse("[lmtp]\n[drill]\nsample = 0\n", "x")
+    with written(tmp_path / "store") as filler:
+        with pytest.raises(ConfigError):
+            drill_job(filler.store, lambda: config)(JobContext({}))
+        assert load_proof(filler.store.path).failures == 1
+
+
 def test_every_leg_and_any_address(tmp_path: Path) -> None:
     addresses = [b"a@x", b'"a b>"@x', "jürgen@x".encode(), b"<odd", b"two\r\nlines", b"", b"x" * 3000 + b"@x"]
     with written(tmp_path / "store") as filler:
@@ -501,6 +523,9 @@ def test_the_record_counts_and_a_damaged_one_is_none(tmp_path: Path) -> None:
     assert record(tmp_path, 6.0, ["a", "b"]) == Proof(
         last_drill=6.0, last_proven=5.0, failures=1, reasons=["a", "b"]
     )
+    record(tmp_path, 4e9, [])
+    assert record(tmp_path, 6.0, ["a"]).last_proven == 6.0  # the clock was ahead
+    (tmp_path / "jobs/drill.json").write_text('{"failures":1}')
     assert record(tmp_path, 7.0, []) == Proof(last_drill=7.0, last_proven=7.0, failures=1)
     assert json.loads((tmp_path / "jobs/drill.json").read_text())["failures"] == 1
     (tmp_path / "jobs/drill.json").write_text("{")

@@ -334,6 +334,19 @@ def test_a_flipped_shard_is_made_anew(tmp_path: Path) -> None:
     assert len(found(path, "number")) == 200
 
 
+@pytest.mark.parametrize("name", ["state.db", "00000001.db"])
+def test_damaged_names_of_tables_are_damage(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "store"
+    with written(path) as fill:
+        put(fill, "one")
+    assert found(path, "one") == ["one"]
+    file = path / DIRECTORY / name
+    data = file.read_bytes()
+    assert data.lower().count(b"create table") > 1
+    file.write_bytes(data.replace(b"CREATE TABLE", b"CRE\xe6TE TABLE"))
+    assert found(path, "one") == ["one"]
+
+
 def test_another_history_is_followed_from_its_beginning(tmp_path: Path) -> None:
     path = tmp_path / "store"
     with written(path) as fill:
@@ -447,6 +460,24 @@ def test_what_was_erased_is_not_found_and_its_words_leave_the_files(tmp_path: Pa
     assert b"xyzzy" not in _bytes_of(path / DIRECTORY)
     assert found(path, "xyzzysecretword") == []
     assert len(found(path, "harmless")) == 20
+
+
+def test_erased_words_leave_also_what_somebody_killed_had_just_put_in(tmp_path: Path) -> None:
+    path = tmp_path / "store"
+    with written(path) as fill:
+        put(fill, "before")
+        fill.store.settle_index()
+        follow(fill.store)
+        victim = put(fill, "victim", "xyzzysecretword")
+        fill.store.settle_index()
+        with IndexWriter.take(path, fill.store.id) or pytest.fail("the lock is held") as index:
+            Follower(fill.store, index).forget()
+            index._fill(1, [Document(victim, Text(body="xyzzysecretword"))])  # and here it is killed
+        assert b"xyzzy" in _bytes_of(path / DIRECTORY)
+        erase(fill.store, [victim], owner="o", reason="r")
+        assert forget_removed(fill.store)
+        assert b"xyzzy" not in _bytes_of(path / DIRECTORY)
+        assert follow(fill.store) == Reached(1, 0, followed=True)
 
 
 def test_erased_by_another_stream_before_it_was_read(tmp_path: Path) -> None:

@@ -124,6 +124,8 @@ HOSTILE = {
     "long words": b"\r\n" + b"a" * 3_000_000,
     "folds": b"Content-Type: text/plain;\r\n" + b"\t\r\n" * 100_000 + b"\r\nx",
     "carriage returns": b"Subject: " + b"\r" * 1_000_000 + b"\r\n\r\nx",
+    "accents": b"Content-Type: text/plain; charset=cp1258\r\n\r\na" + b"\xec\xf2" * 130_000,
+    "voice marks": b"\r\na" + "\uff9e\u0301".encode() * 50_000,
     "surrogates": b"Content-Type: text/plain; charset=utf-16\r\n\r\n\x00\xd8" * 1000,
     "empty": b"",
 }  # fmt: skip
@@ -136,6 +138,10 @@ def test_hostile_mail_takes_no_time_and_raises_nothing(name: str) -> None:
     fold(found.body)
     assert time.process_time() - began < 1.0
     assert len(found.body) <= 4 * MOST_TEXT_BYTES
+
+
+def test_accents_beyond_all_measure_hide_no_word() -> None:
+    assert fold("e\u0301" + "\u0323\u0301" * 1000 + "word Zu\u0308rich").split()[1:] == ["word", "zürich"]
 
 
 def test_noise_raises_nothing() -> None:
