@@ -51,6 +51,7 @@ def open_configured(replica: ReplicaConfig) -> Remote:
         RemoteOptions(
             endpoint=replica.endpoint, region=replica.region, credentials=replica.credentials,
             path_style=replica.path_style, bandwidth_bytes=replica.bandwidth_bytes,
+            checksums=replica.lock_days > 0,
         ),
     )  # fmt: skip
 

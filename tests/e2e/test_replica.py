@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import itertools
 import os
 import shutil
@@ -108,6 +110,16 @@ def test_what_the_network_does_to_a_download(remote: Remote, proxy: FaultProxy) 
     assert remote.get("a") == data
     proxy.truncate = 1
     assert remote.get_range("a", 10, 50_000) == data[10:50_010]
+
+
+def test_checksums_go_with_uploads_where_they_are_wanted(
+    seaweed: Seaweed, proxy: FaultProxy, url: str
+) -> None:
+    remote = Remote.open(url, seaweed.options(proxy.address, checksums=True))
+    assert remote.create("a", b"a" * 1000)
+    assert not remote.create("a", b"a" * 1000)
+    digest = base64.b64encode(hashlib.sha256(b"a" * 1000).digest()).decode()
+    assert proxy.headers["x-amz-checksum-sha256"] == digest
 
 
 def test_a_service_that_lies_is_refused(remote: Remote, proxy: FaultProxy) -> None:
