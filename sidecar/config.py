@@ -422,7 +422,10 @@ class ReplicaConfig:
         "Days for which the bucket must lock what is new; tried at each start; 0 for none.",
     )
     delete: bool = key(
-        default=False, kind=SWITCH, help_text="Remove what no reader needs any more from the replica."
+        default=False,
+        kind=SWITCH,
+        help_text="Remove what no reader needs any more from the replica, after each full round.",
+        reload=True,
     )
 
 

@@ -51,6 +51,7 @@ def open_configured(replica: ReplicaConfig) -> Remote:
         RemoteOptions(
             endpoint=replica.endpoint, region=replica.region, credentials=replica.credentials,
             path_style=replica.path_style, bandwidth_bytes=replica.bandwidth_bytes,
+            checksums=replica.lock_days > 0,
         ),
     )  # fmt: skip
 
@@ -102,6 +103,7 @@ class Replication:
         self._until: float | None = None
         self._told: tuple[str, float] = ("", 0.0)
         self._waiting_s = 0.0
+        self._pruning: threading.Thread | None = None
         self._began = time.monotonic()
         self.failures = 0
         self.last_success = 0.0
@@ -189,7 +191,21 @@ class Replication:
         self._told = ("", 0.0)
         if not shipped.more and not shipper.lag_bytes:
             self.last_success = time.time()
+        if shipped.full and self._replica.delete and not (self._pruning and self._pruning.is_alive()):
+            # It reads many rounds, and new mail must not wait for it.
+            self._pruning = threading.Thread(target=self._prune, name="replica prune", daemon=True)
+            self._pruning.start()
         return shipped.more
+
+    def _prune(self) -> None:
+        from store.replicas.prune import prune
+
+        try:
+            removed = prune(self._remote, self._host) if self._remote else 0
+        except (StoreError, OSError) as exc:  # it costs room, and nothing else
+            log.error("replica: what no reader needs stays: %s", exc)
+        else:
+            log.info("replica %s: %d objects removed that no reader needs", self._replica.url, removed)
 
     def _ready(self) -> Shipper:
         if self._shipper is None:
@@ -203,7 +219,6 @@ class Replication:
             sign: Callable[[str], str] = sign_key(self._key_file).sign if self._key_file else str
             options = ShipOptions(
                 sign=sign,
-                delete=replica.delete,
                 piece_bytes=_piece_bytes(replica.bandwidth_bytes),
                 stop=self._late,
             )

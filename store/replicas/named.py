@@ -1,4 +1,4 @@
-"""Which segments a round may name, and what it lets go of then. Pure.
+"""Which segments a round may name, what it lets go of then, and what is in rounds alone. Pure.
 
 A segment is named when all its packs are there, and what it stands for goes in the same round. Nothing else
 takes anything away: what is lost or damaged here stays there.
@@ -7,10 +7,11 @@ takes anything away: what is lost or damaged here stays there.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 
 from store.layout import FIRST_COMPACTED
 from store.replicas.contents import StreamContents
-from store.replicas.layout import StreamChange
+from store.replicas.layout import Extent, StreamChange
 from store.replicas.local import LocalStream
 from store.segments import SUFFIX
 
@@ -63,3 +64,24 @@ def _end(there: StreamContents, change: StreamChange, pack: int) -> int:
         if extent.offset <= end:
             end = max(end, extent.end)
     return end
+
+
+def stretches(extents: Iterable[Extent]) -> list[tuple[int, int]]:
+    """What of a pack is in rounds and in no piece: from, to. It begins and ends where extents do."""
+    pieces = _joined((e.offset, e.end) for e in extents if not e.inline)
+    return _joined(
+        (e.offset, e.end)
+        for e in extents
+        if e.inline and not any(start <= e.offset and e.end <= end for start, end in pieces)
+    )
+
+
+def _joined(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The same in order, with those that touch made one."""
+    found: list[tuple[int, int]] = []
+    for start, end in sorted(ranges):
+        if found and found[-1][1] >= start:
+            found[-1] = found[-1][0], max(found[-1][1], end)
+        else:
+            found.append((start, end))
+    return found

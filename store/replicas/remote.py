@@ -58,6 +58,7 @@ class RemoteOptions:
     """How to reach a bucket. Without a file of credentials those of the environment are taken
     (AWS_ACCESS_KEY_ID …, or what the machine has at its provider).
 
+    `checksums`: send SHA-256 with each upload, which AWS demands where objects are locked.
     `bandwidth_bytes`: of uploads, a second; 0 for as much as there is. `timeout_s`: for one small request;
     `tries_s`: how long one is tried again.
     """
@@ -66,6 +67,7 @@ class RemoteOptions:
     region: str = ""
     credentials: Path | None = None
     path_style: bool = True
+    checksums: bool = False
     bandwidth_bytes: int = 0
     timeout_s: float = 30.0
     tries_s: float = 20.0
@@ -342,6 +344,8 @@ def _bucket(url: str, bucket: str, prefix: str, options: RemoteOptions) -> Calla
     if options.endpoint:
         host = endpoint.netloc if options.path_style else f"{bucket}.{endpoint.netloc}"
         config["endpoint"] = endpoint._replace(netloc=host).geturl().rstrip("/")
+    if options.checksums:
+        config["checksum_algorithm"] = "SHA256"
     provider: dict[str, Any] = {}
     if options.credentials is not None:
         file = options.credentials

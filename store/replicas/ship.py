@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,8 +37,7 @@ from store.replicas.layout import (
     piece_name,
 )
 from store.replicas.local import Local, LocalStream, slices
-from store.replicas.named import segments_to_name, what_goes
-from store.replicas.prune import prune
+from store.replicas.named import segments_to_name, stretches, what_goes
 from store.replicas.reader import Replica
 from store.replicas.source import Target
 from store.replicas.told import told_of
@@ -70,11 +69,9 @@ class Shipped:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShipOptions:
-    """How to ship. `sign` makes a signed note of a text; `delete`: remove what no reader needs after each
-    full round; `stop` ends a round between two pieces."""
+    """How to ship. `sign` makes a signed note of a text; `stop` ends a round between two pieces."""
 
     sign: Callable[[str], str] = str
-    delete: bool = False
     rounds_between: int = ROUNDS_BETWEEN
     piece_bytes: int = PIECE_BYTES
     pieces_s: float = _PIECES_S
@@ -124,6 +121,8 @@ class Shipper:
         """streams whose segments were compared with what is named since the start"""
         self._listed: dict[str, set[str]] = {}
         """the pieces of a stream that were there when we first had one for it"""
+        self._prepared = False
+        """whether what is in rounds is in pieces, too, for the full round that is due"""
         self._created: set[str] = set()
         """pieces that are there, and that no round names yet"""
         self._sent = self._objects = 0
@@ -159,8 +158,9 @@ class Shipper:
             parts = list(self._missing(local))
         if self._due_full:
             self._put_full()
-        left, unread = self._ship(local, parts)
-        if full or self._is_full_due():
+        due = full or self._is_full_due()
+        left, unread = self._ship(local, parts, prepare=due)
+        if full or (due and self._prepared):
             self._put_full()
         self._note(left + unread, looked)
         return Shipped(
@@ -195,8 +195,11 @@ class Shipper:
                         rest.append(part)
         yield from rest
 
-    def _ship(self, local: dict[str, LocalStream], parts: list[_Part]) -> tuple[list[_Part], list[_Part]]:
-        """One round; what is left of the parts for the next, and what cannot be read."""
+    def _ship(
+        self, local: dict[str, LocalStream], parts: list[_Part], *, prepare: bool
+    ) -> tuple[list[_Part], list[_Part]]:
+        """One round; what is left of the parts for the next, and what cannot be read. `prepare`: for a full
+        one, which then has little to send and keeps new mail waiting no longer than any round."""
         changes: dict[str, StreamChange] = {}
         data: list[bytes] = []
         left: list[_Part] = []
@@ -230,6 +233,8 @@ class Shipper:
             if not (part.new and inline) and (time.monotonic() >= until or self._options.stop()):
                 left += parts[number:]
                 break
+        if prepare:
+            self._prepared = self._to_pieces(changes, until)
         for name, stream in local.items():
             self._name_segments(name, stream, changes.setdefault(name, StreamChange()))
         changes = {name: change for name, change in changes.items() if change}
@@ -318,16 +323,6 @@ class Shipper:
         if round_.full:
             self._due_full = False
             self._listed = {}
-            if self._options.delete:
-                self._prune()
-
-    def _prune(self) -> None:
-        try:
-            removed = prune(self._target, self._host)
-        except StoreError as exc:  # it costs room, and nothing else
-            log.error("replica: what no reader needs stays: %s", exc)
-        else:
-            log.info("replica %s: %d objects removed that no reader needs", self._target.url, removed)
 
     def _pass_over(self, round_: Round, there: bytes, exc: StoreError) -> None:
         """Another object has the round's number: a rival's, or ours, that was damaged on its way. Then a
@@ -356,10 +351,34 @@ class Shipper:
                     change.packs[pack] = self._as_pieces(name, pack, extents)
         self._put(self._next(streams=streams, full=True), [])
 
+    def _to_pieces(self, changes: dict[str, StreamChange], until: float) -> bool:
+        """Let what is in rounds be in pieces as well, for a while; whether a little is left at most."""
+        found = [
+            (name, pack, extents, stretch)
+            for name, stream in self._contents.streams.items()
+            for pack, extents in stream.packs.items()
+            for stretch in stretches(extents)
+        ]
+        left = sum(end - start for _, _, _, (start, end) in found)
+        for name, pack, extents, (start, end) in found:
+            path = pack_path(self._path / "streams" / name, pack)
+            inline = [extent for extent in extents if extent.inline and start <= extent.offset < end]
+            try:
+                if not _is_as_shipped(path, inline):
+                    continue  # the full round reads it from the rounds
+                for extent in self._pieces(name, pack, path, start, end):
+                    changes.setdefault(name, StreamChange()).packs.setdefault(pack, []).append(extent)
+                    left -= extent.length
+                    if time.monotonic() >= until or self._options.stop():
+                        return left <= INLINE_BYTES
+            except OSError as exc:
+                log.debug("%s: %s", path, exc)
+        return True
+
     def _as_pieces(self, name: str, pack: int, extents: list[Extent]) -> list[Extent]:
         """The extents of a pack with what is in rounds made into pieces, read here, else from the rounds."""
         kept = [extent for extent in extents if not extent.inline]
-        for start, end in _stretches(extents, kept):
+        for start, end in stretches(extents):
             inline = [e for e in extents if e.inline and start <= e.offset < end]
             path = pack_path(self._path / "streams" / name, pack)
             try:
@@ -388,15 +407,3 @@ def _is_as_shipped(path: Path, extents: list[Extent]) -> bool:
         for extent in extents
         for _, data in slices(path, extent.offset, extent.end, extent.length)
     )
-
-
-def _stretches(extents: Iterable[Extent], kept: list[Extent]) -> list[tuple[int, int]]:
-    """What is in rounds alone: from, to."""
-    found: list[tuple[int, int]] = []
-    for extent in extents:
-        if extent.inline and not any(k.offset <= extent.offset and extent.end <= k.end for k in kept):
-            if found and found[-1][1] >= extent.offset:
-                found[-1] = found[-1][0], max(found[-1][1], extent.end)
-            else:
-                found.append((extent.offset, extent.end))
-    return found

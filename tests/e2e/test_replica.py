@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import itertools
 import os
 import shutil
@@ -9,6 +11,7 @@ import signal
 import smtplib
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -108,6 +111,27 @@ def test_what_the_network_does_to_a_download(remote: Remote, proxy: FaultProxy) 
     assert remote.get("a") == data
     proxy.truncate = 1
     assert remote.get_range("a", 10, 50_000) == data[10:50_010]
+
+
+def test_checksums_go_with_uploads_where_they_are_wanted(
+    seaweed: Seaweed, proxy: FaultProxy, url: str
+) -> None:
+    remote = Remote.open(url, seaweed.options(proxy.address, checksums=True))
+    assert remote.create("a", b"a" * 1000)
+    assert not remote.create("a", b"a" * 1000)
+    digest = base64.b64encode(hashlib.sha256(b"a" * 1000).digest()).decode()
+    assert proxy.headers["x-amz-checksum-sha256"] == digest
+
+
+def test_a_bucket_that_locks(seaweed: Seaweed) -> None:
+    seaweed.make_locked_bucket("locked", 30)
+    remote = Remote.open("s3://locked/x", seaweed.options(checksums=True))
+    probe(remote, "host", lock_days=30)
+    until = remote.locked_until("probe/host")
+    assert until is not None
+    assert timedelta(days=29) < until - datetime.now(UTC) <= timedelta(days=30)
+    with pytest.raises(UnfitError, match="does not lock what is new for 40 days, but until 20"):
+        probe(remote, "host", lock_days=40)
 
 
 def test_a_service_that_lies_is_refused(remote: Remote, proxy: FaultProxy) -> None:

@@ -367,4 +367,5 @@ def test_timeouts_caps_policy_jobs_and_rules_are_reloadable() -> None:
         ("log", "level"),
         ("replica", "interval"),
         ("replica", "bandwidth"),
+        ("replica", "delete"),
     }

@@ -173,6 +173,25 @@ def test_new_mail_does_not_wait_for_the_first_copy(
     assert reassembled(remote) == local(path)
 
 
+def test_a_full_round_keeps_no_mail_waiting(
+    store: Store, path: Path, remote: Shaky, put: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is in rounds goes into pieces one at a time before it, with the rounds."""
+    monkeypatch.setattr(ship, "INLINE_BYTES", 5_000)
+    shipping = shipper(path, remote, piece_bytes=10_000, pieces_s=0.0, rounds_between=20)
+    while shipping.contents.number < 20:
+        put(shipping.contents.number, 3000)
+        shipping.round()
+    sent = []
+    while len(sent) < 50 and (not sent or not sent[-1].full):
+        put(100 + len(sent), 3000)
+        sent.append(shipping.round())
+    assert 3 < len(sent) < 50
+    assert max(shipped.sent_bytes for shipped in sent) < 30_000
+    assert reassembled(remote) == local(path)
+    assert not any(extent.inline for _, _, extent in shipping.contents.extents())
+
+
 def test_a_first_copy_that_was_killed_goes_on(
     store: Store, path: Path, remote: Shaky, put: Callable[..., bytes]
 ) -> None:
@@ -367,13 +386,14 @@ def test_pieces_that_the_next_round_may_name_are_not_pruned(
     store: Store, path: Path, remote: Shaky, put: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ship, "INLINE_BYTES", 0)
-    shipping = shipper(path, remote, delete=True)
+    shipping = shipper(path, remote)
     put(1)
     shipping.round()
     name = f"packs/host/0000000001/{'0' * 12}-1-{'0' * 64}"
     remote.create(name, b"?")
     for _ in range(3):
         shipping.round(full=True)
+    assert prune(remote, "host") > 0
     assert remote.size(name) == 1
     assert len(list(files(remote).glob("hosts/host/full/*"))) == 2, "older rounds are gone"
     assert prune(remote, "host", keep_us=0) == 1

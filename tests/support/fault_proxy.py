@@ -30,6 +30,8 @@ class FaultProxy:
         self.lies = False
         self.flip_uploads = 0
         self.requests: list[str] = []
+        self.headers: dict[str, str] = {}
+        """of the last upload"""
         self._lock = threading.Lock()
         parts = urlsplit(upstream)
         proxy = self
@@ -80,6 +82,8 @@ class _Handler(BaseHTTPRequestHandler):
         faults = self.faults
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         faults.requests.append(f"{self.command} {self.path}")
+        if self.command == "PUT":
+            faults.headers = dict(self.headers.items())
         time.sleep(faults.delay_s)
         if faults.take("storm"):
             self._answer(503, {}, b"<Error><Code>SlowDown</Code><Message>please</Message></Error>")

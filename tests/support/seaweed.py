@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import json
 import os
 import shutil
@@ -11,6 +13,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -95,6 +98,36 @@ class Seaweed:
         )  # fmt: skip
         self._wait(self.endpoint)
         self._make_bucket()
+
+    def make_locked_bucket(self, name: str, days: int) -> None:
+        """One that locks what is new for so many days."""
+        self._signed("PUT", f"/{name}", "", b"", {"x-amz-bucket-object-lock-enabled": "true"})
+        rule = f"<Mode>GOVERNANCE</Mode><Days>{days}</Days>"
+        body = (
+            '<ObjectLockConfiguration xmlns="http://s3.amazonaws.com/doc/2006-03-01/">'
+            "<ObjectLockEnabled>Enabled</ObjectLockEnabled>"
+            f"<Rule><DefaultRetention>{rule}</DefaultRetention></Rule></ObjectLockConfiguration>"
+        )
+        self._signed("PUT", f"/{name}", "object-lock=", body.encode(), {})
+
+    def _signed(self, method: str, path: str, query: str, body: bytes, more: dict[str, str]) -> None:
+        """A request with a signature of version 4, for what obstore does not ask."""
+        now = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
+        digest = hashlib.sha256(body).hexdigest()
+        headers = {"host": self.endpoint[7:], "x-amz-content-sha256": digest, "x-amz-date": now, **more}
+        names = ";".join(sorted(headers))
+        lines = [f"{name}:{headers[name]}" for name in sorted(headers)]
+        canonical = hashlib.sha256("\n".join([method, path, query, *lines, "", names, digest]).encode())
+        scope = f"{now[:8]}/us-east-1/s3/aws4_request"
+        signing = f"AWS4{SECRET}".encode()
+        for part in (*scope.split("/"), f"AWS4-HMAC-SHA256\n{now}\n{scope}\n{canonical.hexdigest()}"):
+            signing = hmac.new(signing, part.encode(), hashlib.sha256).digest()
+        headers["authorization"] = (
+            f"AWS4-HMAC-SHA256 Credential={KEY}/{scope}, SignedHeaders={names}, Signature={signing.hex()}"
+        )
+        url = self.endpoint + path + (f"?{query.rstrip('=')}" if query else "")
+        request = urllib.request.Request(url, body, headers, method=method)
+        urllib.request.urlopen(request, timeout=10).close()
 
     def kill_volume_server(self, number: int = 0) -> None:
         """SIGKILL."""
