@@ -1,0 +1,60 @@
+"""`check --replica`, `--repair-from` and `restore-store` over a directory, as an operator has them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from store.replicas.remote import Remote
+from store.replicas.ship import Shipper
+from tests.support.mailstore import MESSAGE, mailkeep, written
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    with written(tmp_path / "store") as fill:
+        for n in range(20):
+            fill.put(MESSAGE + b"%d" % n)
+    return tmp_path / "store"
+
+
+@pytest.fixture
+def url(path: Path, tmp_path: Path) -> str:
+    (tmp_path / "copy").mkdir()
+    remote = Remote.open(f"file://{tmp_path}/copy")
+    Shipper(path, remote, "host").round()
+    return remote.url
+
+
+def test_compared_damaged_mended(path: Path, url: str) -> None:
+    ran = mailkeep("check", "--replica", url, "--read-data", "--store", path)
+    assert (ran.code, ran.err) == (0, "")
+    assert "1 hosts" in ran.out
+    assert "nothing wrong" in ran.out
+    pack = next(path.glob("streams/host/*.pack"))
+    whole = pack.read_bytes()
+    pack.write_bytes(whole[:700] + b"x" + whole[701:])
+    ran = mailkeep("check", "--replica", url, "--store", path)
+    assert ran.code == 1
+    assert f"local: {pack}" in ran.out
+    assert "--repair-from" in ran.out
+    *findings, summary = mailkeep("check", "--repair-from", url, "--json", "--store", path).objects
+    assert {finding["kind"] for finding in findings} == {"local"}
+    assert (summary["kind"], summary["mended"]) == ("summary", 1)
+    assert pack.read_bytes() == whole
+    assert mailkeep("check", "--read-data", "--store", path).code == 0
+
+
+def test_no_replica_there(path: Path, tmp_path: Path) -> None:
+    ran = mailkeep("check", "--replica", f"file://{tmp_path}/nowhere", "--store", path)
+    assert ran.code in {50, 51, 52}
+    assert "nowhere" in ran.err
+
+
+def test_the_host_is_gone(url: str, tmp_path: Path) -> None:
+    ran = mailkeep("restore-store", url, tmp_path / "again")
+    assert (ran.code, ran.err) == (0, "")
+    assert "20 deliveries of host" in ran.out
+    assert len(mailkeep("list", "--json", "--store", tmp_path / "again").objects) == 20
+    assert mailkeep("restore-store", url, tmp_path / "again").code != 0
