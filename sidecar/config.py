@@ -596,7 +596,10 @@ def reloadable_changes(old: Config, new: Config) -> tuple[dict[str, Any], list[s
     for name, section in _SECTIONS.items():
         before, after = getattr(old, name), getattr(new, name)
         if before is None or after is None:
-            restart += [name] if before != after else []
+            if before != after and all(field.metadata["reload"] for field in fields(section)):
+                changes[name] = after  # nobody holds it: whoever needs it looks when it does
+            elif before != after:
+                restart.append(name)
             continue
         for field in fields(section):
             value = getattr(after, field.name)

@@ -61,6 +61,8 @@ class Selection:
     message_id: str | None = None
     subject: str | None = None
     leg: str | None = None
+    legs: tuple[str, ...] = ()
+    """any of these; () for all"""
     status: str | None = None
     as_of: str | None = None
     limit: int = 0
@@ -135,6 +137,7 @@ class _Chosen:
         self._store = store
         self._looked = looked
         self._status = selection.status
+        self._legs = selection.legs
         self._filter = exact_filter(store, selection)
         self._as_of_us = moment_us(selection.as_of)
 
@@ -200,6 +203,8 @@ class _Chosen:
                 damaged(delivery, exc)
                 continue
             except NotFoundError:  # removed, or as of then not there yet
+                continue
+            if self._legs and stored.delivery.leg not in self._legs:
                 continue
             if self._filter.matches(stored.delivery) and self._status in (None, status_of(stored)):
                 yield stored

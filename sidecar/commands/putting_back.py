@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import enum
-import gc
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,7 +37,13 @@ ViaOption = Annotated[
     ),
 ]
 FolderOption = Annotated[
-    str, typer.Option("--folder", metavar="NAME", help="Into this folder; made if need be.")
+    str,
+    typer.Option(
+        "--folder",
+        metavar="NAME",
+        help="Into this folder: made if need be by --via imap; by LMTP as a detail of the address, which "
+        "Dovecot follows with lmtp_save_to_detail_mailbox = yes.",
+    ),
 ]
 FlagsOption = Annotated[
     str | None,
@@ -112,6 +117,21 @@ def lmtp_address(text: str | None, config: Path | None) -> Address:
     return lmtp.downstream
 
 
+_SYSTEM_FLAGS = {name.lower(): "\\" + name for name in ("Seen", "Answered", "Flagged", "Deleted", "Draft")}
+"""of RFC 3501 2.3.2; \\Recent is the server's own"""
+
+
+def _flags(text: str) -> tuple[str, ...]:
+    """Flags as IMAP has them; those of the system do without their backslash, too."""
+    flags = []
+    for word in text.replace(",", " ").split():
+        name = word.removeprefix("\\").lower()
+        if word.startswith("\\") and name not in _SYSTEM_FLAGS:
+            raise typer.BadParameter(f"--flags: {word} is none of {' '.join(_SYSTEM_FLAGS.values())}")
+        flags.append(_SYSTEM_FLAGS.get(name, word))
+    return tuple(flags)
+
+
 def request(
     via: Via, *, config: Path | None, downstream: str | None, folder: str, flags: str | None,
     connections: int, rate: float, patience: str, sender: bytes | None = b"", as_of_us: int | None = None,
@@ -137,7 +157,7 @@ def request(
     imap = imap_needed(config, "--via imap") if via is Via.IMAP else imap_of(config)
     return Request(
         address=None if via is Via.IMAP else lmtp_address(downstream, config), imap=imap, sender=sender,
-        folder=folder, flags=None if flags is None else tuple(flags.replace(",", " ").split()),
+        folder=folder, flags=None if flags is None else _flags(flags),
         delimiter=imap.recipient_delimiter if imap is not None else "+", lanes=connections, rate=rate,
         patience_s=patience_s, as_of_us=FOREVER_US if as_of_us is None else as_of_us,
         send_doubtful=send_doubtful,
@@ -155,10 +175,6 @@ def perform(
     from sidecar.bar import Bar
     from sidecar.replay.report import Report
 
-    # A run makes no cycles to be collected, and its threads ask for Python's lock after each system call.
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 50)
-    sys.setswitchinterval(0.001)
     # On a terminal a long run shows its bar, and what went wrong; elsewhere every line.
     lines = not sys.stdout.isatty() or 0 < total <= _FEW
     with Report(json=json, lines=lines, file=file) as report:

@@ -32,6 +32,9 @@ def command(
     connections: putting_back.ConnectionsOption = 4,
     rate: putting_back.RateOption = 0,
     patience: putting_back.PatienceOption = "60s",
+    imported: Annotated[
+        bool, typer.Option("--imported", help="Imported mail as well, which may never have been there.")
+    ] = False,
     yes: options.YesOption = False,
     report: putting_back.ReportOption = None,
     json: options.JsonOption = False,
@@ -58,6 +61,7 @@ def command(
     from sidecar.replay.run import resume
     from sidecar.replay.targets import MAILBOX_LEGS, Whereto, targets
     from sidecar.select import Selection, select
+    from store.records import Leg
 
     if since is None:
         raise typer.BadParameter("say from when on: --since 'yesterday 14:00', --since 7d")
@@ -69,13 +73,26 @@ def command(
     login = imap_user(user.encode(), imap)
     # The index does not know whose an address with a detail is: then the whole interval is looked through.
     selection = Selection(to=None if imap.recipient_delimiter else user, since=since, until=until)
-    whereto = Whereto(wanted=lambda address: imap_user(address, imap) == login, legs=MAILBOX_LEGS)
+    whereto = Whereto(
+        wanted=lambda address: imap_user(address, imap) == login,
+        legs=MAILBOX_LEGS if imported else frozenset({Leg.LMTP}),
+    )
     with options.open_store(config, store, identity) as opened:
-        name = run_name(b"undelete", user.lower(), selection.digest(), how.road_name, how.folder)
+        asked: tuple[str | bytes, ...] = (
+            user.lower(),
+            selection.digest(),
+            how.road_name,
+            how.folder,
+            *["imported"] * imported,
+        )
+        name = run_name(b"undelete", *asked)
         journal = Journal(opened, name, road=how.road_name, owner=getpass.getuser())
         performance = Performance(opened, how, journal)
         found = select(opened, selection, newest_first=False)
         plan = _Plan(performance.presence(strict=True).sift(resume(opened, journal, targets(found, whereto))))
+        if plan.is_empty and not _is_known(opened, user):
+            print(f"mailkeep: nothing was ever captured for {user}: is it spelt so?", file=sys.stderr)
+            raise typer.Exit(putting_back.NONE)
         plan.show(opened, json=json)
         if not plan.missing or not _is_agreed(yes=yes, json=json):
             raise typer.Exit(0 if not plan.failed else putting_back.SOME)
@@ -85,6 +102,15 @@ def command(
             what="undelete",
         )  # fmt: skip
     raise typer.Exit(code)
+
+
+def _is_known(store: Store, user: str) -> bool:
+    """Whether anything was captured for this very address, ever."""
+    from store.rows import Term
+    from store.store import Query
+
+    query = Query(terms=((Term.RECIPIENT, user.encode().lower()),))
+    return next(store.deliveries(query), None) is not None
 
 
 class _Plan:
@@ -107,6 +133,11 @@ class _Plan:
                     self._settled.append(item)
             else:
                 self.failed.append(item)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there was nothing to look for."""
+        return not (self.missing or self.failed or self._there)
 
     def show(self, store: Store, *, json: bool) -> None:
         """Each that is missing, and how many."""

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sidecar.interpreter import loop_factory, spare_the_collector
+from sidecar.interpreter import loop_factory, spare_the_collector, take_turns
 from sidecar.replay.journal import Journal
 from sidecar.replay.lock import BeingDoneError, only_one
 from sidecar.replay.road import Road
@@ -90,6 +90,7 @@ class Performance:
         """Put it back. Ctrl-C and SIGTERM end it in good order; a second one raises `CancelledError`. Raises
         `BeingDoneError`, `ConfigError`, `StoreError`."""
         spare_the_collector()
+        take_turns()
         with (
             only_one(self._store.path, self._journal.selection),
             asyncio.Runner(loop_factory=loop_factory()) as runner,

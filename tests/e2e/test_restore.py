@@ -63,6 +63,9 @@ def test_undelete_puts_back_what_was_deleted_and_nothing_else(
         mailbox.delete(gone)
         assert sum(exact_counts(mailbox, messages).values()) == MAILS - DELETED
 
+    misspelt = run(config, "undelete", "anan@example.org", "--since", "1h")
+    assert (misspelt.returncode, misspelt.stdout) == (4, "")
+    assert "nothing was ever captured for anan@example.org" in misspelt.stderr
     planned = run(config, "undelete", ANNA.decode(), "--since", "1h", "--json", timeout_s=300)
     assert planned.returncode == 0
     assert f"{DELETED} are in no folder" in planned.stderr

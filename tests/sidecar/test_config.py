@@ -309,6 +309,9 @@ def test_what_a_reload_takes_up_and_what_needs_a_restart() -> None:
     }
     assert restart == ["store.path", "lmtp.listen", "milter", "metrics", "log.format"]
     assert reloadable_changes(new, new) == ({}, [])
+    looking = parse("[lmtp]\n[milter]\n[imap]\nmaster_user = 'm'")
+    assert reloadable_changes(old, looking) == ({"imap": looking.imap}, [])
+    assert reloadable_changes(looking, old) == ({"imap": None}, [])
     rules = parse("[lmtp]\n[milter]\n[[retention]]\nkeep = '1y'")
     assert reloadable_changes(old, rules) == ({"retention": rules.retention}, [])
     assert reloadable_changes(rules, old) == ({"retention": ()}, [])
