@@ -18,6 +18,8 @@ def hints(stage: Stage) -> Iterator[str]:
     serve = stage.serve
     yield f"export MAILKEEP_CONFIG={shlex.quote(str(serve.config))}"
     yield f"{_mailkeep()} list        # also: show ID, replay ID, stats, check, --help"
+    if stage.dovecot:
+        yield f"{_mailkeep()} undelete {ANNA} --since 1h    # after you have deleted something; also: audit"
     yield ""
     kind, port = ("SMTP", stage.postfix.port) if stage.postfix else ("LMTP", serve.lmtp_port)
     mail = r"'Subject: Hello\r\n\r\nIt works.\r\n'"

@@ -30,10 +30,13 @@ _HTTP_TIMEOUT_S = 10.0
 class PrivateServe:
     """A service with a store of its own under `directory`; a context manager that starts and stops it.
 
-    downstream: the mailbox server's LMTP address. milter: with the milter front, on a unix socket.
+    downstream: the mailbox server's LMTP address. milter: with the milter front, on a unix socket. imap: the
+    mailbox server's IMAP port with a master user and the password, None where it has none.
     """
 
-    def __init__(self, directory: Path, *, downstream: str, milter: bool) -> None:
+    def __init__(
+        self, directory: Path, *, downstream: str, milter: bool, imap: tuple[int, str, str] | None = None
+    ) -> None:
         self.directory = directory.resolve() / "mailkeep"
         self.store = self.directory / "store"
         self.config = self.directory / "mailkeep.toml"
@@ -42,6 +45,7 @@ class PrivateServe:
         self.metrics_port = free_port()
         self.milter = f"unix:{self.directory}/milter.sock" if milter else ""
         self._downstream = downstream
+        self._imap = imap
         self._process: ServerProcess | None = None
 
     @property
@@ -68,6 +72,9 @@ class PrivateServe:
         self.directory.mkdir(exist_ok=True)
         self.directory.chmod(0o755)  # Postfix's own user walks in to the milter's socket
         self.config.write_text(_toml(self._sections()))
+        if self._imap:
+            self._passwords.touch(mode=0o600)
+            self._passwords.write_text(":".join(self._imap[1:]) + "\n")
         process = ServerProcess(
             [*_COMMAND, "serve", "--config", str(self.config)], output=self.log, environment=os.environ
         )
@@ -115,12 +122,20 @@ class PrivateServe:
         lines = self.output("list", "--json", "--limit", "0").splitlines()
         return [json.loads(line) for line in reversed(lines)]
 
+    @property
+    def _passwords(self) -> Path:
+        return self.directory / "imap-passwords"
+
     def _sections(self) -> dict[str, dict[str, str]]:
         sections = {
             "store": {"path": str(self.store), "stream": "demo", "reserve": "1MiB"},
             "lmtp": {"listen": self.lmtp_address, "downstream": self._downstream},
             "metrics": {"listen": f"{LOOPBACK}:{self.metrics_port}"},
         }
+        if self._imap:
+            port, master, _ = self._imap
+            server = f"{LOOPBACK}:{port}"
+            sections["imap"] = {"server": server, "master_user": master, "passwords": str(self._passwords)}
         if self.milter:
             sections["milter"] = {"listen": self.milter, "socket_mode": "0666"}
         return sections

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
 
-from sidecar.demo.dovecot import PrivateDovecot
+from sidecar.demo.dovecot import MASTER, PrivateDovecot
 from sidecar.demo.embedded import MaildirServer
 from sidecar.demo.mailbox import StoredMail
 from sidecar.demo.mails import DOMAIN, DORA, DORA_QUOTA_BYTES, USERS
@@ -99,7 +99,8 @@ class Stage:
         """`mailkeep serve`; tells what runs now. Raises ServerFailedError."""
         downstream = (self.dovecot or self._embedded).lmtp_address
         milter = not self.no_milter and not self.no_postfix
-        serve = PrivateServe(self.directory, downstream=downstream, milter=milter)
+        imap = (self.dovecot.imap_port, MASTER, self.dovecot.password) if self.dovecot else None
+        serve = PrivateServe(self.directory, downstream=downstream, milter=milter, imap=imap)
         self._serve = self._running.enter_context(serve)
         fronts = f"LMTP on port {serve.lmtp_port}" + (", milter on a unix socket" if milter else "")
         return f"mailkeep serve: {fronts}, metrics on port {serve.metrics_port}"

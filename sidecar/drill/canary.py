@@ -92,7 +92,8 @@ async def fly(store: Store, route: Route, *, refresh: Callable[[], None], step: 
     query = Query(since_us=began_us - _CLOCK_US, terms=((Term.MESSAGE_ID, message_id),))
     while True:
         refresh()
-        found = [stored for stored in store.deliveries(query) if stored.delivery.leg == route.leg]
+        everywhere = list(store.deliveries(query))
+        found = [stored for stored in everywhere if stored.delivery.leg == route.leg]
         arrived = next((stored for stored in found if route.leg != Leg.LMTP or _delivered(stored)), None)
         if arrived is not None:
             break
@@ -100,7 +101,7 @@ async def fly(store: Store, route: Route, *, refresh: Callable[[], None], step: 
         if refused is not None:
             raise CanaryError(f"the canary was captured, but the mailbox server said: {text(refused)}")
         if time.monotonic() - began > route.timeout_s:
-            raise CanaryError(_how_far(route, found))
+            raise CanaryError(_how_far(route, found, offered=len(everywhere) > len(found)))
         await asyncio.sleep(_LOOK_S)
         step()
     seconds = time.monotonic() - began
@@ -123,8 +124,13 @@ def _reply(stored: StoredDelivery) -> bytes:
     return next((outcome.reply for outcome in stored.outcomes.values()), b"")
 
 
-def _how_far(route: Route, found: list[StoredDelivery]) -> str:
+def _how_far(route: Route, found: list[StoredDelivery], *, offered: bool) -> str:
     waited = f"in {route.timeout_s:g} s"
+    if not found and offered:
+        return (
+            f"the canary was taken by {route} and seen by the milter, but did not come through LMTP {waited}:"
+            " the mailbox server is away, or does not know the recipient (Postfix's log says which)"
+        )
     if not found:
         return f"the canary was taken by {route}, but is not in the store {waited}"
     if reply := next(filter(None, map(_reply, found)), b""):

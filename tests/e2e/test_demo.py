@@ -190,6 +190,13 @@ def test_kept_it_can_be_played_with(request: pytest.FixtureRequest, nothing_left
         if "250 anna@example.org" in listed():
             break
     assert "250 anna@example.org" in listed()
+    if not without:
+        gone = subprocess.run(
+            f"{command} undelete anna@example.org --since 1h",
+            shell=True, env={**os.environ, "MAILKEEP_CONFIG": config},
+            capture_output=True, text=True, check=True, timeout=30, stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+        assert "0 are in no folder" in gone.stderr
     demo.process.send_signal(signal.SIGTERM)
     assert demo.end() == 0, demo.output
     assert demo.left() == []
