@@ -53,7 +53,7 @@ fuzz: setup
 
 bench: setup
 	@deploy/setup/packages.sh bench
-	$(VENV)/bin/python -m tests.bench mail store
+	$(VENV)/bin/python -m tests.bench mail store replay find audit
 
 bench-scale: setup
 	$(VENV)/bin/python -m tests.bench scale
