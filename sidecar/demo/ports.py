@@ -18,11 +18,16 @@ _FIRST, _LAST = 20000, 32000
 _POLL_INTERVAL_S = 0.02
 
 
+_given: set[int] = set()
+
+
 def free_port() -> int:
-    """A loopback TCP port that nobody listens on now. Raises OSError when none is found."""
+    """A loopback TCP port that nobody listens on now, never the same twice in one process: who asks for two
+    binds neither before it has both. Raises OSError when none is found."""
     for _ in range(200):
         port = random.randint(_FIRST, _LAST)  # noqa: S311 - a port is no secret
-        if is_free(port):
+        if port not in _given and is_free(port):
+            _given.add(port)
             return port
     raise OSError(f"no free port between {_FIRST} and {_LAST} on {LOOPBACK}")
 

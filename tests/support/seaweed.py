@@ -18,8 +18,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from sidecar.demo.ports import free_port, is_free
 from store.replicas.remote import RemoteOptions
-from tests.support.serving import free_port
 
 KEY, SECRET = "testkey", "testsecret"
 
@@ -55,7 +55,11 @@ class Seaweed:
         return RemoteOptions(endpoint=endpoint or self.endpoint, credentials=self.credentials, **how)
 
     def __enter__(self) -> Self:
-        self.start()
+        try:
+            self.start()
+        except BaseException:
+            self.stop()
+            raise
         return self
 
     def __exit__(
@@ -189,8 +193,8 @@ class Seaweed:
 
 
 def _grpc_too() -> int:
-    """A free port whose partner for gRPC, 10,000 above, is free as well."""
+    """A free port whose partner for gRPC, 10,000 above, is free as well, and no other's port."""
     while True:
         port = free_port()
-        if port < 55_000:
+        if port < 30_000 and is_free(port + 10_000):
             return port
