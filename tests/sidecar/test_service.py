@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from sidecar.demo.ports import wait_until
 from tests.support.serving import COMMAND, Client, Serving, free_port
 
 
@@ -48,7 +49,8 @@ def run(serving: Serving, **environment: str) -> subprocess.CompletedProcess[str
 def test_starts_answers_and_stops_in_order(serving: Serving, signal_number: int) -> None:
     serving.start()
     assert get(serving, "healthz") == (200, "ok\n")
-    assert get(serving, "readyz") == (200, "ready\n")
+    # It listens a moment before it says so.
+    assert wait_until(lambda: get(serving, "readyz") == (200, "ready\n"), timeout_s=10)
     assert "mailkeep_captured_messages_total" in get(serving, "metrics")[1]
     assert serving.process
     serving.process.send_signal(signal_number)
