@@ -125,7 +125,7 @@ def command(
     with options.open_store(config, store, identity) as opened:
         if dry_run:
             _print_interval(since, until, as_of)
-        todo = targets(select(opened, selection, newest_first=False), whereto)
+        todo = targets(select(opened, selection, newest_first=False, legs=whereto.legs), whereto)
         if how is None:
             raise typer.Exit(_print_plan(todo, json=json))
         name = run_name(
