@@ -99,8 +99,9 @@ def select(
     looked: Looked = lambda _id: None,
     legs: Collection[Leg] | None = None,
 ) -> Iterator[StoredDelivery]:
-    """The deliveries meant, in order of time, of all `legs` or of these. One whose record is damaged goes to `damaged` instead. `looked`
-    hears of each that is looked at, whether it is meant or not, and may raise to end the search.
+    """The deliveries meant, in order of time, of all `legs` or of these. One whose record is damaged goes to
+    `damaged` instead. `looked` hears of each that is looked at, whether it is meant or not, and may raise to
+    end the search.
 
     No look at the index stays open while the caller works, however long that takes. Oldest first, what is
     captured after the beginning is left out. Filters do not see what was removed. Raises `ValueError` for a

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from store.store import Store
 from tests.sidecar.test_replay import MESSAGES, SinkThread, ids, lines, run, server
 from tests.store.conftest import put_message
+from tests.support import restoring
 
 __all__ = ["ids", "server"]
 
@@ -21,3 +24,40 @@ def test_the_limit_counts_what_is_put_back(tmp_path: Path, server: SinkThread) -
     assert result.returncode == 0, result.stderr
     assert {mail.message for mail in server.sink.delivered} == {m + b"lmtp" for m in MESSAGES[1:]}
     assert len(lines(run(tmp_path, server, "--all", "--leg", "milter", "--limit", "3", "--json"))) == 3
+
+
+def configure(tmp_path: Path) -> Path:
+    """With servers that nobody is at: whatever would look into a mailbox ends with 40."""
+    (tmp_path / "passwords").write_text("m:x\n")
+    config = tmp_path / "mailkeep.toml"
+    config.write_text(
+        f'[store]\npath = "{tmp_path / "store"}"\n[lmtp]\ndownstream = "127.0.0.1:1"\n'
+        f'[imap]\nserver = "127.0.0.1:1"\nmaster_user = "m"\npasswords = "{tmp_path / "passwords"}"\n'
+    )
+    return config
+
+
+@pytest.mark.parametrize(
+    ("user", "more", "code", "told"),
+    [
+        ("anan@example.org", (), 4, "nothing was ever captured for anan@example.org"),
+        (
+            "anna@example.org",
+            ("--until", "1h"),
+            0,
+            "nothing was delivered to anna@example.org in this interval",
+        ),
+        ("anna@example.org", (), 40, "cannot be reached"),
+        ("dora@example.org", (), 0, "--imported takes what was imported"),
+        ("dora@example.org", ("--imported",), 40, "cannot be reached"),
+    ],
+)
+def test_undelete_says_why_there_is_nothing(
+    tmp_path: Path, user: str, more: tuple[str, ...], code: int, told: str
+) -> None:
+    with Store.open(tmp_path / "store", create=True) as store:
+        store.start_writing("host")
+        put_message(store, MESSAGES[0], to=(b"Anna+lists@example.org",))
+        put_message(store, MESSAGES[1], to=(b"dora@example.org",), leg="import")
+    result = restoring.run(configure(tmp_path), "undelete", user, "--since", "1d", *more)
+    assert (result.returncode, told in result.stderr) == (code, True), result.stderr
