@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from sidecar.replay.perform import Performance, Request
     from sidecar.replay.report import Report
     from sidecar.replay.run import Ended
-    from sidecar.replay.targets import Item, Result
+    from sidecar.replay.targets import Item, Result, Target
     from sidecar.units import Address
 
 _FEW = 20
@@ -38,7 +38,13 @@ ViaOption = Annotated[
     ),
 ]
 FolderOption = Annotated[
-    str, typer.Option("--folder", metavar="NAME", help="Into this folder; made if need be.")
+    str,
+    typer.Option(
+        "--folder",
+        metavar="NAME",
+        help="Into this folder, made if need be. Through LMTP as anna+NAME@: Dovecot needs "
+        "lmtp_save_to_detail_mailbox = yes for that.",
+    ),
 ]
 FlagsOption = Annotated[
     str | None,
@@ -154,6 +160,7 @@ def perform(
 
     from sidecar.bar import Bar
     from sidecar.replay.report import Report
+    from sidecar.replay.targets import Outcome
 
     # A run makes no cycles to be collected, and its threads ask for Python's lock after each system call.
     gc.freeze()
@@ -163,9 +170,12 @@ def perform(
     lines = not sys.stdout.isatty() or 0 < total <= _FEW
     with Report(json=json, lines=lines, file=file) as report:
         with Bar(what, total, quiet=json) as bar:
+            last: list[Target] = []
 
             def tell(result: Result) -> None:
                 bar.advance()
+                if result.outcome is Outcome.RESTORED:
+                    last[:] = [result.target]
                 report.add(result)
 
             try:
@@ -173,6 +183,12 @@ def perform(
             except CancelledError:
                 print("mailkeep: left at once; the same command goes on", file=sys.stderr)
                 return INTERRUPTED
+        if last and not ended.stopped and performance.has_folder_got(last[0]) is False:
+            print(
+                "mailkeep: the LMTP server took it, but nothing of it is in the folder of --folder:\n"
+                "it is in the inbox. Dovecot needs lmtp_save_to_detail_mailbox = yes, or use --via imap",
+                file=sys.stderr,
+            )
         return _finish(ended, report, journal.run, json=json)
 
 
