@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from sidecar.replay.targets import Item
 
 
+_SHOWN = 20
+
+
 class Doubtful(enum.StrEnum):
     """What becomes of messages of which nobody knows whether an earlier part of the run delivered them."""
 
@@ -120,14 +123,16 @@ def command(
         recipient=recipient, wanted=None if to is None else address_test(to), mapping=_mapping(mapping),
         legs=None if ids or leg else MAILBOX_LEGS,
     )  # fmt: skip
+    unused = set(whereto.mapping or ())
     if missing_only:
         putting_back.imap_needed(config, "--missing-only")
     with options.open_store(config, store, identity) as opened:
         if dry_run:
             _print_interval(since, until, as_of)
-        todo = targets(select(opened, selection, newest_first=False, legs=whereto.legs), whereto)
+        found = select(opened, selection, newest_first=False, legs=whereto.legs)
+        todo = targets(found, whereto, unused.discard)
         if how is None:
-            raise typer.Exit(_print_plan(todo, json=json))
+            raise typer.Exit(_print_plan(todo, unused, json=json))
         name = run_name(
             selection.digest(), whereto.recipient or b"", repr(whereto.mapping), how.road_name, folder
         )
@@ -137,11 +142,13 @@ def command(
         if missing_only:
             source = performance.presence().sift(source)
         if dry_run:
-            raise typer.Exit(_print_plan(source, json=json))
+            raise typer.Exit(_print_plan(source, unused, json=json))
         opened.start_writing_beside("operator")
         code = putting_back.perform(
             performance, journal, iter(source), report, json=json, total=len(ids or ()), what="replay"
         )
+        if code != putting_back.INTERRUPTED:
+            _print_unused(unused)
     raise typer.Exit(code)
 
 
@@ -170,7 +177,17 @@ def _address(text: str, option: str) -> bytes:
     return bare
 
 
-def _print_plan(todo: Iterable[Item], *, json: bool) -> int:
+def _print_unused(unused: set[bytes]) -> None:
+    """Lines of --mapping that nothing was found for: most often an address is misspelt."""
+    from sidecar.readable import escaped, text
+
+    for old in sorted(unused)[:_SHOWN]:
+        print(f"mailkeep: --mapping: no mail selected is for {escaped(text(old))}", file=sys.stderr)
+    if len(unused) > _SHOWN:
+        print(f"mailkeep: --mapping: nor for {len(unused) - _SHOWN} others", file=sys.stderr)
+
+
+def _print_plan(todo: Iterable[Item], unused: set[bytes], *, json: bool) -> int:
     """What would be sent; the exit code."""
     from sidecar.present import print_json
     from sidecar.replay.report import print_target, result_line, result_object
@@ -190,4 +207,5 @@ def _print_plan(todo: Iterable[Item], *, json: bool) -> int:
     told = f"; {others} would not" if others else ""
     print(f"mailkeep: {count} would be sent{told}" if count or others else "mailkeep: nothing matches",
           file=sys.stderr)  # fmt: skip
+    _print_unused(unused)
     return 0 if count or others else NONE

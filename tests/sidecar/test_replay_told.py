@@ -61,3 +61,16 @@ def test_undelete_says_why_there_is_nothing(
         put_message(store, MESSAGES[1], to=(b"dora@example.org",), leg="import")
     result = restoring.run(configure(tmp_path), "undelete", user, "--since", "1d", *more)
     assert (result.returncode, told in result.stderr) == (code, True), result.stderr
+
+
+def test_lines_of_a_mapping_without_mail_are_named(
+    tmp_path: Path, server: SinkThread, ids: list[str]
+) -> None:
+    mapping = tmp_path / "mapping"
+    mapping.write_text("Anna@example.org x@new.example\nanan@example.org y@new.example\n")
+    for more in (["--dry-run"], []):
+        result = run(tmp_path, server, "--mapping", str(mapping), *more)
+        assert result.returncode == 0, result.stderr
+        assert result.stderr.count("no mail selected is for") == 1
+        assert "no mail selected is for anan@example.org" in result.stderr
+    assert len(server.sink.delivered) == 5
