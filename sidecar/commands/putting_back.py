@@ -31,6 +31,10 @@ class Via(enum.StrEnum):
     IMAP = "imap"
 
 
+class NoServerError(typer.BadParameter):
+    """No LMTP server is named."""
+
+
 ViaOption = Annotated[
     Via,
     typer.Option(
@@ -112,9 +116,7 @@ def lmtp_address(text: str | None, config: Path | None) -> Address:
         exc.hint = "Name the LMTP server by --downstream, or the configuration by --config."
         raise
     if lmtp is None:
-        raise typer.BadParameter(
-            "the configuration has no [lmtp] downstream: name the server by --downstream"
-        )
+        raise NoServerError("the configuration has no [lmtp] downstream: name the server by --downstream")
     return lmtp.downstream
 
 
@@ -200,7 +202,15 @@ def _finish(ended: Ended, report: Report, run: str, *, json: bool) -> int:
 
     code = _code(ended)
     if json:
-        print_json({"run": run, "exit_code": code, "stopped": ended.gave_up or None, **report.summary()})
+        print_json(
+            {
+                "run": run,
+                "exit_code": code,
+                "stopped": ended.gave_up or None,
+                "complete": ended.saw_all,
+                **report.summary(),
+            }
+        )
     elif ended.targets > 1:
         print("\n".join(report.table()), file=sys.stderr)
     there = report.count(Outcome.THERE)
@@ -208,7 +218,10 @@ def _finish(ended: Ended, report: Report, run: str, *, json: bool) -> int:
     if not ended.targets and not ended.stopped:
         print("mailkeep: nothing matches", file=sys.stderr)
         return code
-    print(f"mailkeep: {ended.back} of {ended.targets} are back{told} (run {run})", file=sys.stderr)
+    of = f"{ended.back} of {ended.targets} are back{told}"
+    if ended.stopped and not ended.saw_all:
+        of = f"{ended.back} are back{told}; the rest was not looked at"
+    print(f"mailkeep: {of} (run {run})", file=sys.stderr)
     if ended.in_doubt:
         print(
             f"mailkeep: {ended.in_doubt} are in doubt: they were on their way when a run or a connection\n"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sidecar.commands import options, putting_back
-from sidecar.commands.putting_back import NONE, Via
+from sidecar.commands.putting_back import NONE, NoServerError, Via
 
 if TYPE_CHECKING:
     from sidecar.replay.targets import Item
@@ -94,6 +94,7 @@ def command(
     130 interrupted; 2 wrong usage or configuration; 17 no such message, or it was erased or has expired;
     40, 41 the mailboxes cannot be looked into; other codes above 10: the store, as the message says.
     """
+    from sidecar.config import ConfigError
     from sidecar.replay.journal import Journal
     from sidecar.replay.perform import Performance, run_name
     from sidecar.replay.run import resume
@@ -110,15 +111,17 @@ def command(
     if rcpt is not None and mapping is not None:
         raise typer.BadParameter("--rcpt and --mapping each say whereto: give one of them")
     recipient = None if rcpt is None else _address(rcpt, "--rcpt")
-    if dry_run and not missing_only:
-        how = None
-    else:
+    try:
         how = putting_back.request(
             via, config=config, downstream=downstream, folder=folder, flags=flags, connections=connections,
             rate=rate, patience=patience, as_of_us=moment_us(as_of),
             sender=None if mail_from == "original" else _address(mail_from, "--mail-from"),
             send_doubtful=doubtful is Doubtful.SEND,
         )  # fmt: skip
+    except (ConfigError, NoServerError):
+        if missing_only or not dry_run:
+            raise
+        how = None  # to tell what is meant no server is needed, only to know what an earlier run did
     whereto = Whereto(
         recipient=recipient, wanted=None if to is None else address_test(to), mapping=_mapping(mapping),
         legs=None if ids or leg else MAILBOX_LEGS,
@@ -191,11 +194,15 @@ def _print_plan(todo: Iterable[Item], unused: set[bytes], *, json: bool) -> int:
     """What would be sent; the exit code."""
     from sidecar.present import print_json
     from sidecar.replay.report import print_target, result_line, result_object
-    from sidecar.replay.targets import Result
+    from sidecar.replay.targets import Outcome, Result
 
-    count = others = 0
+    count = others = back = 0
     for item in todo:
-        if isinstance(item, Result):
+        if isinstance(item, Result) and item.outcome is Outcome.EARLIER:
+            back += 1
+            if json:
+                print_json(result_object(item))
+        elif isinstance(item, Result):
             others += 1
             if json:
                 print_json(result_object(item))
@@ -205,7 +212,8 @@ def _print_plan(todo: Iterable[Item], unused: set[bytes], *, json: bool) -> int:
             count += 1
             print_target(item, json=json)
     told = f"; {others} would not" if others else ""
-    print(f"mailkeep: {count} would be sent{told}" if count or others else "mailkeep: nothing matches",
-          file=sys.stderr)  # fmt: skip
+    told += f"; {back} are back already, by this run that was begun before" if back else ""
+    any_ = count or others or back
+    print(f"mailkeep: {count} would be sent{told}" if any_ else "mailkeep: nothing matches", file=sys.stderr)
     _print_unused(unused)
-    return 0 if count or others else NONE
+    return 0 if any_ else NONE

@@ -102,6 +102,8 @@ class Ended:
     in_doubt: int = 0
     gave_up: str = ""
     stopped: bool = False
+    saw_all: bool = False
+    """whether everything selected was looked at; else there may be more than `targets`"""
 
     @property
     def complete(self) -> bool:
@@ -247,9 +249,11 @@ class Run:
         if self.stopped:
             return []
         try:
-            return list(islice(source, number))
+            items = list(islice(source, number))
         except StoppedError:
             return []
+        self.ended.saw_all = self.ended.saw_all or len(items) < number
+        return items
 
     def _to_send(self, item: Item) -> Target | None:
         """What is left to do for it."""
