@@ -196,6 +196,7 @@ def perform(
 
 def _finish(ended: Ended, report: Report, run: str, *, json: bool) -> int:
     """Say how it ended; the exit code."""
+    from sidecar.live.mailbox import LiveError, LoginError
     from sidecar.present import print_json
     from sidecar.readable import escaped
     from sidecar.replay.targets import Outcome
@@ -231,6 +232,10 @@ def _finish(ended: Ended, report: Report, run: str, *, json: bool) -> int:
         )
     if ended.gave_up:
         print(f"mailkeep: gave up: {escaped(ended.gave_up)}", file=sys.stderr)
+    if code == LoginError.exit_code:
+        print(f"mailkeep: {LoginError.hint}", file=sys.stderr)
+    elif code == LiveError.exit_code:
+        print("mailkeep: the mailboxes cannot be reached: look at [imap] server and tls", file=sys.stderr)
     if ended.stopped:
         print("mailkeep: stopped; the same command goes on with what is missing", file=sys.stderr)
     elif code not in (0, NONE) or ended.gave_up:
@@ -245,4 +250,6 @@ def _code(ended: Ended) -> int:
         return 0
     if ended.in_doubt:
         return DOUBT
+    if ended.codes and 0 not in ended.codes:  # as `audit`: who cannot be reached comes first
+        return min(ended.codes)
     return SOME if ended.back else NONE

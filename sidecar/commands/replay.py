@@ -92,7 +92,8 @@ def command(
     Example: mailkeep replay --all --via imap --connections 8 --report restored.jsonl
     Exit codes: 0 all are back, 3 some are, 4 none is (or nothing was selected), 6 some are in doubt;
     130 interrupted; 2 wrong usage or configuration; 17 no such message, or it was erased or has expired;
-    40, 41 the mailboxes cannot be looked into; other codes above 10: the store, as the message says.
+    40, 41 what is not back is so because mailboxes cannot be reached, or the login is refused;
+    other codes above 10: the store, as the message says.
     """
     from sidecar.config import ConfigError
     from sidecar.replay.journal import Journal

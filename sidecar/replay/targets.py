@@ -46,7 +46,8 @@ BACK = frozenset({Outcome.RESTORED, Outcome.EARLIER, Outcome.THERE})
 @dataclass(frozen=True, slots=True)
 class Result:
     """What became of a target: the server's reply, or `why` there is none. `how` and `folder`: what one that
-    is already there was recognised by ("content" or "headers"), and where."""
+    is already there was recognised by ("content" or "headers"), and where. `code`: the exit code of the
+    `LiveError`, where the mailbox could not be got at."""
 
     target: Target
     outcome: Outcome
@@ -54,6 +55,7 @@ class Result:
     why: str = ""
     how: str = ""
     folder: str = ""
+    code: int = 0
 
     @property
     def is_back(self) -> bool:

@@ -169,8 +169,12 @@ def test_full_mailbox_and_wrong_password(start_dovecot: StartDovecot, tmp_path: 
         assert "Quota exceeded" in result.stderr, "the reply stands in the table"
     configure(tmp_path, dovecot, password="wrong")
     result = run(config, "replay", "--all", "--via", "imap", "--again", "--connections", "1")
-    assert result.returncode == 4
+    assert result.returncode == 41
     assert "refuses the login" in result.stdout
+    assert "Look at [imap]" in result.stderr
+    result = run(config, "replay", "--all", "--missing-only", "--again")
+    assert result.returncode == 41
+    assert "Look at [imap]" in result.stderr
     result = run(config, "undelete", user, "--since", "1h")
     assert result.returncode == 41
     with live(dovecot) as mailbox:

@@ -74,3 +74,10 @@ def test_lines_of_a_mapping_without_mail_are_named(
         assert result.stderr.count("no mail selected is for") == 1
         assert "no mail selected is for anan@example.org" in result.stderr
     assert len(server.sink.delivered) == 5
+
+
+@pytest.mark.parametrize("how", [["--via", "imap"], ["--missing-only"]])
+def test_mailboxes_that_cannot_be_reached(tmp_path: Path, ids: list[str], how: list[str]) -> None:
+    result = restoring.run(configure(tmp_path), "replay", "--all", "--patience", "0s", *how)
+    assert result.returncode == 40, result.stderr
+    assert "look at [imap]" in result.stderr
