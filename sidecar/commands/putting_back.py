@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from sidecar.units import Address
 
 _FEW = 20
+_SYSTEM_FLAGS = {name.lower(): f"\\{name}" for name in ("Seen", "Answered", "Flagged", "Deleted", "Draft")}
 SOME, NONE, DOUBT, INTERRUPTED = 3, 4, 6, 130
 
 
@@ -52,7 +53,9 @@ FolderOption = Annotated[
 ]
 FlagsOption = Annotated[
     str | None,
-    typer.Option("--flags", metavar="FLAGS", help=r"With --via imap: flags to set, such as '\Seen'."),
+    typer.Option(
+        "--flags", metavar="FLAGS", help="With --via imap: flags to set, such as Seen, and keywords."
+    ),
 ]
 DownstreamOption = Annotated[
     str | None,
@@ -145,11 +148,26 @@ def request(
     imap = imap_needed(config, "--via imap") if via is Via.IMAP else imap_of(config)
     return Request(
         address=None if via is Via.IMAP else lmtp_address(downstream, config), imap=imap, sender=sender,
-        folder=folder, flags=None if flags is None else tuple(flags.replace(",", " ").split()),
+        folder=folder, flags=None if flags is None else _flags(flags),
         delimiter=imap.recipient_delimiter if imap is not None else "+", lanes=connections, rate=rate,
         patience_s=patience_s, as_of_us=FOREVER_US if as_of_us is None else as_of_us,
         send_doubtful=send_doubtful,
     )  # fmt: skip
+
+
+def _flags(text: str) -> tuple[str, ...]:
+    """The flags of --flags: system flags with or without their backslash, in any case, and keywords. Raises
+    `BadParameter` for what no server takes (RFC 9051 2.3.2)."""
+    import re
+
+    flags = []
+    for word in text.replace(",", " ").split():
+        system = _SYSTEM_FLAGS.get(word.removeprefix("\\").lower())
+        if system is None and not re.fullmatch(r"[!#$&'+,./:;<=>?@A-Z^_`a-z|}~0-9-]+", word):
+            known = ", ".join(_SYSTEM_FLAGS.values())
+            raise typer.BadParameter(f"--flags: {word} is none of {known}, and no keyword")
+        flags.append(system or word)
+    return tuple(flags)
 
 
 def perform(

@@ -57,7 +57,7 @@ class Report:
     nothing of each message."""
 
     def __init__(self, *, json: bool, lines: bool = True, file: Path | None = None) -> None:
-        """Raises `OSError` when the file cannot be written."""
+        """Raises `FileExistsError`, and `OSError` when the file cannot be written."""
         self.mailboxes: dict[str, Mailbox] = {}
         self._json = json
         self._lines = lines

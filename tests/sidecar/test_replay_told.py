@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import typer
 
+from sidecar.commands import putting_back
 from store.store import Store
 from tests.sidecar.test_replay import MESSAGES, SinkThread, ids, lines, run, server
 from tests.store.conftest import put_message
@@ -81,3 +83,18 @@ def test_mailboxes_that_cannot_be_reached(tmp_path: Path, ids: list[str], how: l
     result = restoring.run(configure(tmp_path), "replay", "--all", "--patience", "0s", *how)
     assert result.returncode == 40, result.stderr
     assert "look at [imap]" in result.stderr
+
+
+def test_system_flags_need_no_backslash(tmp_path: Path) -> None:
+    config = configure(tmp_path)
+
+    def flags(text: str) -> tuple[str, ...] | None:
+        return putting_back.request(
+            putting_back.Via.IMAP, config=config, downstream=None, folder="", flags=text, connections=1,
+            rate=0, patience="1s",
+        ).flags  # fmt: skip
+
+    assert flags("Seen, \\flagged,$Forwarded Later") == ("\\Seen", "\\Flagged", "$Forwarded", "Later")
+    for text in ("\\Sene", "\\Recent", "Seen (x)", "\\*"):
+        with pytest.raises(typer.BadParameter, match=r"is none of \\Seen"):
+            flags(text)
