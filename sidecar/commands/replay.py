@@ -98,6 +98,7 @@ def command(
     from sidecar.config import ConfigError
     from sidecar.replay.journal import Journal
     from sidecar.replay.perform import Performance, run_name
+    from sidecar.replay.report import check_file
     from sidecar.replay.run import resume
     from sidecar.replay.targets import MAILBOX_LEGS, Whereto, targets
     from sidecar.select import Selection, moment_us, select
@@ -130,6 +131,8 @@ def command(
     unused = set(whereto.mapping or ())
     if missing_only:
         putting_back.imap_needed(config, "--missing-only")
+    if report is not None:
+        check_file(report)
     with options.open_store(config, store, identity) as opened:
         if dry_run:
             _print_interval(since, until, as_of)

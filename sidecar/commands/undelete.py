@@ -61,6 +61,7 @@ def command(
     from sidecar.live.users import imap_user
     from sidecar.replay.journal import Journal
     from sidecar.replay.perform import Performance, run_name
+    from sidecar.replay.report import check_file
     from sidecar.replay.run import resume
     from sidecar.replay.targets import MAILBOX_LEGS, Whereto, targets
     from sidecar.select import Selection, select
@@ -78,6 +79,8 @@ def command(
     selection = Selection(to=None if imap.recipient_delimiter else user, since=since, until=until)
     legs = MAILBOX_LEGS if imported else frozenset({Leg.LMTP})
     whereto = Whereto(wanted=lambda address: imap_user(address, imap) == login, legs=legs)
+    if report is not None:
+        check_file(report)
     with options.open_store(config, store, identity) as opened:
         asked = b"imported" if imported else b""
         name = run_name(b"undelete", user.lower(), selection.digest(), how.road_name, how.folder, asked)

@@ -98,3 +98,19 @@ def test_system_flags_need_no_backslash(tmp_path: Path) -> None:
     for text in ("\\Sene", "\\Recent", "Seen (x)", "\\*"):
         with pytest.raises(typer.BadParameter, match=r"is none of \\Seen"):
             flags(text)
+
+
+def test_a_report_writes_over_nothing_but_a_report(
+    tmp_path: Path, server: SinkThread, ids: list[str]
+) -> None:
+    file = tmp_path / "file"
+    for text in ("a letter\n", '{"to": 1}\n', "[]"):
+        file.write_text(text)
+        result = run(tmp_path, server, ids[0], "--report", str(file))
+        assert (result.returncode, "is no report" in result.stderr) == (2, True), result.stderr
+        assert file.read_text() == text
+    assert not server.sink.delivered
+    file.write_text("")
+    for _ in range(2):
+        assert run(tmp_path, server, ids[1], "--report", str(file)).returncode == 0
+        assert len(file.read_text().splitlines()) == 2
