@@ -16,6 +16,7 @@ from sidecar.commands.putting_back import NONE, NoServerError, Via
 
 if TYPE_CHECKING:
     from sidecar.replay.targets import Item
+    from store.store import Store
 
 
 _SHOWN = 20
@@ -136,6 +137,8 @@ def command(
     with options.open_store(config, store, identity) as opened:
         if dry_run:
             _print_interval(since, until, as_of)
+        if leg is None:
+            _print_submitted(opened, selection.ids)
         found = select(opened, selection, newest_first=False, legs=whereto.legs)
         todo = targets(found, whereto, unused.discard)
         if how is None:
@@ -173,6 +176,28 @@ def _print_interval(since: str | None, until: str | None, as_of: str | None) -> 
     for word, text in (("since", since), ("until", until), ("as of", as_of)):
         if text is not None:
             print(f"mailkeep: {word} {iso_time(parse_time(text, now_us()))}", file=sys.stderr)
+
+
+def _print_submitted(store: Store, ids: tuple[str, ...]) -> None:
+    """Ids that are mail as it was submitted: what went to a mailbox is another delivery, and may differ."""
+    from contextlib import suppress
+
+    from sidecar.present import short_id
+    from sidecar.select import legs_of
+    from store.errors import StoreError
+    from store.records import Leg
+
+    for prefix in ids:
+        with suppress(StoreError):  # the selection itself tells of it
+            stored = store.delivery(store.resolve(prefix))
+            if stored.delivery.leg != Leg.MILTER:
+                continue
+            delivered = ", ".join(short_id(one.delivery.id) for one in legs_of(store, stored).delivered)
+            told = f"as delivered: {delivered}" if delivered else "no delivery of it is known"
+            print(
+                f"mailkeep: {short_id(stored.delivery.id)} is the mail as it was submitted; {told}",
+                file=sys.stderr,
+            )
 
 
 def _address(text: str, option: str) -> bytes:

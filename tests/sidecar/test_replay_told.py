@@ -114,3 +114,18 @@ def test_a_report_writes_over_nothing_but_a_report(
     for _ in range(2):
         assert run(tmp_path, server, ids[1], "--report", str(file)).returncode == 0
         assert len(file.read_text().splitlines()) == 2
+
+
+def test_the_id_of_submitted_mail_is_told(tmp_path: Path, server: SinkThread) -> None:
+    with Store.open(tmp_path / "store", create=True) as store:
+        store.start_writing("host")
+        submitted = put_message(store, MESSAGES[0], leg="milter", queue_id=b"4Qx").id.hex()
+        alone = put_message(store, MESSAGES[1], leg="milter", queue_id=b"4Qy").id.hex()
+        delivered = put_message(store, b"Received: x\r\n" + MESSAGES[0], queue_id=b"4Qx").id.hex()
+    result = run(tmp_path, server, submitted, alone, delivered)
+    assert result.returncode == 0, result.stderr
+    told = [line for line in result.stderr.splitlines() if "as it was submitted" in line]
+    assert len(told) == 2
+    assert told[0].startswith(f"mailkeep: {submitted[:10]} ")
+    assert told[0].endswith(f"as delivered: {delivered[:10]}")
+    assert "no delivery of it is known" in told[1]
