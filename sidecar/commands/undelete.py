@@ -82,8 +82,8 @@ def command(
     if report is not None:
         check_file(report)
     with options.open_store(config, store, identity) as opened:
-        asked = b"imported" if imported else b""
-        name = run_name(b"undelete", user.lower(), selection.digest(), how.road_name, how.folder, asked)
+        asked = (b"imported",) if imported else ()
+        name = run_name(b"undelete", user.lower(), selection.digest(), how.road_name, how.folder, *asked)
         journal = Journal(opened, name, road=how.road_name, owner=getpass.getuser())
         performance = Performance(opened, how, journal)
         found = select(opened, selection, newest_first=False, legs=legs)
