@@ -20,12 +20,16 @@ from typing import BinaryIO
 
 from store.errors import DamagedError, NotFoundError
 from store.files import sync_directory
-from store.records import Delivery
+from store.records import Delivery, Leg
 from store.store import Store, StoredDelivery
 
 _FROM_LINE = re.compile(rb"(\n>*)(?=From )")
 _FROM_START = re.compile(rb">*From ")
 _FROM_BEGUN = re.compile(rb">*(F|Fr|Fro|From)?")
+
+_LETTERS = {
+    "\\draft": "D", "\\flagged": "F", "$forwarded": "P", "\\answered": "R", "\\seen": "S", "\\deleted": "T",
+}  # fmt: skip
 
 
 class Format(enum.StrEnum):
@@ -94,12 +98,17 @@ def _opened(format_: Format, output: Path, *, crlf: bool) -> Iterator[_Put]:
     for folder in folders:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     if maildir:
-        tmp, new, _ = folders
+        tmp, new, cur = folders
         host = re.sub(r"[/:\s]", "_", socket.gethostname())
-        yield lambda delivery, pieces: _write_file(
-            tmp, new / _maildir_name(delivery, host), delivery, pieces if crlf else with_lf(pieces)
-        )
+
+        def put(delivery: Delivery, pieces: Iterator[bytes]) -> None:
+            name, letters = _maildir_name(delivery, host), _letters(delivery)
+            final = cur / f"{name}:2,{letters}" if letters else new / name
+            _write_file(tmp, final, delivery, pieces if crlf else with_lf(pieces))
+
+        yield put
         sync_directory(new)
+        sync_directory(cur)
     else:
         yield lambda delivery, pieces: _write_file(output, output / eml_name(delivery), delivery, pieces)
         sync_directory(output)
@@ -114,6 +123,15 @@ def _maildir_name(delivery: Delivery, host: str) -> str:
     # Unique by the delivery, and the same again: a message is not put twice into a folder nobody has read.
     seconds, microseconds = divmod(delivery.time_us, 1_000_000)
     return f"{seconds}.M{microseconds:06}Q{delivery.id.hex()}.{host}"
+
+
+def _letters(delivery: Delivery) -> str:
+    """The flags that an import kept, as a Maildir has them; keywords need a list that each server has its own
+    way of, and stay behind."""
+    if delivery.leg != Leg.IMPORT:
+        return ""
+    flags = delivery.attributes.get("flags", b"").decode("utf-8", "replace").lower().split()
+    return "".join(sorted({letter for flag, letter in _LETTERS.items() if flag in flags}))
 
 
 def _moment(delivery: Delivery) -> datetime:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import heapq
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
@@ -99,9 +99,11 @@ def select(
     newest_first: bool = True,
     damaged: Damaged = _log_damage,
     looked: Looked = lambda _id: None,
+    legs: Collection[Leg] | None = None,
 ) -> Iterator[StoredDelivery]:
-    """The deliveries meant, in order of time. One whose record is damaged goes to `damaged` instead. `looked`
-    hears of each that is looked at, whether it is meant or not, and may raise to end the search.
+    """The deliveries meant, in order of time, of all `legs` or of these. One whose record is damaged goes to
+    `damaged` instead. `looked` hears of each that is looked at, whether it is meant or not, and may raise to
+    end the search.
 
     No look at the index stays open while the caller works, however long that takes. Oldest first, what is
     captured after the beginning is left out. Filters do not see what was removed. Raises `ValueError` for a
@@ -109,7 +111,7 @@ def select(
     and `StoreError` when the store fails.
     """
     store.require_identity()
-    chosen = _Chosen(store, selection, looked)
+    chosen = _Chosen(store, selection, looked, legs)
     if newest_first:
         yield from islice(chosen.load(chosen.ids(newest_first=True), damaged), selection.limit or None)
     elif selection.limit:
@@ -133,9 +135,13 @@ def matching(
 class _Chosen:
     """A selection made ready for one store and one moment."""
 
-    def __init__(self, store: Store, selection: Selection, looked: Looked = lambda _id: None) -> None:
+    def __init__(
+        self, store: Store, selection: Selection, looked: Looked = lambda _id: None,
+        legs: Collection[Leg] | None = None,
+    ) -> None:  # fmt: skip
         self._store = store
         self._looked = looked
+        self._legs = legs
         self._status = selection.status
         self._legs = selection.legs
         self._filter = exact_filter(store, selection)
@@ -204,7 +210,7 @@ class _Chosen:
                 continue
             except NotFoundError:  # removed, or as of then not there yet
                 continue
-            if self._legs and stored.delivery.leg not in self._legs:
+            if self._legs is not None and stored.delivery.leg not in self._legs:
                 continue
             if self._filter.matches(stored.delivery) and self._status in (None, status_of(stored)):
                 yield stored

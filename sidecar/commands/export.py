@@ -47,7 +47,8 @@ def command(
     An .eml file has the exact bytes that were captured. A Maildir and an mbox want lines
     ended by LF, so CRLF becomes LF there (--crlf keeps it in a Maildir); the mbox is mboxrd:
     lines that begin with any number of > and "From " get one > more. Existing files are
-    never overwritten. The oldest comes first; --limit N takes the newest N. Filters take what
+    never overwritten. In a Maildir imported mail keeps its flags (then it is in cur/), and all is in one
+    folder. The oldest comes first; --limit N takes the newest N. Filters take what
     went to mailboxes; --leg milter takes mail as it was submitted.
 
     \b

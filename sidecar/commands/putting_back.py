@@ -16,10 +16,11 @@ if TYPE_CHECKING:
     from sidecar.replay.perform import Performance, Request
     from sidecar.replay.report import Report
     from sidecar.replay.run import Ended
-    from sidecar.replay.targets import Item, Result
+    from sidecar.replay.targets import Item, Result, Target
     from sidecar.units import Address
 
 _FEW = 20
+_SYSTEM_FLAGS = {name.lower(): f"\\{name}" for name in ("Seen", "Answered", "Flagged", "Deleted", "Draft")}
 SOME, NONE, DOUBT, INTERRUPTED = 3, 4, 6, 130
 
 
@@ -28,6 +29,10 @@ class Via(enum.StrEnum):
 
     LMTP = "lmtp"
     IMAP = "imap"
+
+
+class NoServerError(typer.BadParameter):
+    """No LMTP server is named."""
 
 
 ViaOption = Annotated[
@@ -41,13 +46,15 @@ FolderOption = Annotated[
     typer.Option(
         "--folder",
         metavar="NAME",
-        help="Into this folder: made if need be by --via imap; by LMTP as a detail of the address, which "
-        "Dovecot follows with lmtp_save_to_detail_mailbox = yes.",
+        help="Into this folder, made if need be. Through LMTP as anna+NAME@: Dovecot needs "
+        "lmtp_save_to_detail_mailbox = yes for that.",
     ),
 ]
 FlagsOption = Annotated[
     str | None,
-    typer.Option("--flags", metavar="FLAGS", help=r"With --via imap: flags to set, such as '\Seen'."),
+    typer.Option(
+        "--flags", metavar="FLAGS", help="With --via imap: flags to set, such as Seen, and keywords."
+    ),
 ]
 DownstreamOption = Annotated[
     str | None,
@@ -111,9 +118,7 @@ def lmtp_address(text: str | None, config: Path | None) -> Address:
         exc.hint = "Name the LMTP server by --downstream, or the configuration by --config."
         raise
     if lmtp is None:
-        raise typer.BadParameter(
-            "the configuration has no [lmtp] downstream: name the server by --downstream"
-        )
+        raise NoServerError("the configuration has no [lmtp] downstream: name the server by --downstream")
     return lmtp.downstream
 
 
@@ -164,6 +169,21 @@ def request(
     )  # fmt: skip
 
 
+def _flags(text: str) -> tuple[str, ...]:
+    """The flags of --flags: system flags with or without their backslash, in any case, and keywords. Raises
+    `BadParameter` for what no server takes (RFC 9051 2.3.2)."""
+    import re
+
+    flags = []
+    for word in text.replace(",", " ").split():
+        system = _SYSTEM_FLAGS.get(word.removeprefix("\\").lower())
+        if system is None and not re.fullmatch(r"[!#$&'+,./:;<=>?@A-Z^_`a-z|}~0-9-]+", word):
+            known = ", ".join(_SYSTEM_FLAGS.values())
+            raise typer.BadParameter(f"--flags: {word} is none of {known}, and no keyword")
+        flags.append(system or word)
+    return tuple(flags)
+
+
 def perform(
     performance: Performance, journal: Journal, source: Iterator[Item], file: Path | None, *, json: bool,
     total: int, what: str,
@@ -174,14 +194,18 @@ def perform(
 
     from sidecar.bar import Bar
     from sidecar.replay.report import Report
+    from sidecar.replay.targets import Outcome
 
     # On a terminal a long run shows its bar, and what went wrong; elsewhere every line.
     lines = not sys.stdout.isatty() or 0 < total <= _FEW
     with Report(json=json, lines=lines, file=file) as report:
         with Bar(what, total, quiet=json) as bar:
+            last: list[Target] = []
 
             def tell(result: Result) -> None:
                 bar.advance()
+                if result.outcome is Outcome.RESTORED:
+                    last[:] = [result.target]
                 report.add(result)
 
             try:
@@ -189,18 +213,33 @@ def perform(
             except CancelledError:
                 print("mailkeep: left at once; the same command goes on", file=sys.stderr)
                 return INTERRUPTED
+        if last and not ended.stopped and performance.has_folder_got(last[0]) is False:
+            print(
+                "mailkeep: the LMTP server took it, but nothing of it is in the folder of --folder:\n"
+                "it is in the inbox. Dovecot needs lmtp_save_to_detail_mailbox = yes, or use --via imap",
+                file=sys.stderr,
+            )
         return _finish(ended, report, journal.run, json=json)
 
 
 def _finish(ended: Ended, report: Report, run: str, *, json: bool) -> int:
     """Say how it ended; the exit code."""
+    from sidecar.live.mailbox import LiveError, LoginError
     from sidecar.present import print_json
     from sidecar.readable import escaped
     from sidecar.replay.targets import Outcome
 
     code = _code(ended)
     if json:
-        print_json({"run": run, "exit_code": code, "stopped": ended.gave_up or None, **report.summary()})
+        print_json(
+            {
+                "run": run,
+                "exit_code": code,
+                "stopped": ended.gave_up or None,
+                "complete": ended.saw_all,
+                **report.summary(),
+            }
+        )
     elif ended.targets > 1:
         print("\n".join(report.table()), file=sys.stderr)
     there = report.count(Outcome.THERE)
@@ -208,7 +247,10 @@ def _finish(ended: Ended, report: Report, run: str, *, json: bool) -> int:
     if not ended.targets and not ended.stopped:
         print("mailkeep: nothing matches", file=sys.stderr)
         return code
-    print(f"mailkeep: {ended.back} of {ended.targets} are back{told} (run {run})", file=sys.stderr)
+    of = f"{ended.back} of {ended.targets} are back{told}"
+    if ended.stopped and not ended.saw_all:
+        of = f"{ended.back} are back{told}; the rest was not looked at"
+    print(f"mailkeep: {of} (run {run})", file=sys.stderr)
     if ended.in_doubt:
         print(
             f"mailkeep: {ended.in_doubt} are in doubt: they were on their way when a run or a connection\n"
@@ -218,6 +260,10 @@ def _finish(ended: Ended, report: Report, run: str, *, json: bool) -> int:
         )
     if ended.gave_up:
         print(f"mailkeep: gave up: {escaped(ended.gave_up)}", file=sys.stderr)
+    if code == LoginError.exit_code:
+        print(f"mailkeep: {LoginError.hint}", file=sys.stderr)
+    elif code == LiveError.exit_code:
+        print("mailkeep: the mailboxes cannot be reached: look at [imap] server and tls", file=sys.stderr)
     if ended.stopped:
         print("mailkeep: stopped; the same command goes on with what is missing", file=sys.stderr)
     elif code not in (0, NONE) or ended.gave_up:
@@ -232,4 +278,6 @@ def _code(ended: Ended) -> int:
         return 0
     if ended.in_doubt:
         return DOUBT
+    if ended.codes and 0 not in ended.codes:  # as `audit`: who cannot be reached comes first
+        return min(ended.codes)
     return SOME if ended.back else NONE

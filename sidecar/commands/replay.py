@@ -13,10 +13,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sidecar.commands import options, putting_back
-from sidecar.commands.putting_back import NONE, Via
+from sidecar.commands.putting_back import NONE, NoServerError, Via
 
 if TYPE_CHECKING:
     from sidecar.replay.targets import Item
+    from store.store import Store
+
+
+_SHOWN = 20
 
 
 class Doubtful(enum.StrEnum):
@@ -90,10 +94,13 @@ def command(
     Example: mailkeep replay --all --via imap --connections 8 --report restored.jsonl
     Exit codes: 0 all are back, 3 some are, 4 none is (or nothing was selected), 6 some are in doubt;
     130 interrupted; 2 wrong usage or configuration; 17 no such message, or it was erased or has expired;
-    40, 41 the mailboxes cannot be looked into; other codes above 10: the store, as the message says.
+    40, 41 what is not back is so because mailboxes cannot be reached, or the login is refused;
+    other codes above 10: the store, as the message says.
     """
+    from sidecar.config import ConfigError
     from sidecar.replay.journal import Journal
     from sidecar.replay.perform import Performance, run_name
+    from sidecar.replay.report import check_file
     from sidecar.replay.run import resume
     from sidecar.replay.targets import MAILBOX_LEGS, Whereto, targets
     from sidecar.select import Selection, moment_us, select
@@ -110,27 +117,35 @@ def command(
     if rcpt is not None and mapping is not None:
         raise typer.BadParameter("--rcpt and --mapping each say whereto: give one of them")
     recipient = None if rcpt is None else _address(rcpt, "--rcpt")
-    if dry_run and not missing_only:
-        how = None
-    else:
+    try:
         how = putting_back.request(
             via, config=config, downstream=downstream, folder=folder, flags=flags, connections=connections,
             rate=rate, patience=patience, as_of_us=moment_us(as_of),
             sender=None if mail_from == "original" else _address(mail_from, "--mail-from"),
             send_doubtful=doubtful is Doubtful.SEND,
         )  # fmt: skip
+    except (ConfigError, NoServerError):
+        if missing_only or not dry_run:
+            raise
+        how = None  # to tell what is meant no server is needed, only to know what an earlier run did
     whereto = Whereto(
         recipient=recipient, wanted=None if to is None else address_test(to), mapping=_mapping(mapping),
         legs=None if ids or leg else MAILBOX_LEGS,
     )  # fmt: skip
+    unused = set(whereto.mapping or ())
     if missing_only:
         putting_back.imap_needed(config, "--missing-only")
+    if report is not None:
+        check_file(report)
     with options.open_store(config, store, identity) as opened:
         if dry_run:
             _print_interval(since, until, as_of)
-        todo = targets(select(opened, selection, newest_first=False), whereto)
+        if leg is None:
+            _print_submitted(opened, selection.ids)
+        found = select(opened, selection, newest_first=False, legs=whereto.legs)
+        todo = targets(found, whereto, unused.discard)
         if how is None:
-            raise typer.Exit(_print_plan(todo, json=json))
+            raise typer.Exit(_print_plan(todo, unused, json=json))
         name = run_name(
             selection.digest(), whereto.recipient or b"", repr(whereto.mapping), how.road_name, folder
         )
@@ -140,11 +155,13 @@ def command(
         if missing_only:
             source = performance.presence().sift(source)
         if dry_run:
-            raise typer.Exit(_print_plan(source, json=json))
+            raise typer.Exit(_print_plan(source, unused, json=json))
         opened.start_writing_beside("operator")
         code = putting_back.perform(
             performance, journal, iter(source), report, json=json, total=len(ids or ()), what="replay"
         )
+        if code != putting_back.INTERRUPTED:
+            _print_unused(unused)
     raise typer.Exit(code)
 
 
@@ -164,6 +181,28 @@ def _print_interval(since: str | None, until: str | None, as_of: str | None) -> 
             print(f"mailkeep: {word} {iso_time(parse_time(text, now_us()))}", file=sys.stderr)
 
 
+def _print_submitted(store: Store, ids: tuple[str, ...]) -> None:
+    """Ids that are mail as it was submitted: what went to a mailbox is another delivery, and may differ."""
+    from contextlib import suppress
+
+    from sidecar.present import short_id
+    from sidecar.select import legs_of
+    from store.errors import StoreError
+    from store.records import Leg
+
+    for prefix in ids:
+        with suppress(StoreError):  # the selection itself tells of it
+            stored = store.delivery(store.resolve(prefix))
+            if stored.delivery.leg != Leg.MILTER:
+                continue
+            delivered = ", ".join(short_id(one.delivery.id) for one in legs_of(store, stored).delivered)
+            told = f"as delivered: {delivered}" if delivered else "no delivery of it is known"
+            print(
+                f"mailkeep: {short_id(stored.delivery.id)} is the mail as it was submitted; {told}",
+                file=sys.stderr,
+            )
+
+
 def _address(text: str, option: str) -> bytes:
     from sidecar.replay.mapping import bare_address
 
@@ -173,15 +212,29 @@ def _address(text: str, option: str) -> bytes:
     return bare
 
 
-def _print_plan(todo: Iterable[Item], *, json: bool) -> int:
+def _print_unused(unused: set[bytes]) -> None:
+    """Lines of --mapping that nothing was found for: most often an address is misspelt."""
+    from sidecar.readable import escaped, text
+
+    for old in sorted(unused)[:_SHOWN]:
+        print(f"mailkeep: --mapping: no mail selected is for {escaped(text(old))}", file=sys.stderr)
+    if len(unused) > _SHOWN:
+        print(f"mailkeep: --mapping: nor for {len(unused) - _SHOWN} others", file=sys.stderr)
+
+
+def _print_plan(todo: Iterable[Item], unused: set[bytes], *, json: bool) -> int:
     """What would be sent; the exit code."""
     from sidecar.present import print_json
     from sidecar.replay.report import print_target, result_line, result_object
-    from sidecar.replay.targets import Result
+    from sidecar.replay.targets import Outcome, Result
 
-    count = others = 0
+    count = others = back = 0
     for item in todo:
-        if isinstance(item, Result):
+        if isinstance(item, Result) and item.outcome is Outcome.EARLIER:
+            back += 1
+            if json:
+                print_json(result_object(item))
+        elif isinstance(item, Result):
             others += 1
             if json:
                 print_json(result_object(item))
@@ -191,6 +244,8 @@ def _print_plan(todo: Iterable[Item], *, json: bool) -> int:
             count += 1
             print_target(item, json=json)
     told = f"; {others} would not" if others else ""
-    print(f"mailkeep: {count} would be sent{told}" if count or others else "mailkeep: nothing matches",
-          file=sys.stderr)  # fmt: skip
-    return 0 if count or others else NONE
+    told += f"; {back} are back already, by this run that was begun before" if back else ""
+    any_ = count or others or back
+    print(f"mailkeep: {count} would be sent{told}" if any_ else "mailkeep: nothing matches", file=sys.stderr)
+    _print_unused(unused)
+    return 0 if any_ else NONE

@@ -14,8 +14,9 @@ from sidecar.commands.putting_back import Via
 from store.errors import StoreError
 
 if TYPE_CHECKING:
+    from sidecar.config import ImapConfig
     from sidecar.replay.journal import Journal
-    from sidecar.replay.targets import Item, Result, Target
+    from sidecar.replay.targets import Item, Result, Target, Whereto
     from store.ids import DeliveryId
     from store.store import Store
 
@@ -25,6 +26,9 @@ def command(
     *,
     since: options.SinceOption = None,
     until: options.UntilOption = None,
+    imported: Annotated[
+        bool, typer.Option("--imported", help="Also what was imported, from whatever folder.")
+    ] = False,
     via: putting_back.ViaOption = Via.LMTP,
     folder: putting_back.FolderOption = "",
     flags: putting_back.FlagsOption = None,
@@ -46,18 +50,21 @@ def command(
 
     Shows what that is, and asks. Without a terminal and without --yes it does no more than show. Looks into
     the mailbox by IMAP, so [imap] must be configured; mail to addresses with a detail (anna+lists@) counts.
-    Interrupted, the same command goes on, and puts nothing back twice.
+    What was imported (it may have been in any folder) counts with --imported. Interrupted, the same command
+    goes on, and puts nothing back twice.
 
     \b
     Example: mailkeep undelete anna@example.org --since monday
     Example: mailkeep undelete anna@example.org --since 'yesterday 14:00' --until 'yesterday 15:00' --yes
     Exit codes: 0 done (or nothing is missing, or it was only shown), 1 not agreed to, 3 some are back,
-    4 none is, 6 some are in doubt; 130 interrupted; 2 wrong usage or configuration; 40, 41 the mailbox
-    cannot be looked into; other codes above 10: the store, as the message says.
+    4 none is, or nothing was ever captured for USER, 6 some are in doubt; 130 interrupted; 2 wrong usage or
+    configuration; 40, 41 the mailbox cannot be looked into; other codes above 10: the store, as the message
+    says.
     """
     from sidecar.live.users import imap_user
     from sidecar.replay.journal import Journal
     from sidecar.replay.perform import Performance, run_name
+    from sidecar.replay.report import check_file
     from sidecar.replay.run import resume
     from sidecar.replay.targets import MAILBOX_LEGS, Whereto, targets
     from sidecar.select import Selection, select
@@ -73,26 +80,19 @@ def command(
     login = imap_user(user.encode(), imap)
     # The index does not know whose an address with a detail is: then the whole interval is looked through.
     selection = Selection(to=None if imap.recipient_delimiter else user, since=since, until=until)
-    whereto = Whereto(
-        wanted=lambda address: imap_user(address, imap) == login,
-        legs=MAILBOX_LEGS if imported else frozenset({Leg.LMTP}),
-    )
+    legs = MAILBOX_LEGS if imported else frozenset({Leg.LMTP})
+    whereto = Whereto(wanted=lambda address: imap_user(address, imap) == login, legs=legs)
+    if report is not None:
+        check_file(report)
     with options.open_store(config, store, identity) as opened:
-        asked: tuple[str | bytes, ...] = (
-            user.lower(),
-            selection.digest(),
-            how.road_name,
-            how.folder,
-            *["imported"] * imported,
-        )
-        name = run_name(b"undelete", *asked)
+        asked = (b"imported",) if imported else ()
+        name = run_name(b"undelete", user.lower(), selection.digest(), how.road_name, how.folder, *asked)
         journal = Journal(opened, name, road=how.road_name, owner=getpass.getuser())
         performance = Performance(opened, how, journal)
-        found = select(opened, selection, newest_first=False)
+        found = select(opened, selection, newest_first=False, legs=legs)
         plan = _Plan(performance.presence(strict=True).sift(resume(opened, journal, targets(found, whereto))))
-        if plan.is_empty and not _is_known(opened, user):
-            print(f"mailkeep: nothing was ever captured for {user}: is it spelt so?", file=sys.stderr)
-            raise typer.Exit(putting_back.NONE)
+        if plan.is_empty:
+            raise typer.Exit(_nothing(opened, user, whereto, imap))
         plan.show(opened, json=json)
         if not plan.missing or not _is_agreed(yes=yes, json=json):
             raise typer.Exit(0 if not plan.failed else putting_back.SOME)
@@ -136,8 +136,8 @@ class _Plan:
 
     @property
     def is_empty(self) -> bool:
-        """Whether there was nothing to look for."""
-        return not (self.missing or self.failed or self._there)
+        """Whether there was nothing to be looked for."""
+        return not self.missing and not self.failed and not self._there
 
     def show(self, store: Store, *, json: bool) -> None:
         """Each that is missing, and how many."""
@@ -177,6 +177,31 @@ class _Plan:
                 yield Target(store.delivery(delivery).delivery, recipient)
             except StoreError as exc:
                 lost.append(Result(Target(unread(delivery), recipient), Outcome.REFUSED, why=str(exc)))
+
+
+def _nothing(store: Store, user: str, whereto: Whereto, imap: ImapConfig) -> int:
+    """Say why nothing was to be looked for, a misspelt address most of all; the exit code."""
+    from dataclasses import replace
+
+    from sidecar.readable import escaped
+    from sidecar.replay.targets import MAILBOX_LEGS, targets
+    from sidecar.select import Selection, select
+
+    def ever(to: str | None) -> Target | None:
+        found = select(store, Selection(to=to), legs=MAILBOX_LEGS)
+        return next(targets(found, replace(whereto, legs=MAILBOX_LEGS)), None)
+
+    last = ever(user) or (ever(None) if imap.recipient_delimiter else None)
+    if last is None:
+        print(
+            f"mailkeep: nothing was ever captured for {escaped(user)}: look at how the address is written\n"
+            "(`mailkeep list` tells to whom mail came)",
+            file=sys.stderr,
+        )
+        return putting_back.NONE
+    more = "" if whereto.legs == MAILBOX_LEGS else "; --imported takes what was imported, too"
+    print(f"mailkeep: nothing was delivered to {escaped(user)} in this interval{more}", file=sys.stderr)
+    return 0
 
 
 def _is_agreed(*, yes: bool, json: bool) -> bool:

@@ -199,8 +199,9 @@ class ImapMailbox:
     def make_folder(self, folder: str) -> bool:
         """Make a folder, and subscribe to it, unless it is there; whether it is new. Raises `LiveError`."""
         with self._told(f"does not make {folder}"):
-            there = self._client.list_folders("", folder)
-            if any(not _NO_SELECT & {flag.lower() for flag in flags} for flags, _, _ in there):
+            found = self._client.list_folders("", folder)
+            # What only has folders below it is listed, too, and takes no messages until it is made.
+            if any(not _NO_SELECT & {flag.lower() for flag in flags} for flags, _, _ in found):
                 return False
             self._client.create_folder(folder)
             self._client.subscribe_folder(folder)

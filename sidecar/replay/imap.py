@@ -38,7 +38,7 @@ _NO_LOGIN_S = 60.0
 
 
 class NotSentError(Exception):
-    """This one cannot be sent, whatever others can."""
+    """This one cannot be sent, whatever others can: the mailbox lets nobody in."""
 
 
 class ImapRoad:
@@ -117,7 +117,7 @@ class ImapRoad:
             self._no_login[user] = (time.monotonic() + _NO_LOGIN_S, str(exc))
             raise NotSentError(str(exc)) from exc
         except LiveError as exc:
-            raise LostError(str(exc), connected=False) from exc
+            raise LostError(str(exc), connected=False, code=LiveError.exit_code) from exc
 
     def make_folder(self, mailbox: ImapMailbox, folder: str) -> str:
         """Once for each mailbox; its name there. Raises `LiveError`."""
@@ -149,7 +149,9 @@ class _Lane:
         for target in targets:
             try:
                 reply = await self._one(target)
-            except (NotSentError, StoreError) as exc:
+            except NotSentError as exc:
+                failed(target, str(exc), LoginError.exit_code)
+            except StoreError as exc:
                 failed(target, str(exc))
             else:
                 answered(target, reply)

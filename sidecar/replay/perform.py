@@ -82,6 +82,32 @@ class Performance:
             self._store, self._request.imap, self._stop.is_set, self._request.as_of_us, strict=strict
         )
 
+    def has_folder_got(self, target: Target) -> bool | None:
+        """Whether `folder` has anything that came since the run began: LMTP answers 250 as well where the
+        server passes over the detail in the address. None where nobody can tell."""
+        from sidecar.config import ConfigError
+        from sidecar.live.connect import imap_server
+        from sidecar.live.imap import ImapMailbox
+        from sidecar.live.mailbox import LiveError
+        from sidecar.live.users import imap_user
+
+        request = self._request
+        if request.address is None or request.imap is None or not request.folder:
+            return None
+        since_us = self._look_since_us()
+        try:
+            user = imap_user(target.recipient, request.imap)
+            with ImapMailbox(imap_server(request.imap), user) as mailbox:
+                named = {request.folder, request.folder.replace("/", mailbox.separator() or "/")}
+                folders = [name for name in mailbox.folders() if name in named or name.upper() in named]
+                return any(
+                    message.received_us >= since_us
+                    for folder in folders
+                    for message in mailbox.messages(folder, since_us)
+                )
+        except (ConfigError, LiveError):
+            return None
+
     def stop(self) -> None:
         """Finish what is being sent, and no more. From any thread."""
         self._stop.set()

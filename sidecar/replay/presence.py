@@ -69,7 +69,7 @@ class Presence:
                 deliveries[delivery] = self._store.delivery(delivery, self._as_of_us).delivery
             except StoreError as exc:  # removed meanwhile, or damaged since
                 lost[delivery] = str(exc)
-        found, why = Comparison(), ""
+        found, why, code = Comparison(), "", 0
         try:
             with closing(ImapMailbox(self._server, user)) as mailbox:
                 found = compare(
@@ -79,7 +79,7 @@ class Presence:
         except LiveError as exc:
             if self._strict:
                 raise
-            why = str(exc)
+            why, code = str(exc), exc.exit_code
         for delivery, recipient, begun_us in waiting:
             if delivery in lost:
                 gone = Target(unread(delivery), recipient, begun_us)
@@ -88,7 +88,9 @@ class Presence:
             target = Target(deliveries[delivery], recipient, begun_us)
             match = found.present.get(delivery)
             if why:
-                yield Result(target, Outcome.IN_DOUBT if begun_us else Outcome.NOT_ATTEMPTED, why=why)
+                yield Result(
+                    target, Outcome.IN_DOUBT if begun_us else Outcome.NOT_ATTEMPTED, why=why, code=code
+                )
             elif match is not None:
                 yield Result(target, Outcome.THERE, how=match.how, folder=match.message.folder)
             else:

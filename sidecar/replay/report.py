@@ -27,6 +27,28 @@ _COLUMNS = {
 }
 
 
+class ReportError(Exception):
+    """The file for the report is something else."""
+
+    hint = "Nothing was done. Name a new file, or move that one away."
+    exit_code = 2
+
+
+def check_file(path: Path) -> None:
+    """That nothing is lost by a report at this path: only an earlier report is written over, as when a run is
+    gone on with (the new one tells of everything again). Raises `ReportError`, `OSError`."""
+    if not path.is_file():
+        return
+    with path.open("rb") as file:
+        first = file.readline(1 << 16)
+    try:
+        known = not first or {"id", "recipient", "outcome", "restored"} <= json.loads(first).keys()
+    except (ValueError, AttributeError):
+        known = False
+    if not known:
+        raise ReportError(f"--report {path}: it exists and is no report, so it is not written over")
+
+
 @dataclass(slots=True)
 class Mailbox:
     """How many of one mailbox; `said` is the last refusal."""

@@ -9,18 +9,25 @@ from sidecar.replay.targets import Item, Target
 
 Answered = Callable[[Target, bytes], None]
 """told the server's reply for a target: 2xx when it is there"""
-Failed = Callable[[Target, str], None]
-"""told why a target cannot be sent, whatever others can; the server does not have it"""
+
+
+class Failed(Protocol):
+    """Told why a target cannot be sent, whatever others can; the server does not have it. `code`: see
+    `Result`."""
+
+    def __call__(self, target: Target, why: str, code: int = 0) -> None:
+        """See above."""
 
 
 class LostError(Exception):
     """There is no connection, or it was lost. `in_doubt`: the server may have what it was given and has not
-    answered; else it cannot. `connected`: it was lost with a message on it."""
+    answered; else it cannot. `connected`: it was lost with a message on it. `code`: see `Result`."""
 
-    def __init__(self, reason: str, *, in_doubt: bool = False, connected: bool = True) -> None:
+    def __init__(self, reason: str, *, in_doubt: bool = False, connected: bool = True, code: int = 0) -> None:
         super().__init__(reason)
         self.in_doubt = in_doubt
         self.connected = connected
+        self.code = code
 
 
 class Lane(Protocol):

@@ -11,7 +11,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 
 from sidecar.replay.journal import Journal
@@ -60,16 +60,18 @@ class _Outage:
     since: float = 0.0
     pause_s: float = _BACK_OFF_S[0]
     given_up: str = ""
+    code: int = 0
 
     def over(self) -> None:
         self.since, self.pause_s = 0.0, _BACK_OFF_S[0]
 
-    async def wait(self, why: str, patience_s: float) -> None:
+    async def wait(self, why: str, patience_s: float, code: int = 0) -> None:
         """A while; then `given_up` may be set."""
         now = time.monotonic()
         self.since = self.since or now
         if now - self.since + self.pause_s > patience_s:
-            self.given_up = self.given_up or why
+            if not self.given_up:
+                self.given_up, self.code = why, code
             return
         await asyncio.sleep(self.pause_s)
         self.pause_s = min(self.pause_s * 1.5, _BACK_OFF_S[1])
@@ -102,6 +104,10 @@ class Ended:
     in_doubt: int = 0
     gave_up: str = ""
     stopped: bool = False
+    codes: set[int] = field(default_factory=set)
+    """`Result.code` of all that is not back"""
+    saw_all: bool = False
+    """whether everything selected was looked at; else there may be more than `targets`"""
 
     @property
     def complete(self) -> bool:
@@ -229,7 +235,11 @@ class Run:
             targets = [target for item in items if (target := self._to_send(item)) is not None]
             if self._outage.given_up:
                 for target in targets:
-                    self._tell(Result(target, Outcome.NOT_ATTEMPTED, why=self._outage.given_up))
+                    self._tell(
+                        Result(
+                            target, Outcome.NOT_ATTEMPTED, why=self._outage.given_up, code=self._outage.code
+                        )
+                    )
             elif targets:
                 if self._options.rate:
                     await self._wait_turn(len(targets))
@@ -247,9 +257,11 @@ class Run:
         if self.stopped:
             return []
         try:
-            return list(islice(source, number))
+            items = list(islice(source, number))
         except StoppedError:
             return []
+        self.ended.saw_all = self.ended.saw_all or len(items) < number
+        return items
 
     def _to_send(self, item: Item) -> Target | None:
         """What is left to do for it."""
@@ -308,15 +320,17 @@ class Run:
             done = reply.startswith(b"2")
             self._tell(Result(target, Outcome.RESTORED if done else Outcome.REFUSED, reply=reply))
 
-        def failed(target: Target, why: str) -> None:
+        def failed(target: Target, why: str, code: int = 0) -> None:
             left.remove(target)
-            self._not_sent(target, Outcome.REFUSED, why)
+            self._not_sent(target, Outcome.REFUSED, why, code)
 
         lost = 0
         while left:
             if self.stopped or self._outage.given_up:
                 for target in left:
-                    self._not_sent(target, Outcome.NOT_ATTEMPTED, self._outage.given_up or "stopped")
+                    self._not_sent(
+                        target, Outcome.NOT_ATTEMPTED, self._outage.given_up or "stopped", self._outage.code
+                    )
                 return
             first = left[0]
             try:
@@ -330,7 +344,7 @@ class Run:
                     failed(first, str(exc))
                     lost = 0
                 else:
-                    await self._outage.wait(str(exc), self._options.patience_s)
+                    await self._outage.wait(str(exc), self._options.patience_s, exc.code)
 
     def _removed(self, target: Target, since: float) -> str:
         """Why it must not come back, if it must not: a run may last for days."""
@@ -345,13 +359,15 @@ class Run:
                 return ""  # damage of its records; the message may be sound, and proves itself
         return ""
 
-    def _not_sent(self, target: Target, outcome: Outcome, why: str) -> None:
+    def _not_sent(self, target: Target, outcome: Outcome, why: str, code: int = 0) -> None:
         # The intent must not stay as the last word: it would be in doubt.
         self._journal.settle(target, f"451 4.3.0 Not sent: {why}"[:500].encode("utf-8", "replace"))
-        self._tell(Result(target, outcome, why=why))
+        self._tell(Result(target, outcome, why=why, code=code))
 
     def _tell(self, result: Result) -> None:
         self.ended.targets += 1
         self.ended.back += result.is_back
+        if not result.is_back:
+            self.ended.codes.add(result.code)
         self.ended.in_doubt += result.outcome is Outcome.IN_DOUBT
         self._tell_other(result)

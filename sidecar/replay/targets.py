@@ -46,7 +46,8 @@ BACK = frozenset({Outcome.RESTORED, Outcome.EARLIER, Outcome.THERE})
 @dataclass(frozen=True, slots=True)
 class Result:
     """What became of a target: the server's reply, or `why` there is none. `how` and `folder`: what one that
-    is already there was recognised by ("content" or "headers"), and where."""
+    is already there was recognised by ("content" or "headers"), and where. `code`: the exit code of the
+    `LiveError`, where the mailbox could not be got at."""
 
     target: Target
     outcome: Outcome
@@ -54,6 +55,7 @@ class Result:
     why: str = ""
     how: str = ""
     folder: str = ""
+    code: int = 0
 
     @property
     def is_back(self) -> bool:
@@ -84,9 +86,11 @@ class Whereto:
     legs: frozenset[Leg] | None = None
 
 
-def targets(found: Iterable[StoredDelivery], whereto: Whereto) -> Iterator[Target]:
+def targets(
+    found: Iterable[StoredDelivery], whereto: Whereto, mapped: Callable[[bytes], None] = lambda _old: None
+) -> Iterator[Target]:
     """Of a delivery through LMTP each recipient without a 4xx or 5xx. The same bytes for the same recipient
-    come once."""
+    come once. `mapped` hears of every address that `mapping` has a line for, in lower case."""
     seen: set[bytes] = set()
     for stored in found:
         delivery = stored.delivery
@@ -99,8 +103,10 @@ def targets(found: Iterable[StoredDelivery], whereto: Whereto) -> Iterator[Targe
             and (whereto.wanted is None or whereto.wanted(place.address))
         ]
         if whereto.mapping is not None:
-            named = (whereto.mapping.get(address.lower()) for address in addresses)
-            addresses = [address for address in named if address is not None]
+            olds = [old for old in map(bytes.lower, addresses) if old in whereto.mapping]
+            for old in olds:
+                mapped(old)
+            addresses = [whereto.mapping[old] for old in olds]
         if whereto.recipient is not None and addresses:
             addresses = [whereto.recipient]
         for address in addresses:

@@ -41,13 +41,15 @@ def test_append_look_fetch_delete(start_dovecot: StartDovecot) -> None:
         assert list(mailbox.fetch([found])) == []
 
 
-def test_a_folder_that_only_holds_others_is_made(start_dovecot: StartDovecot) -> None:
+def test_a_parent_that_is_no_folder_is_made_one(start_dovecot: StartDovecot) -> None:
     with ImapMailbox(server_of(start_dovecot(users=["anna"])), "anna") as mailbox:
-        assert mailbox.make_folder("A.B")
+        below = mailbox.separator().join(["A", "B"])
+        assert mailbox.make_folder(below)
+        assert "A" not in mailbox.folders()
         assert mailbox.make_folder("A")
         mailbox.append("A", MAIL, received_us=THEN_US)
-        assert len(list(mailbox.messages("A"))) == 1
         assert not mailbox.make_folder("A")
+        assert mailbox.folders() == ["INBOX", "A", below]
 
 
 def test_looking_leaves_it_unread(start_dovecot: StartDovecot) -> None:

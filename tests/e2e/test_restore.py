@@ -172,8 +172,12 @@ def test_full_mailbox_and_wrong_password(start_dovecot: StartDovecot, tmp_path: 
         assert "Quota exceeded" in result.stderr, "the reply stands in the table"
     configure(tmp_path, dovecot, password="wrong")
     result = run(config, "replay", "--all", "--via", "imap", "--again", "--connections", "1")
-    assert result.returncode == 4
+    assert result.returncode == 41
     assert "refuses the login" in result.stdout
+    assert "Look at [imap]" in result.stderr
+    result = run(config, "replay", "--all", "--missing-only", "--again")
+    assert result.returncode == 41
+    assert "Look at [imap]" in result.stderr
     result = run(config, "undelete", user, "--since", "1h")
     assert result.returncode == 41
     with live(dovecot) as mailbox:
@@ -206,9 +210,21 @@ def test_a_folder_goes_into_the_address(start_dovecot: StartDovecot, tmp_path: P
     fill(tmp_path / "store", [mail(1)])
     result = run(config, "replay", "--all", "--folder", "Old mail")
     assert result.returncode == 0, result.stdout
+    assert "lmtp_save" not in result.stderr
     with live(dovecot) as mailbox:
         assert [found.folder for found in mailbox.messages("Old mail")] == ["Old mail"]
         assert not list(mailbox.messages("INBOX"))
+
+
+def test_a_folder_that_the_server_passes_over_is_told(start_dovecot: StartDovecot, tmp_path: Path) -> None:
+    dovecot = start_dovecot(settings={"recipient_delimiter": "+"})
+    config = configure(tmp_path, dovecot)
+    fill(tmp_path / "store", [mail(1)])
+    with live(dovecot) as mailbox:
+        mailbox.make_folder("Restored")
+    result = run(config, "replay", "--all", "--folder", "Restored")
+    assert result.returncode == 0, result.stdout
+    assert "lmtp_save_to_detail_mailbox = yes" in result.stderr
 
 
 def test_mailboxes_are_mapped_to_others(start_dovecot: StartDovecot, tmp_path: Path) -> None:

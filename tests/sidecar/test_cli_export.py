@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from sidecar.export import with_lf, with_quoted_from
 from store.records import Leg
+from tests.support import restoring
 from tests.support.mailstore import NOON_US, mailkeep, written
 
 MESSAGES = [
@@ -141,3 +142,18 @@ def test_conversions_do_not_depend_on_how_the_message_is_cut(words: list[bytes],
 def test_a_line_of_nothing_but_quotes_is_not_held() -> None:
     kept = with_quoted_from([b">" * 1000] * 3 + [b"From x"])
     assert [len(piece) for piece in kept][:3] == [1000, 1000, 1000]
+
+
+def test_a_maildir_keeps_the_flags_of_imported_mail(tmp_path: Path) -> None:
+    flags = [b"\\Seen $Work \\flagged", b"$Work", b"$Forwarded \\Answered \\Draft \\Deleted"]
+    restoring.fill(tmp_path / "store", MESSAGES[:1])
+    for message, word in zip(MESSAGES[1:], flags, strict=True):
+        restoring.fill(tmp_path / "store", [message], leg=Leg.IMPORT, flags=word, folder=b"Archive")
+    export = ["export", "--store", tmp_path / "store", "--format", "maildir", "--output", tmp_path / "box"]
+    for code in (0, 1):  # the second time they are there
+        ran = mailkeep(*export, "--leg", "import")
+        assert ran.code == code, ran.err
+    box = mailbox.Maildir(tmp_path / "box", create=False)
+    found = sorted((message.get_subdir(), message.get_flags()) for message in box)
+    assert found == [("cur", "DPRT"), ("cur", "FS"), ("new", "")]
+    assert mailkeep(*export, "--limit", "2").err.startswith("1 messages"), "of those that went through LMTP"

@@ -276,6 +276,10 @@ def test_ctrl_c_finishes_what_is_being_sent(tmp_path: Path, server: SinkThread, 
     _, said = process.communicate(timeout=20)
     assert process.returncode == 130
     assert "the same command goes on" in said
+    assert "the rest was not looked at" in said
+    planned = run(tmp_path, server, "--since", "1h", "--dry-run")
+    before = len(server.sink.delivered)
+    assert f"{9 - before} would be sent; {before} are back already" in planned.stderr
     before = len(server.sink.delivered)
     assert 1 <= before < 9
     result = run(tmp_path, server, "--since", "1h")
