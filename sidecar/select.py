@@ -61,8 +61,6 @@ class Selection:
     message_id: str | None = None
     subject: str | None = None
     leg: str | None = None
-    legs: tuple[str, ...] = ()
-    """any of these; () for all"""
     status: str | None = None
     as_of: str | None = None
     limit: int = 0
@@ -143,7 +141,6 @@ class _Chosen:
         self._looked = looked
         self._legs = legs
         self._status = selection.status
-        self._legs = selection.legs
         self._filter = exact_filter(store, selection)
         self._as_of_us = moment_us(selection.as_of)
 

@@ -122,21 +122,6 @@ def lmtp_address(text: str | None, config: Path | None) -> Address:
     return lmtp.downstream
 
 
-_SYSTEM_FLAGS = {name.lower(): "\\" + name for name in ("Seen", "Answered", "Flagged", "Deleted", "Draft")}
-"""of RFC 3501 2.3.2; \\Recent is the server's own"""
-
-
-def _flags(text: str) -> tuple[str, ...]:
-    """Flags as IMAP has them; those of the system do without their backslash, too."""
-    flags = []
-    for word in text.replace(",", " ").split():
-        name = word.removeprefix("\\").lower()
-        if word.startswith("\\") and name not in _SYSTEM_FLAGS:
-            raise typer.BadParameter(f"--flags: {word} is none of {' '.join(_SYSTEM_FLAGS.values())}")
-        flags.append(_SYSTEM_FLAGS.get(name, word))
-    return tuple(flags)
-
-
 def request(
     via: Via, *, config: Path | None, downstream: str | None, folder: str, flags: str | None,
     connections: int, rate: float, patience: str, sender: bytes | None = b"", as_of_us: int | None = None,

@@ -6,7 +6,6 @@ import enum
 import getpass
 import sys
 from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -112,8 +111,6 @@ def command(
     )  # fmt: skip
     if selection == Selection(leg=leg, as_of=as_of, limit=limit) and not everything and mapping is None:
         raise typer.BadParameter("say what to put back: ids, filters such as --to and --since, or --all")
-    if not (ids or leg):
-        selection = replace(selection, legs=tuple(sorted(MAILBOX_LEGS)))  # --limit counts these alone
     if rcpt is not None and mapping is not None:
         raise typer.BadParameter("--rcpt and --mapping each say whereto: give one of them")
     recipient = None if rcpt is None else _address(rcpt, "--rcpt")

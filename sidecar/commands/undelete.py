@@ -36,9 +36,6 @@ def command(
     connections: putting_back.ConnectionsOption = 4,
     rate: putting_back.RateOption = 0,
     patience: putting_back.PatienceOption = "60s",
-    imported: Annotated[
-        bool, typer.Option("--imported", help="Imported mail as well, which may never have been there.")
-    ] = False,
     yes: options.YesOption = False,
     report: putting_back.ReportOption = None,
     json: options.JsonOption = False,
@@ -102,15 +99,6 @@ def command(
             what="undelete",
         )  # fmt: skip
     raise typer.Exit(code)
-
-
-def _is_known(store: Store, user: str) -> bool:
-    """Whether anything was captured for this very address, ever."""
-    from store.rows import Term
-    from store.store import Query
-
-    query = Query(terms=((Term.RECIPIENT, user.encode().lower()),))
-    return next(store.deliveries(query), None) is not None
 
 
 class _Plan:
