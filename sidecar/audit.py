@@ -226,7 +226,7 @@ class Auditor:
         """Each message that the store has not for this user, with the reason; the cheap ones first."""
         if not unknown:
             return
-        self._catch_up()
+        self._store.refresh()  # mail that came while we looked is no hole
         left = []
         for message in unknown:
             if "\\draft" in (flag.lower() for flag in message.flags):
@@ -344,9 +344,3 @@ class Auditor:
 
     def _is_within(self, time_us: int) -> bool:
         return self._since_us <= time_us < self._until_us
-
-    def _catch_up(self) -> None:
-        """Mail that came while we looked is no hole."""
-        self._store.settle_index()
-        for stream in self._store.view.names():
-            self._store.state(stream)

@@ -181,7 +181,6 @@ def _retried(store: Store, work: Callable[[Snapshot], T]) -> T:
         except (FileNotFoundError, PackGoneError):
             if attempt == _TRIES - 1:
                 raise
-        for name in store.view.names():  # takes up what lies elsewhere now
-            store.view.catch_up(name)
+        store.view.catch_up_all()  # takes up what lies elsewhere now
         time.sleep(_WAIT_S * (attempt > 0))
     raise StoreError("compaction replaces packs faster than they can be read")

@@ -220,7 +220,7 @@ def expire(
 ) -> Expired:
     """Drop what has had its time. Needs a writer; may be stopped by `step` and begun again at any time.
     Raises `StoreError`."""
-    catch_up(store)
+    store.view.catch_up_all()
     report = Expired()
     found = due(store, rules, now_us() if at_us is None else at_us, step)
     while batch := list(islice(found, _BATCH)):
@@ -283,7 +283,7 @@ def erase(
 ) -> Receipt:
     """Drop deliveries for good. Raises `HeldError` (then nothing is dropped), `NotFoundError`,
     `DamagedError` for one whose record cannot be read, and `StoreError`."""
-    catch_up(store)
+    store.view.catch_up_all()
     store.require_whole()
     time_us = now_us()
     found = [store.delivery(id_).delivery for id_ in dict.fromkeys(ids)]
@@ -372,7 +372,7 @@ def release_hold(store: Store, name: str, *, owner: str, reason: str) -> Hold:
 
 
 def _hold(store: Store, name: str) -> Hold | None:
-    catch_up(store)
+    store.view.catch_up_all()
     store.require_whole()
     with store.index.read() as snapshot:
         return snapshot.holds().get(name)
@@ -384,12 +384,6 @@ def _after(known: Hold | None) -> int:
 
 
 # -- the log
-
-
-def catch_up(store: Store) -> None:
-    """Take in what other processes have committed and not brought into the index, such as a hold."""
-    for name in store.view.names():
-        store.view.catch_up(name)
 
 
 def record(store: Store, facts: Sequence[Entry]) -> None:

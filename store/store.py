@@ -437,6 +437,11 @@ class Store:
         if self._indexer:
             self._indexer.settle(timeout_s)
 
+    def refresh(self) -> None:
+        """Have in the index what is durable now, whoever wrote it."""
+        self.settle_index()
+        self.catch_up()
+
     def recipe(self, content_id: ContentId) -> Content:
         """How a content's bytes are put together. Raises `NotFoundError`, `DamagedError`."""
 

@@ -109,6 +109,11 @@ class View:
                 return caught
         raise IndexFailedError(f"stream {stream} cannot be indexed: it changes again and again meanwhile")
 
+    def catch_up_all(self) -> None:
+        """The same for every stream there is, those of this process too."""
+        for stream in self.names():
+            self.catch_up(stream)
+
     def _start_over_if_behind(self, stream: str) -> bool:
         directory = self._streams / stream
         with self.index.read() as snapshot:

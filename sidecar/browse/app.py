@@ -486,8 +486,7 @@ class Browser(App[None]):
         """Take in what others have written since, and begin anew."""
 
         def catch_up() -> None:
-            for stream in self.store.view.names():
-                self.store.state(stream)
+            self.store.refresh()
             self._work.tell(again)
 
         def again() -> None:

@@ -84,11 +84,6 @@ def command(
         )
     plan = _plan(config, store, canary=not no_canary, sample=0 if no_sample else sample, timeout_s=timeout)
     with options.open_store(config, store, identity) as opened:
-
-        def refresh() -> None:
-            for stream in opened.view.names():
-                opened.state(stream)
-
         bar = Bar("drill", quiet=json)
 
         def drawn(number: int) -> None:
@@ -102,7 +97,7 @@ def command(
 
         try:
             with ExitStack() as running:
-                report = asyncio.run(drill(opened, plan, refresh=refresh, told=told, drawn=drawn))
+                report = asyncio.run(drill(opened, plan, told=told, drawn=drawn))
         except KeyboardInterrupt:
             print("mailkeep: interrupted, nothing was proven or recorded: run it again", file=sys.stderr)
             raise typer.Exit(_INTERRUPTED) from None

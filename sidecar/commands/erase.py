@@ -16,7 +16,7 @@ from sidecar.readable import escaped
 from sidecar.select import Selection
 from sidecar.units import format_size, format_time, iso_time
 from store.errors import StoreError
-from store.retention import Receipt, catch_up, erase, refuse_held
+from store.retention import Receipt, erase, refuse_held
 from store.store import Store, StoredDelivery
 
 _DECLINED, _NOTHING = 1, 4
@@ -70,7 +70,7 @@ def command(
     if not (dry_run or yes or sys.stdin.isatty()):
         raise typer.BadParameter("nobody can be asked here: say --yes if you are sure, or --dry-run")
     with options.open_store(config, store, identity, needs=options.Need.WHOLE) as opened:
-        catch_up(opened)
+        opened.catch_up()
         plan = plan_erasure(opened, selection, everywhere=everywhere)
         if not plan.taken:
             print("mailkeep: nothing matches", file=sys.stderr)

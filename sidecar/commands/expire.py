@@ -46,9 +46,8 @@ def command(
             return
         if dry_run:
             from store.ids import now_us
-            from store.retention import catch_up
 
-            catch_up(opened)
+            opened.catch_up()
             report = _planned(due(opened, rules, now_us()), json=json)
         else:
             opened.start_writing_beside("operator")

@@ -15,7 +15,7 @@ from sidecar.select import Selection, exact_filter, select
 from sidecar.units import format_time, iso_time
 from store.filters import Filter
 from store.records import Hold
-from store.retention import catch_up, place_hold, release_hold
+from store.retention import place_hold, release_hold
 from store.store import Store
 
 NameArgument = Annotated[
@@ -159,7 +159,7 @@ def _list(
     config: Path | None, store: Path | None, identity: Path | None, *, released_too: bool, json: bool
 ) -> None:
     with options.open_store(config, store, identity) as opened:
-        catch_up(opened)
+        opened.catch_up()
         with opened.index.read() as snapshot:
             holds = [hold for hold in snapshot.holds().values() if released_too or not hold.released]
     for hold in holds:

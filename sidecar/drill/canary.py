@@ -81,9 +81,9 @@ def make_canary(route: Route) -> tuple[bytes, bytes]:
     return message_id, message
 
 
-async def fly(store: Store, route: Route, *, refresh: Callable[[], None], step: Callable[[], None]) -> Canary:
-    """Send one, wait until the store has it with its reply, and compare. `refresh` lets the store see what
-    others wrote; `step` is called now and then. Raises `CanaryError`, `StoreError`."""
+async def fly(store: Store, route: Route, *, step: Callable[[], None]) -> Canary:
+    """Send one, wait until the store has it with its reply, and compare. `step` is called now and
+    then. Raises `CanaryError`, `StoreError`."""
     message_id, message = make_canary(route)
     began, began_us = time.monotonic(), now_us()
     said = await _hand_in(route, message)
@@ -91,7 +91,7 @@ async def fly(store: Store, route: Route, *, refresh: Callable[[], None], step: 
         raise CanaryError(f"the canary was refused by {route}: {text(said)}")
     query = Query(since_us=began_us - _CLOCK_US, terms=((Term.MESSAGE_ID, message_id),))
     while True:
-        refresh()
+        store.refresh()
         everywhere = list(store.deliveries(query))
         found = [stored for stored in everywhere if stored.delivery.leg == route.leg]
         arrived = next((stored for stored in found if route.leg != Leg.LMTP or _delivered(stored)), None)

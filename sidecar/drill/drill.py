@@ -130,22 +130,20 @@ async def drill(
     store: Store,
     plan: Plan,
     *,
-    refresh: Callable[[], None] = lambda: None,
     step: Callable[[int], None] = lambda _size: None,
     told: Callable[[Restored], None] = lambda _restored: None,
     drawn: Callable[[int], None] = lambda _number: None,
 ) -> Report:
-    """Do it. `refresh` lets the store see what others have captured meanwhile; `step` is called between two
-    messages with the bytes that were read, and may stop it all by an exception; `drawn` is told how many are
-    put back, `told` of each. Raises `SealedError` when nothing here can be read: then nothing can be proven,
-    and nothing is sent."""
+    """Do it. `step` is called between two messages with the bytes that were read, and may stop it all by an
+    exception; `drawn` is told how many are put back, `told` of each. Raises `SealedError` when nothing here
+    can be read: then nothing can be proven, and nothing is sent."""
     store.require_identity()
     began = time.monotonic()
     reasons: list[str] = []
     canary = None
     if plan.route is not None:
         try:
-            canary = await fly(store, plan.route, refresh=refresh, step=lambda: step(0))
+            canary = await fly(store, plan.route, step=lambda: step(0))
         except (CanaryError, StoreError) as exc:
             reasons.append(str(exc))
     own = [canary.id] if canary else []

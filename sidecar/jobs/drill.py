@@ -43,7 +43,7 @@ def drill_job(store: Store, config: Current) -> Run:
         try:
             report = asyncio.run(
                 drill(
-                    store, plan, refresh=store.settle_index, step=step, drawn=drawn,
+                    store, plan, step=step, drawn=drawn,
                     told=lambda _: context.progress(next(done), total),
                 )
             )  # fmt: skip

@@ -51,8 +51,7 @@ class Journal:
     @property
     def is_current(self) -> bool:
         """Whether no run of this request was begun or ended, by another process, since this was made."""
-        self._store.settle_index()
-        self._store.catch_up()
+        self._store.refresh()
         return self._store.last_run(self.selection) == self._last
 
     def heard(self, word: Replay) -> None:
