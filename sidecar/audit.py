@@ -21,11 +21,11 @@ from sidecar.live.mailbox import LiveError, LiveMailbox, LiveMessage
 from sidecar.live.matching import MOST_BYTES, compare, given, starts, trace_ends
 from sidecar.live.users import imap_user
 from store.errors import DamagedError, NotFoundError, SealedError, StoreError
-from store.ids import ContentId, DeliveryId, content_id
+from store.ids import FOREVER_US, ContentId, DeliveryId, content_id
 from store.looks import short_looks
 from store.records import Delivery, Erasure, Leg
 from store.rows import Term
-from store.store import FOREVER_US, Query, RemovedError, Store, StoredDelivery
+from store.store import Query, RemovedError, Store, StoredDelivery
 
 log = logging.getLogger(__name__)
 

@@ -12,9 +12,9 @@ from sidecar.select import Legs, legs_of
 from sidecar.status import status_of
 from sidecar.units import format_size, format_time, iso_time
 from store.errors import DamagedError, NotFoundError
-from store.ids import ContentId
+from store.ids import FOREVER_US, ContentId
 from store.records import Leg, Replay
-from store.store import FOREVER_US, Store, StoredDelivery
+from store.store import Store, StoredDelivery
 
 _IMPORTED = ("Folder", "Flags", "Origin")
 _EOL_NAMES = {b"\r\n": "CRLF", b"\n": "LF"}

@@ -21,12 +21,12 @@ from sidecar.status import status_of
 from sidecar.units import parse_time
 from store.errors import DamagedError, NotFoundError, SealedError, StoreError
 from store.filters import Filter, as_bytes, bare, exact_address
-from store.ids import DeliveryId, delivery_time_us, now_us
+from store.ids import FOREVER_US, DeliveryId, delivery_time_us, now_us
 from store.looks import IDS_PER_LOOK, order, short_looks
 from store.records import Leg
 from store.rows import Term
 from store.snapshot import Snapshot
-from store.store import FOREVER_US, Query, Store, StoredDelivery
+from store.store import Query, Store, StoredDelivery
 
 log = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ import msgspec
 from store import records, rows
 from store.check_read import Reading
 from store.findings import Checked, Finding, Sum
-from store.ids import ChunkId, ContentId, DeliveryId
+from store.ids import FOREVER_US, ChunkId, ContentId, DeliveryId
 from store.layout import PackHeader
 from store.places import Damage, Group, Location, Place, StreamState
 from store.records import Content, Delivery, EntryType, Erasure, Expiry, Outcomes, Replay, Stub
@@ -25,7 +25,7 @@ from store.rows import NAME_BYTES, Table, Term
 from store.scan import initial_state, read_pack_header, scan_groups, scan_segment
 from store.segments import Files, Part, Segment, first_of, last_of, pack_path
 from store.snapshot import REMOVED
-from store.store import FOREVER_US, Store
+from store.store import Store
 from store.tree import block_begins
 from store.view import terms
 

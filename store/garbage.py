@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from store.errors import SealedError
 from store.filters import held_by
-from store.ids import ChunkId, ContentId, DeliveryId
+from store.ids import FOREVER_US, ChunkId, ContentId, DeliveryId
 from store.layout import PACK_HEADER_BYTES
 from store.places import Damage, Group, Location, stream_number
 from store.plan import in_force
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from store.store import Store
 
 _READERS_WAIT_S = 30.0
-_FOREVER_US = (1 << 63) - 1
 
 
 class Garbage:
@@ -188,7 +187,7 @@ class Garbage:
 
     def _all_removed(self, snapshot: Snapshot, holds: list[Hold], content: ContentId) -> bool:
         """Whether every delivery of a message was removed and none is held."""
-        every = snapshot.by_term(Term.CONTENT, content, 0, _FOREVER_US, newest_first=True, removed=True)
+        every = snapshot.by_term(Term.CONTENT, content, 0, FOREVER_US, newest_first=True, removed=True)
         for delivery in every:
             fact = self._store.fact(snapshot, delivery)
             if fact is not None and fact.content != content:

@@ -24,6 +24,9 @@ DeliveryId = NewType("DeliveryId", bytes)
 """16 bytes: 8 random, then the capture time in µs since 1970 (big-endian); random first so that a few
 characters are enough to name one."""
 
+FOREVER_US = (1 << 63) - 1
+"""Later than any time, in µs since 1970."""
+
 CHUNK_ID_BYTES = 12
 DELIVERY_ID_BYTES = 16
 

@@ -32,7 +32,7 @@ from store.errors import (
     StoreLockedError,
 )
 from store.files import sync_directory
-from store.ids import DELIVERY_ID_BYTES, ChunkId, ContentId, DeliveryId, keyed_digest
+from store.ids import DELIVERY_ID_BYTES, FOREVER_US, ChunkId, ContentId, DeliveryId, keyed_digest
 from store.index import Index
 from store.indexer import Indexer
 from store.ingest import Ingest
@@ -67,7 +67,6 @@ T = TypeVar("T")
 DEFAULT_RESERVE_BYTES = 64 << 20
 _MUCH_BYTES = 64 << 20
 """bytes of packs that are indexed while one waits; more take more than a second or two"""
-FOREVER_US = (1 << 63) - 1
 
 
 @dataclass(frozen=True, slots=True)

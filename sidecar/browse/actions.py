@@ -24,10 +24,10 @@ from sidecar.select import Selection
 from sidecar.units import Address
 from store.errors import DamagedError, NotFoundError, StoreError
 from store.filters import address_test
-from store.ids import DeliveryId
+from store.ids import FOREVER_US, DeliveryId
 from store.looks import order
 from store.records import Delivery
-from store.store import FOREVER_US, Store, StoredDelivery
+from store.store import Store, StoredDelivery
 
 _PATIENCE_S = 5.0
 """how long a server may be away while somebody sits and waits"""

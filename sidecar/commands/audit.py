@@ -68,8 +68,7 @@ def command(
     from sidecar.bar import Bar
     from sidecar.intake import Intake
     from sidecar.units import parse_time
-    from store.ids import now_us
-    from store.store import FOREVER_US
+    from store.ids import FOREVER_US, now_us
 
     if maildir is not None and len(users or ()) != 1:
         raise typer.BadParameter("name the one user whose Maildir it is", param_hint="--maildir")

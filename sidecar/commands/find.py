@@ -14,8 +14,8 @@ from typer.core import TyperCommand
 from sidecar.commands import options
 from sidecar.present import print_deliveries, print_json_lines
 from sidecar.select import Selection, exact_filter, matching, select
-from store.ids import DeliveryId
-from store.store import FOREVER_US, Store, StoredDelivery
+from store.ids import FOREVER_US, DeliveryId
+from store.store import Store, StoredDelivery
 
 if TYPE_CHECKING:
     from sidecar.search.query import Term

@@ -127,9 +127,9 @@ def _interruptible() -> Iterator[threading.Event]:
 
 
 def _wanted(rcpt: str | None, folder: str, since: str | None, until: str | None) -> Wanted:
-    from sidecar.sources.source import FOREVER_US, Wanted
+    from sidecar.sources.source import Wanted
     from sidecar.units import parse_time
-    from store.ids import now_us
+    from store.ids import FOREVER_US, now_us
 
     now = now_us()
     return Wanted(

@@ -130,7 +130,7 @@ def request(
     """How to put back, from the options. Raises `BadParameter`, `ConfigError`."""
     from sidecar.replay.perform import Request
     from sidecar.units import parse_duration
-    from store.store import FOREVER_US
+    from store.ids import FOREVER_US
 
     try:
         patience_s = parse_duration(patience)

@@ -21,9 +21,10 @@ from imapclient.exceptions import IMAPClientError
 from imapclient.exceptions import LoginError as RefusedError
 
 from sidecar.live.fields import id_and_date
-from sidecar.live.mailbox import FOREVER_US, LiveError, LiveMessage, LoginError
+from sidecar.live.mailbox import LiveError, LiveMessage, LoginError
 from sidecar.readable import escaped
 from sidecar.units import Address
+from store.ids import FOREVER_US
 
 CONNECT_TIMEOUT_S = 30.0
 REPLY_TIMEOUT_S = 300.0

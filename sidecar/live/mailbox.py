@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-FOREVER_US = (1 << 63) - 1
+from store.ids import FOREVER_US
 
 
 class LiveError(Exception):

@@ -16,7 +16,8 @@ from typing import NamedTuple, Self
 from imapclient.imap_utf7 import decode
 
 from sidecar.live.fields import id_and_date
-from sidecar.live.mailbox import FOREVER_US, LiveError, LiveMessage
+from sidecar.live.mailbox import LiveError, LiveMessage
+from store.ids import FOREVER_US
 
 _HEADER_BYTES = 256 << 10
 _TRIES = 5

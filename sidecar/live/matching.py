@@ -20,8 +20,8 @@ from typing import Literal
 from blake3 import blake3
 
 from sidecar.live.fields import id_and_date
-from sidecar.live.mailbox import FOREVER_US, LiveError, LiveMailbox, LiveMessage
-from store.ids import ContentId, DeliveryId
+from sidecar.live.mailbox import LiveError, LiveMailbox, LiveMessage
+from store.ids import FOREVER_US, ContentId, DeliveryId
 from store.records import Delivery
 
 TRACE_BYTES = 16 << 10

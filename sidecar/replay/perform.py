@@ -17,8 +17,8 @@ from sidecar.replay.road import Road
 from sidecar.replay.run import LOOK_BACK_US, Ended, Run, RunOptions
 from sidecar.replay.targets import Item, Outcome, Result, Target
 from sidecar.units import Address
-from store.ids import now_us
-from store.store import FOREVER_US, Store
+from store.ids import FOREVER_US, now_us
+from store.store import Store
 
 if TYPE_CHECKING:
     from sidecar.config import ImapConfig

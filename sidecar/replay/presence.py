@@ -15,9 +15,9 @@ from sidecar.live.users import imap_user
 from sidecar.replay.road import StoppedError
 from sidecar.replay.targets import Item, Outcome, Result, Target, unread
 from store.errors import StoreError
-from store.ids import ContentId, DeliveryId, now_us
+from store.ids import FOREVER_US, ContentId, DeliveryId, now_us
 from store.records import Delivery
-from store.store import FOREVER_US, Store
+from store.store import Store
 
 _SETTLED_S = 3.0
 """what a killed run had just sent may still be on its way into the mailbox"""

@@ -18,9 +18,9 @@ from sidecar.replay.journal import Journal
 from sidecar.replay.road import Lane, Looks, LostError, Road, StoppedError
 from sidecar.replay.targets import Item, Outcome, Result, Target
 from store.errors import StoreError
-from store.ids import DeliveryId, now_us
+from store.ids import FOREVER_US, DeliveryId, now_us
 from store.records import Replay
-from store.store import FOREVER_US, RemovedError, Store
+from store.store import RemovedError, Store
 
 _BACK_OFF_S = (0.1, 5.0)
 _TRIES = 3

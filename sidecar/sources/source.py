@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from sidecar.intake import Found
+from store.ids import FOREVER_US
 
-FOREVER_US = (1 << 63) - 1
 PIECE_BYTES = 256 << 10
 
 

@@ -19,9 +19,10 @@ from blake3 import blake3
 from store.about import NAME, About
 from store.errors import StoreError
 from store.files import sync_directory, write_all
+from store.ids import FOREVER_US
 from store.replicas.contents import StreamContents
 from store.replicas.layout import Extent, RoundError
-from store.replicas.reader import FOREVER_US, Reading, Replica
+from store.replicas.reader import Reading, Replica
 from store.replicas.told import about_of
 from store.sealing import Identity
 from store.segments import SUFFIX, pack_path

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from blake3 import blake3
 
 from store.errors import StoreError
+from store.ids import FOREVER_US
 from store.notes import VerifyKey
 from store.replicas.contents import Contents
 from store.replicas.layout import (
@@ -30,7 +31,6 @@ from store.replicas.layout import (
 from store.replicas.source import Source
 
 log = logging.getLogger(__name__)
-FOREVER_US = (1 << 63) - 1
 _SLICE_BYTES = 8 << 20
 
 

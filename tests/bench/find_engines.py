@@ -25,8 +25,7 @@ from sidecar.search.index import IndexWriter
 from sidecar.search.query import expression, parse
 from sidecar.search.reader import IndexReader
 from sidecar.search.text import Text
-from store.ids import DeliveryId, delivery_time_us
-from store.store import FOREVER_US
+from store.ids import FOREVER_US, DeliveryId, delivery_time_us
 
 STORE_ID = b"bench" * 3 + b"!"
 START_US = 1_451_606_400_000_000

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from sidecar.live.mailbox import FOREVER_US, LiveError, LiveMessage
+from sidecar.live.mailbox import LiveError, LiveMessage
+from store.ids import FOREVER_US
 
 TRACE = (
     b"Return-Path: <bob@example.net>\r\nDelivered-To: anna@example.org\r\n"
