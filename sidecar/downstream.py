@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import cast
 
 from sidecar.lmtp import Capabilities, DotWriter, Reply, ReplyError, ReplyParser
@@ -54,6 +54,8 @@ class Downstream(asyncio.Protocol):
         """the server that this is a connection to"""
         self.paused = False
         """Whether more than HIGH_WATER_BYTES wait to be sent: `drain` before giving more."""
+        self.released = False
+        """Whether the end of the message of this transaction may have reached the server"""
         self._wakeup = wakeup
         self._parser = ReplyParser()
         self._replies: deque[Reply] = deque()
@@ -160,6 +162,7 @@ class Downstream(asyncio.Protocol):
 
     async def begin(self, mail: bytes, recipients: Sequence[bytes], wait_s: float) -> list[Reply]:
         """Open a transaction with a MAIL line and RCPT lines; a reply for each. Raises DownstreamError."""
+        self.released = False
         replies: list[Reply] = []
         await self.exchange([mail, *recipients], wait_s, replies.append)
         return replies
@@ -224,18 +227,21 @@ class Downstream(asyncio.Protocol):
 
         Then comes one reply for each recipient that was accepted (RFC 2033 4.2). Raises DownstreamError.
         """
+        self.released = True
         # No LAST behind a chunk that was refused: how many replies come then is anybody's guess.
         while self._chunks_open and self._refusal is None:
             if self._failure is not None:
                 raise self._failure
             await self._wait(deadline)
         if self._refusal is not None:
+            self.released = False
             return self._refusal
         if self._writer is None:
             self._held.insert(0, b"BDAT %d LAST\r\n" % self._held_bytes)
         else:
             end = self._writer.finish()
             if self._writer.lax_end:
+                self.released = False
                 return self._smuggling()
             self._held.append(end)
         self.send(*self._held, replies=recipients)
@@ -255,6 +261,40 @@ class Downstream(asyncio.Protocol):
         self.abort()
         self._refusal = BARE_NEWLINE
         return BARE_NEWLINE
+
+    # -- a whole message that is at hand
+
+    def envelope(self, sender: bytes, recipient: bytes, sender_params: bytes) -> tuple[bytes, bytes]:
+        """The MAIL and RCPT lines, with what this server takes of the parameters that the sender gave."""
+        mail = b"MAIL FROM:<%s>" % sender
+        if b"8BITMIME" in self.capabilities.keywords and b"8BITMIME" in sender_params.upper():
+            mail += b" BODY=8BITMIME"
+        if b"SMTPUTF8" in self.capabilities.keywords and not (sender + recipient).isascii():
+            mail += b" SMTPUTF8"
+        return mail + b"\r\n", b"RCPT TO:<%s>\r\n" % recipient
+
+    async def deliver(self, mail: bytes, recipient: bytes, pieces: Iterable[bytes], wait_s: float) -> Reply:
+        """One message for one recipient: the last reply to it. The end is sent only when `pieces` has come to
+        its own end; what it raises is passed on, and the caller has to `abort`. Raises DownstreamError; then
+        `released` tells whether the server may have the message nevertheless."""
+        now = self._wakeup.now
+        for reply in await self.begin(mail, [recipient], wait_s):
+            if not reply.positive:
+                await self.reset(now() + wait_s)
+                return reply
+        refusal = await self.open_body(now() + wait_s)
+        if refusal is None:
+            for piece in pieces:
+                refusal = self.body(piece)
+                if refusal is not None:
+                    break
+                await self.drain(now() + wait_s)
+            else:
+                refusal = await self.finish(1, now() + wait_s)
+        if refusal is not None:
+            self.abort()
+            return refusal
+        return await self.reply(now() + wait_s)
 
     # -- endings
 

@@ -85,8 +85,8 @@ async def _one(store: Store, id_: DeliveryId, server: ScratchServer, sender: Sen
     recipient = next(filter(_can_be_said, (to.address for to in delivery.envelope.recipients)), b"postmaster")
     server.take()
     try:
-        eight_bit = b"8BITMIME" in delivery.envelope.sender_params.upper()
-        reply = await sender.send(b"", recipient, store.read(delivery.content), eight_bit=eight_bit)
+        pieces = store.read(delivery.content)
+        reply = await sender.send(b"", recipient, pieces, delivery.envelope.sender_params)
     except (StoreError, DownstreamError) as exc:
         sender.drop()  # without its end: the server keeps nothing of it
         if _is_removed(store, id_):
@@ -127,7 +127,7 @@ class Sender:
         self._connection: Downstream | None = None
 
     async def send(
-        self, sender: bytes, recipient: bytes, pieces: Iterable[bytes], *, eight_bit: bool = False
+        self, sender: bytes, recipient: bytes, pieces: Iterable[bytes], sender_params: bytes = b""
     ) -> bytes:
         """One message for one recipient: the server's final reply. What `pieces` raises is passed on before
         the message has an end. Raises `DownstreamError`; after any of these, `drop`."""
@@ -135,30 +135,8 @@ class Sender:
             self._connection = await Downstream.connect(
                 self._address, hostname=b"mailkeep.drill", deadline=self._soon()
             )
-        connection = self._connection
-        mail = b"MAIL FROM:<%s>" % sender
-        if eight_bit and b"8BITMIME" in connection.capabilities.keywords:
-            mail += b" BODY=8BITMIME"
-        if b"SMTPUTF8" in connection.capabilities.keywords and not (sender + recipient).isascii():
-            mail += b" SMTPUTF8"
-        lines = [b"RCPT TO:<%s>\r\n" % recipient]
-        for reply in await connection.begin(mail + b"\r\n", lines, self._timeout_s):
-            if not reply.positive:
-                await connection.reset(self._soon())
-                return reply.text
-        refusal = await connection.open_body(self._soon())
-        if refusal is None:
-            for piece in pieces:
-                refusal = connection.body(piece)
-                if refusal is not None:
-                    break
-                await connection.drain(self._soon())
-            else:
-                refusal = await connection.finish(1, self._soon())
-        if refusal is not None:
-            self.drop()
-            return refusal.text
-        return (await connection.reply(self._soon())).text
+        lines = self._connection.envelope(sender, recipient, sender_params)
+        return (await self._connection.deliver(*lines, pieces, self._timeout_s)).text
 
     def drop(self) -> None:
         """Hang up in the middle of a message."""

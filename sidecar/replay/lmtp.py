@@ -161,58 +161,29 @@ class _Lane:
     async def _step_by_step(
         self, connection: Downstream, target: Target, answered: Answered, failed: Failed
     ) -> None:
-        try:
-            reply = await self._one(connection, target)
+        content = target.delivery.content
+        try:  # the end of what `read` yields is the proof of the whole message
+            reply = await connection.deliver(
+                *self._envelope(target, connection), self._store.read(content), REPLY_TIMEOUT_S
+            )
         except StoreError as exc:
             self._drop()  # the end was not sent: the server keeps nothing of it
             failed(target, str(exc))
             return
-        if reply.startswith(_GOING_AWAY):
-            self._drop()
-            raise LostError(reply.decode("utf-8", "replace"))
-        answered(target, reply)
-
-    async def _one(self, connection: Downstream, target: Target) -> bytes:
-        """Its reply. Raises `LostError`, `StoreError`."""
-        ended = False
-        mail, rcpt = self._envelope(target, connection)
-        try:
-            for reply in await connection.begin(mail, [rcpt], REPLY_TIMEOUT_S):
-                if not reply.positive:
-                    await connection.reset(self._now() + REPLY_TIMEOUT_S)
-                    return reply.text
-            refusal = await connection.open_body(self._now() + REPLY_TIMEOUT_S)
-            if refusal is None:
-                for piece in self._store.read(target.delivery.content):
-                    refusal = connection.body(piece)
-                    if refusal is not None:
-                        break
-                    await connection.drain(self._now() + REPLY_TIMEOUT_S)
-                else:  # the iterator's end is the proof of the whole message; only then its end is sent
-                    ended = True
-                    refusal = await connection.finish(1, self._now() + REPLY_TIMEOUT_S)
-            if refusal is not None:
-                self._drop()
-                return refusal.text
-            said = (await connection.reply(self._now() + REPLY_TIMEOUT_S)).text
-            if said.startswith(_GOING_AWAY):
-                self._drop()
-                raise LostError(said.decode("utf-8", "replace"), in_doubt=True)  # see `_one_of_several`
-            return said
         except DownstreamError as exc:
             self._drop()
-            raise LostError(str(exc), in_doubt=ended) from exc
+            raise LostError(str(exc), in_doubt=connection.released) from exc
+        if reply.raw.startswith(_GOING_AWAY):
+            self._drop()  # after the end it is no word on this message: see `_one_of_several`
+            raise LostError(reply.text.decode("utf-8", "replace"), in_doubt=connection.released)
+        answered(target, reply.text)
 
     def _envelope(self, target: Target, connection: Downstream) -> tuple[bytes, bytes]:
         envelope = target.delivery.envelope
         sender = envelope.sender if self._sender is None else self._sender
-        recipient = with_detail(target.recipient, self._detail)
-        mail = b"MAIL FROM:<%s>" % sender
-        if b"8BITMIME" in connection.capabilities.keywords and b"8BITMIME" in envelope.sender_params.upper():
-            mail += b" BODY=8BITMIME"
-        if b"SMTPUTF8" in connection.capabilities.keywords and not (sender + recipient).isascii():
-            mail += b" SMTPUTF8"
-        return mail + b"\r\n", b"RCPT TO:<%s>\r\n" % recipient
+        return connection.envelope(
+            sender, with_detail(target.recipient, self._detail), envelope.sender_params
+        )
 
     def _drop(self) -> None:
         if self._connection:
