@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sidecar.commands import options
+from sidecar.commands import options, putting_back
 
 if TYPE_CHECKING:
     from sidecar.audit import Account, Difference
@@ -98,13 +98,12 @@ def command(
 
 def _mailboxes(config: Path | None, maildir: Path | None) -> tuple[ImapConfig, Callable[[str], LiveMailbox]]:
     """How logins are written, and what opens a user's mailbox. Raises `ConfigError`."""
-    from sidecar.config import DEFAULT_PATH, ImapConfig, load_default
+    from sidecar.config import ImapConfig, load_default
     from sidecar.live.maildir import Maildir
 
     if maildir is not None:
         path = maildir
-        known = load_default(config).imap if config or DEFAULT_PATH.exists() else None
-        return known or ImapConfig(), lambda user: Maildir(path, user)
+        return putting_back.imap_of(config) or ImapConfig(), lambda user: Maildir(path, user)
     from sidecar.live.connect import imap_server
     from sidecar.live.imap import ImapMailbox
 

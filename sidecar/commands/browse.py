@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sidecar.commands import options
+from sidecar.commands import options, putting_back
 
 if TYPE_CHECKING:
     from sidecar.units import Address
@@ -91,15 +91,7 @@ def _require_terminal() -> None:
 
 def _downstream(text: str | None, config: Path | None) -> Address | None:
     """Where messages can be put back to, if anything says so."""
-    from sidecar.config import DEFAULT_PATH, load_default
-    from sidecar.units import Address
-
     if text is not None:
-        try:
-            return Address.parse(text)
-        except ValueError as exc:
-            raise typer.BadParameter(f"--downstream: {exc}") from exc
-    if config is None and not DEFAULT_PATH.exists():
-        return None
-    lmtp = load_default(config).lmtp
-    return None if lmtp is None else lmtp.downstream
+        return putting_back.parsed_address(text)
+    known = options.configured(config)
+    return known.lmtp.downstream if known is not None and known.lmtp is not None else None

@@ -152,7 +152,7 @@ def command(
             opened,
             CheckOptions(
                 read_data=read_data,
-                threads=threads or options.store_settings(config, store).threads,
+                threads=threads or options.store_settings(config).threads,
                 resume=resume,
                 progress=show,
             ),

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from sidecar.bar import Bar
 from sidecar.commands import options
-from sidecar.config import DEFAULT_PATH, load_default
 from sidecar.present import print_json
 from sidecar.readable import escaped
 from sidecar.replication import open_configured, open_remote
@@ -72,8 +71,8 @@ def _repair(replica: Replica, path: Path, findings: list[Finding]) -> int:
 
 def _remote(url: str, config: Path | None, endpoint: str | None, credentials: Path | None) -> Remote:
     """As [[replica]] has it, if it does."""
-    if endpoint is None and credentials is None and (config or DEFAULT_PATH.exists()):
-        for configured in load_default(config).replica:
-            if configured.url == url:
-                return open_configured(configured)
+    known = options.configured(config) if endpoint is None and credentials is None else None
+    for replica in known.replica if known is not None else ():
+        if replica.url == url:
+            return open_configured(replica)
     return open_remote(url, endpoint=endpoint, credentials=credentials)

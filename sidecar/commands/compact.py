@@ -54,7 +54,7 @@ def command(
     from sidecar.scheduler.niceness import stand_back
     from store.compact import CompactOptions, Compactor, close_open_packs, waiting
 
-    settings = options.store_settings(config, store)
+    settings = options.store_settings(config)
     stand_back(_NICE, "idle")  # it has time, and the mail has not
     with (
         options.open_store(config, store, identity, needs=options.Need.WHOLE) as opened,

@@ -117,15 +117,13 @@ def _plan(
     config: Path | None, store: Path | None, *, canary: bool, sample: int | None, timeout_s: float | None
 ) -> Plan:
     """A sample of a store that is named needs no configuration."""
-    from sidecar.config import DEFAULT_PATH, Config, load_default
+    from sidecar.config import Config, load_default
     from sidecar.drill import Plan
 
-    configured = store is None or config is not None or canary or DEFAULT_PATH.exists()
-    if configured and store is None:
+    if store is None:
         options.configured_path(config)  # says what is missing, if anything
-    return Plan.of(
-        load_default(config) if configured else Config(), canary=canary, sample=sample, timeout_s=timeout_s
-    )
+    known = load_default(config) if canary else options.configured(config) or Config()
+    return Plan.of(known, canary=canary, sample=sample, timeout_s=timeout_s)
 
 
 def _print_restored(result: Restored) -> None:

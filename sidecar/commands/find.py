@@ -87,7 +87,7 @@ def command(
         subject=subject, leg=leg, status=status, as_of=as_of, limit=limit + 1 if limit else 0,
     )  # fmt: skip
     with options.open_store(config, store, identity) as opened:
-        if why := _why_no_index(opened, config, store):
+        if why := _why_no_index(opened, config):
             if build:
                 from sidecar.search.files import SearchError
 
@@ -95,7 +95,7 @@ def command(
             print(f"mailkeep: {why}: only subjects and addresses are searched", file=sys.stderr)
             found = _scanned(opened, terms, selection)
         else:
-            reserve_bytes = options.store_settings(config, store).reserve_bytes
+            reserve_bytes = options.store_settings(config).reserve_bytes
             _catch_up(opened, reserve_bytes, build=build, quiet=json)
             if not terms:
                 return
@@ -111,13 +111,14 @@ def command(
             print(f"mailkeep: there are more than {limit}; --limit 0 lists all", file=sys.stderr)
 
 
-def _why_no_index(opened: Store, config: Path | None, store: Path | None) -> str:
+def _why_no_index(opened: Store, config: Path | None) -> str:
     if opened.keyring.seals:
         from sidecar.search.files import remove
 
         remove(opened.path)  # one of the time before
         return "the store is sealed, and no words of it may lie here in the clear"
-    return "" if options.search_enabled(config, store) else "[search] enabled is false"
+    known = options.configured(config)
+    return "" if known is None or known.search.enabled else "[search] enabled is false"
 
 
 def _scanned(store: Store, terms: tuple[Term, ...], selection: Selection) -> Iterator[StoredDelivery]:

@@ -15,7 +15,7 @@ from store.ids import now_us
 from store.store import Store
 
 if TYPE_CHECKING:
-    from sidecar.config import StoreConfig
+    from sidecar.config import Config, StoreConfig
     from store.notes import SignKey
 
 
@@ -192,6 +192,13 @@ def open_store(
     return opened
 
 
+def configured(config: Path | None) -> Config | None:
+    """The configuration, if there is one. Raises `ConfigError` where it was named and cannot be used."""
+    from sidecar.config import DEFAULT_PATH, load_default  # --store does without its cost
+
+    return load_default(config) if config is not None or DEFAULT_PATH.exists() else None
+
+
 def _configured_identity(config: Path | None) -> Path | None:
     from sidecar.config import load_default
 
@@ -200,42 +207,33 @@ def _configured_identity(config: Path | None) -> Path | None:
 
 def configured_path(config: Path | None) -> Path:
     """The store's directory as the configuration names it. Raises `ConfigError`."""
-    from sidecar.config import DEFAULT_PATH, ConfigError, load_default  # --store does without its cost
+    known = configured(config)
+    if known is None:
+        from sidecar.config import DEFAULT_PATH, ConfigError
 
-    if config is None and not DEFAULT_PATH.exists():
         raise ConfigError(
             f"no store is named: there is no --store, no --config, MAILKEEP_CONFIG is not set, "
             f"and {DEFAULT_PATH} does not exist",
             "Name the store by --store PATH, or the configuration by --config FILE.",
         )
-    return load_default(config).store.path
+    return known.store.path
 
 
-def store_settings(config: Path | None, store: Path | None) -> StoreConfig:
-    """The configured [store] section; its defaults where --store was given and nothing is configured."""
-    from sidecar.config import DEFAULT_PATH, StoreConfig, load_default
+def store_settings(config: Path | None) -> StoreConfig:
+    """The configured [store] section; its defaults where nothing is configured, as with --store."""
+    from sidecar.config import StoreConfig
 
-    if store is not None and config is None and not DEFAULT_PATH.exists():
-        return StoreConfig()
-    return load_default(config).store
-
-
-def search_enabled(config: Path | None, store: Path | None) -> bool:
-    """Whether [search] enabled; its default where --store was given and nothing is configured."""
-    from sidecar.config import DEFAULT_PATH, SearchConfig, load_default
-
-    if store is not None and config is None and not DEFAULT_PATH.exists():
-        return SearchConfig().enabled
-    return load_default(config).search.enabled
+    known = configured(config)
+    return known.store if known is not None else StoreConfig()
 
 
 def signing_key(config: Path | None, store: Path | None, sign: Path | None) -> SignKey | None:
     """The key to sign heads with: that of --sign, else the configured one, if there is a configuration.
 
     Raises `ConfigError`, `BadKeyError`, `OSError`."""
-    from sidecar.config import DEFAULT_PATH, load_default
     from sidecar.heads import sign_key
 
-    if sign is None and (store is None or config is not None) and (config or DEFAULT_PATH.exists()):
-        sign = load_default(config).witness.key_file
+    if sign is None and (store is None or config is not None):
+        known = configured(config)
+        sign = known.witness.key_file if known is not None else None
     return sign_key(sign) if sign else None

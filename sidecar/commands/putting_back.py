@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sidecar.commands import options
+
 if TYPE_CHECKING:
-    from sidecar.config import Config, ImapConfig
+    from sidecar.config import ImapConfig
     from sidecar.replay.journal import Journal
     from sidecar.replay.perform import Performance, Request
     from sidecar.replay.report import Report
@@ -76,16 +78,9 @@ ReportOption = Annotated[
 ]
 
 
-def configured(config: Path | None) -> Config | None:
-    """The configuration, if there is one. Raises `ConfigError` where it was named and cannot be used."""
-    from sidecar.config import DEFAULT_PATH, load_default
-
-    return load_default(config) if config is not None or DEFAULT_PATH.exists() else None
-
-
 def imap_of(config: Path | None) -> ImapConfig | None:
     """[imap], where it is configured."""
-    known = configured(config)
+    known = options.configured(config)
     return known.imap if known is not None else None
 
 
@@ -102,16 +97,22 @@ def imap_needed(config: Path | None, what: str) -> ImapConfig:
     return found
 
 
+def parsed_address(text: str) -> Address:
+    """The LMTP server of --downstream. Raises `BadParameter`."""
+    from sidecar.units import Address
+
+    try:
+        return Address.parse(text)
+    except ValueError as exc:
+        raise typer.BadParameter(f"--downstream: {exc}") from exc
+
+
 def lmtp_address(text: str | None, config: Path | None) -> Address:
     """The LMTP server: `text`, else the configured one. Raises `BadParameter`, `ConfigError`."""
     from sidecar.config import ConfigError, load_default
-    from sidecar.units import Address
 
     if text is not None:
-        try:
-            return Address.parse(text)
-        except ValueError as exc:
-            raise typer.BadParameter(f"--downstream: {exc}") from exc
+        return parsed_address(text)
     try:
         lmtp = load_default(config).lmtp
     except ConfigError as exc:
