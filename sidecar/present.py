@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Iterator
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, Literal
 
 from sidecar.readable import escaped, header_text, text
@@ -63,10 +63,22 @@ def print_json(value: object) -> None:
     sys.stdout.write(json.dumps(value) + "\n")
 
 
-def print_json_lines(found: Iterable[StoredDelivery]) -> None:
-    """An object a line."""
-    for stored in found:
-        print_json(delivery_object(stored))
+def print_newest(found: Iterator[StoredDelivery], limit: int, *, json: bool) -> None:
+    """The first `limit` of those found, 0 for all, and a word on standard error if there are none or more;
+    for that `found` must go one beyond the limit."""
+    first = next(found, None)
+    if first is None:
+        print("mailkeep: nothing matches", file=sys.stderr)
+        return
+    shown = islice(chain([first], found), limit or None)
+    if json:
+        for stored in shown:
+            print_json(delivery_object(stored))
+    else:
+        print_deliveries(shown)
+    if next(found, None) is not None:
+        sys.stdout.flush()
+        print(f"mailkeep: there are more than {limit}; --limit 0 lists all", file=sys.stderr)
 
 
 def print_deliveries(found: Iterable[StoredDelivery]) -> None:

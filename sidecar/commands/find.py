@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperCommand
 
 from sidecar.commands import options
-from sidecar.present import print_deliveries, print_json_lines
+from sidecar.present import print_newest
 from sidecar.select import Selection, exact_filter, matching, select
 from store.ids import FOREVER_US, DeliveryId
 from store.store import Store, StoredDelivery
@@ -100,15 +100,7 @@ def command(
             if not terms:
                 return
             found = matching(opened, selection, _found(opened, terms, selection))
-        first = next(found, None)
-        if first is None:
-            print("mailkeep: nothing matches", file=sys.stderr)
-            return
-        found = chain([first], found)
-        (print_json_lines if json else print_deliveries)(islice(found, limit or None))
-        if next(found, None) is not None:
-            sys.stdout.flush()
-            print(f"mailkeep: there are more than {limit}; --limit 0 lists all", file=sys.stderr)
+        print_newest(found, limit, json=json)
 
 
 def _why_no_index(opened: Store, config: Path | None) -> str:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import sys
-from itertools import chain, islice
-
 from sidecar.commands import options
-from sidecar.present import print_deliveries, print_json_lines
+from sidecar.present import print_newest
 from sidecar.select import Selection, select
 
 
@@ -41,12 +38,4 @@ def command(
     )  # fmt: skip
     with options.open_store(config, store, identity) as opened:
         found = select(opened, selection)
-        first = next(found, None)
-        if first is None:
-            print("mailkeep: nothing matches", file=sys.stderr)
-            return
-        found = chain([first], found)
-        (print_json_lines if json else print_deliveries)(islice(found, limit or None))
-        if next(found, None) is not None:
-            sys.stdout.flush()
-            print(f"mailkeep: there are more than {limit}; --limit 0 lists all", file=sys.stderr)
+        print_newest(found, limit, json=json)
