@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from store.store import Store
 
 HOLES = 5
-_INTERRUPTED = 130
 
 
 def command(
@@ -91,7 +90,7 @@ def command(
         except KeyboardInterrupt:
             taken = "; what was taken in stays" if import_missing else ""
             print(f"mailkeep: interrupted: the same command begins anew{taken}", file=sys.stderr)
-            raise typer.Exit(_INTERRUPTED) from None
+            raise typer.Exit(options.INTERRUPTED) from None
     _print_summary(accounts, json=json)
     raise typer.Exit(_exit_code(accounts))
 

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from sidecar.drill.restore import Restored
 
 _NOT_PROVEN = 6
-_INTERRUPTED = 130
 
 
 def _seconds(written: str) -> float:
@@ -100,7 +99,7 @@ def command(
                 report = asyncio.run(drill(opened, plan, told=told, drawn=drawn))
         except KeyboardInterrupt:
             print("mailkeep: interrupted, nothing was proven or recorded: run it again", file=sys.stderr)
-            raise typer.Exit(_INTERRUPTED) from None
+            raise typer.Exit(options.INTERRUPTED) from None
         try:
             record(opened.path, time.time(), list(report.reasons))
         except OSError as exc:

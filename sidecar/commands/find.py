@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 _CATCH_UP_S = 2.0
 """how long an answer may wait for what is not in the index yet"""
-_INTERRUPTED = 130
 _NICE = 10
 
 
@@ -164,7 +163,7 @@ def _catch_up(store: Store, reserve_bytes: int, *, build: bool, quiet: bool) -> 
             reached = Follower(store, index, progress=show).run()
         except KeyboardInterrupt:
             print("mailkeep: interrupted; what is done stays, the same command goes on", file=sys.stderr)
-            raise typer.Exit(_INTERRUPTED) from None
+            raise typer.Exit(options.INTERRUPTED) from None
     print(f"mailkeep: {reached.messages} messages can be found by their words", file=sys.stderr)
 
 

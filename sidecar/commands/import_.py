@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from sidecar.sources.source import Skipped, Source, Wanted
     from store.store import Store
 
-_SOME, _NONE, _INTERRUPTED = 3, 4, 130
+_SOME, _NONE = 3, 4
 
 
 def command(
@@ -106,7 +106,7 @@ def command(
     _print_summary(summary, json=json, dry_run=dry_run)
     if interrupted.is_set():
         print("mailkeep: interrupted; the same command goes on from there", file=sys.stderr)
-        raise typer.Exit(_INTERRUPTED)
+        raise typer.Exit(options.INTERRUPTED)
     raise typer.Exit(_NONE if not summary.messages else _SOME if summary.skipped else 0)
 
 

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from store.notes import SignKey
 
 
+INTERRUPTED = 130
+"""exit code after Ctrl-C, as shells have it"""
+
+
 class Need(enum.Enum):
     """What a command must be able to do with a sealed store."""
 

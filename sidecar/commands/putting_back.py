@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _FEW = 20
 _SYSTEM_FLAGS = {name.lower(): f"\\{name}" for name in ("Seen", "Answered", "Flagged", "Deleted", "Draft")}
-SOME, NONE, DOUBT, INTERRUPTED = 3, 4, 6, 130
+SOME, NONE, DOUBT = 3, 4, 6
 
 
 class Via(enum.StrEnum):
@@ -198,7 +198,7 @@ def perform(
                 ended = performance.perform(source, tell)
             except CancelledError:
                 print("mailkeep: left at once; the same command goes on", file=sys.stderr)
-                return INTERRUPTED
+                return options.INTERRUPTED
         if last and not ended.stopped and performance.has_folder_got(last[0]) is False:
             print(
                 "mailkeep: the LMTP server took it, but nothing of it is in the folder of --folder:\n"
@@ -259,7 +259,7 @@ def _finish(ended: Ended, report: Report, run: str, *, json: bool) -> int:
 
 def _code(ended: Ended) -> int:
     if ended.stopped:
-        return INTERRUPTED
+        return options.INTERRUPTED
     if ended.targets and ended.complete:
         return 0
     if ended.in_doubt:

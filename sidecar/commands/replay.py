@@ -157,7 +157,7 @@ def command(
         code = putting_back.perform(
             performance, journal, iter(source), report, json=json, total=len(ids or ()), what="replay"
         )
-        if code != putting_back.INTERRUPTED:
+        if code != options.INTERRUPTED:
             _print_unused(unused)
     raise typer.Exit(code)
 
