@@ -1,7 +1,8 @@
 """Durations, sizes, addresses and times, as people write them and as tables show them.
 
 Text in, plain values out: seconds, bytes, `Address`, µs since 1970 in UTC. What cannot be read is a
-`ValueError` that quotes the text and shows how it is written. Reads no clock: whoever asks says what time
+`ValueError` that quotes the text and shows how it is written; of a mail address there is no more to say
+than that it is none. Reads no clock: whoever asks says what time
 it is; the machine's time zone is all it takes from its surroundings.
 """
 
@@ -142,6 +143,12 @@ class Address:
         if self.is_unix:
             return f"unix:{self.path}"
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def bare_address(text: str) -> bytes | None:
+    """A mail address as envelopes have it, without angle brackets, "" for the null sender; None for none."""
+    bare = text.strip().removeprefix("<").removesuffix(">")
+    return None if any(sign in "<>\\ " or not sign.isprintable() for sign in bare) else bare.encode()
 
 
 def parse_time(text: str, now_us: int) -> int:

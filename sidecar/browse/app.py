@@ -30,7 +30,7 @@ from sidecar.describe import describe, description_lines
 from sidecar.export import Format
 from sidecar.readable import escaped
 from sidecar.select import moment_us
-from sidecar.units import Address, format_time
+from sidecar.units import Address, bare_address, format_time
 from store.ids import DeliveryId
 from store.store import Store, StoredDelivery
 
@@ -664,11 +664,11 @@ class Browser(App[None]):
                 dialog[0].show(made)
 
         def plan_for(address: str) -> None:
-            bare = address.removeprefix("<").removesuffix(">")
-            if any(sign in "<>\\ " or not sign.isprintable() for sign in bare):
+            bare = bare_address(address)
+            if bare is None:
                 self.notify(f"{escaped(address)} is no address", severity="error", markup=False)
                 return
-            self._work.start("act", lambda: plan(bare.encode() or None), self.say)
+            self._work.start("act", lambda: plan(bare or None), self.say)
 
         self._work.start("act", lambda: plan(None), self.say)
 

@@ -140,10 +140,12 @@ def _wanted(rcpt: str | None, folder: str, since: str | None, until: str | None)
 
 
 def _address(text: str) -> bytes:
-    bare = text.strip().removeprefix("<").removesuffix(">")
-    if not bare or any(sign in "<>\\ " or not sign.isprintable() for sign in bare):
+    from sidecar.units import bare_address
+
+    bare = bare_address(text)
+    if not bare:
         raise typer.BadParameter(f"--rcpt {text!r} is no address")
-    return bare.encode()
+    return bare
 
 
 def _is_url(source: str, format_: Format) -> bool:

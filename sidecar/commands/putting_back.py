@@ -158,12 +158,12 @@ def request(
 def _flags(text: str) -> tuple[str, ...]:
     """The flags of --flags: system flags with or without their backslash, in any case, and keywords. Raises
     `BadParameter` for what no server takes (RFC 9051 2.3.2)."""
-    import re
+    from sidecar.live.mailbox import FLAG
 
     flags = []
     for word in text.replace(",", " ").split():
         system = _SYSTEM_FLAGS.get(word.removeprefix("\\").lower())
-        if system is None and not re.fullmatch(r"[!#$&'+,./:;<=>?@A-Z^_`a-z|}~0-9-]+", word):
+        if system is None and (word.startswith("\\") or not FLAG.fullmatch(word)):
             known = ", ".join(_SYSTEM_FLAGS.values())
             raise typer.BadParameter(f"--flags: {word} is none of {known}, and no keyword")
         flags.append(system or word)

@@ -201,7 +201,7 @@ def _print_submitted(store: Store, ids: tuple[str, ...]) -> None:
 
 
 def _address(text: str, option: str) -> bytes:
-    from sidecar.replay.mapping import bare_address
+    from sidecar.units import bare_address
 
     bare = bare_address(text)
     if bare is None or (option == "--rcpt" and not bare):

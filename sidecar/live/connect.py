@@ -12,13 +12,19 @@ from sidecar.live.imap import ImapServer
 log = logging.getLogger(__name__)
 
 
-def imap_server(config: ImapConfig | None) -> ImapServer:
-    """The configured server with all that is needed to get in. Raises `ConfigError`."""
+def needed(config: ImapConfig | None) -> ImapConfig:
+    """[imap], without which there is no way into the mailboxes. Raises `ConfigError`."""
     if config is None:
         raise ConfigError(
             "the configuration has no [imap], so the mailboxes cannot be looked into",
             "Say how to log in under [imap]; deploy/mailkeep.toml shows every key.",
         )
+    return config
+
+
+def imap_server(config: ImapConfig | None) -> ImapServer:
+    """The configured server with all that is needed to get in. Raises `ConfigError`."""
+    config = needed(config)
     passwords = _passwords(config.passwords) if config.passwords else {}
     if not passwords:
         raise ConfigError("[imap] passwords: it names no file with lines USER:PASSWORD")

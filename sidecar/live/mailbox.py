@@ -5,11 +5,15 @@ Looking changes nothing: no message becomes read or loses its mark of being new.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from store.ids import FOREVER_US
+
+FLAG = re.compile(r"""\\?[!#$&'+,./:;<=>?@A-Z^_`a-z|}~0-9-]+""")
+"""A system flag or a keyword as servers take it (RFC 9051 9, flag)."""
 
 
 class LiveError(Exception):

@@ -7,7 +7,6 @@ whole server come by time and not by mailbox; each is used by one lane at a time
 from __future__ import annotations
 
 import asyncio
-import re
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -19,7 +18,7 @@ from imapclient.exceptions import IMAPClientAbortError, IMAPClientError
 from sidecar.config import ImapConfig
 from sidecar.live.connect import imap_server
 from sidecar.live.imap import ImapMailbox
-from sidecar.live.mailbox import LiveError, LoginError
+from sidecar.live.mailbox import FLAG, LiveError, LoginError
 from sidecar.live.users import imap_user
 from sidecar.replay.road import Answered, Failed, Lane, LostError
 from sidecar.replay.targets import Target
@@ -30,7 +29,6 @@ from store.store import Store
 T = TypeVar("T")
 
 INBOX = "INBOX"
-_FLAG = re.compile(r"""\\?[!#$&'+,./:;<=>?@A-Z^_`a-z|}~0-9-]+""")
 _IDLE_FOR_EACH_LANE = 8
 _IDLE_S = 120.0
 _NO_LOGIN_S = 60.0
@@ -74,7 +72,7 @@ class ImapRoad:
         """What it is marked with. `\\Recent` is the server's own; what cannot be said in IMAP at all is left
         out (a Maildir may have such keywords): the message matters more."""
         flags = tuple(_kept(delivery, "flags").split()) if self._flags is None else self._flags
-        return tuple(flag for flag in flags if _FLAG.fullmatch(flag) and flag.lower() != "\\recent")
+        return tuple(flag for flag in flags if FLAG.fullmatch(flag) and flag.lower() != "\\recent")
 
     def lane(self) -> Lane:
         """One of the threads that append."""

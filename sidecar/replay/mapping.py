@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from sidecar.units import bare_address
+
 
 class MappingError(Exception):
     """The file cannot be used; the text names file and line."""
@@ -36,9 +38,3 @@ def read_mapping(path: Path) -> dict[bytes, bytes]:
     if not found:
         raise MappingError(f"--mapping {path}: it names no mailbox")
     return found
-
-
-def bare_address(text: str) -> bytes | None:
-    """An address as envelopes have it, without angle brackets, "" for the null sender; None for none."""
-    bare = text.strip().removeprefix("<").removesuffix(">")
-    return None if any(sign in "<>\\ " or not sign.isprintable() for sign in bare) else bare.encode()

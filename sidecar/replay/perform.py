@@ -70,17 +70,11 @@ class Performance:
 
     def presence(self, *, strict: bool = False) -> Presence:
         """Who looks into the mailboxes. Raises `ConfigError`."""
-        from sidecar.config import ConfigError
+        from sidecar.live.connect import needed
         from sidecar.replay.presence import Presence  # IMAP's library takes a while
 
-        if self._request.imap is None:
-            raise ConfigError(
-                "the configuration has no [imap], so the mailboxes cannot be looked into",
-                "Say how to log in under [imap]; deploy/mailkeep.toml shows every key.",
-            )
-        return Presence(
-            self._store, self._request.imap, self._stop.is_set, self._request.as_of_us, strict=strict
-        )
+        imap = needed(self._request.imap)
+        return Presence(self._store, imap, self._stop.is_set, self._request.as_of_us, strict=strict)
 
     def has_folder_got(self, target: Target) -> bool | None:
         """Whether `folder` has anything that came since the run began: LMTP answers 250 as well where the
