@@ -9,6 +9,7 @@ import typer
 
 from sidecar.commands import options
 from sidecar.commands.options import configured_path
+from sidecar.metric_table import JOBS
 from sidecar.present import print_json
 from sidecar.progress import Progress
 from sidecar.readable import escaped
@@ -21,16 +22,15 @@ from store.errors import StoreNotFoundError
 
 _HEADINGS = ("JOB", "STATE", "SCHEDULE", "NEXT", "LAST", "TOOK", "RESULT")
 _INTERRUPTED = 4
+_KINDS = ", ".join(JOBS)
 
 KindArgument = Annotated[
     str,
-    typer.Argument(metavar="JOB", help="compact, expire, check, drill, witness, audit.", show_default=False),
+    typer.Argument(metavar="JOB", help=f"{_KINDS}.", show_default=False),
 ]
 KindOrAllArgument = Annotated[
     str,
-    typer.Argument(
-        metavar="JOB", help="compact, expire, check, drill, witness, audit, or all.", show_default=False
-    ),
+    typer.Argument(metavar="JOB", help=f"{_KINDS}, or all.", show_default=False),
 ]
 
 
