@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from pathlib import Path
 
@@ -14,6 +15,22 @@ def adopt(path: Path) -> None:
     if os.geteuid() == 0:
         parent = path.parent.stat()
         os.chown(path, parent.st_uid, parent.st_gid)
+
+
+def take_lock(path: Path) -> int | None:
+    """The lock that the file `path` stands for, as a descriptor: closed, it is given up. None while another
+    process has it. Raises `OSError`."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        adopt(path)
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        return None
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
 
 
 def sync_directory(directory: Path) -> None:

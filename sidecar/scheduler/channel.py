@@ -18,7 +18,7 @@ from pathlib import Path
 import msgspec
 
 from sidecar.scheduler.state import write_whole
-from store.files import adopt
+from store.files import adopt, take_lock
 
 log = logging.getLogger(__name__)
 
@@ -108,18 +108,8 @@ class SchedulerLock:
     def take(cls, directory: Path) -> SchedulerLock | None:
         """The lock, or None while another process has it. Makes what is missing. Raises OSError."""
         make_directories(directory)
-        path = directory / "lock"
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        try:
-            adopt(path)
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(fd)
-            return None
-        except BaseException:
-            os.close(fd)
-            raise
-        return cls(fd)
+        fd = take_lock(directory / "lock")
+        return None if fd is None else cls(fd)
 
     def release(self) -> None:
         """Idempotent."""

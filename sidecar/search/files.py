@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import shutil
 import sqlite3
@@ -14,7 +13,7 @@ from typing import NamedTuple
 from urllib.parse import quote
 
 from sidecar.search.text import Text
-from store.files import adopt
+from store.files import adopt, take_lock
 from store.ids import DeliveryId
 
 DIRECTORY = "search"
@@ -166,23 +165,6 @@ def mark_of(store_id: bytes) -> str:
     return f"{VERSION} {store_id.hex()}"
 
 
-def take_lock(directory: Path) -> int | None:
-    """The right to write, as a descriptor that is to be closed; None while another has it. Raises
-    `OSError`."""
-    path = directory / "lock"
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    try:
-        adopt(path)
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(fd)
-        return None
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd
-
-
 def empty(directory: Path) -> None:
     """Remove all that is in it but the lock, the list of shards first: without that the rest is nothing."""
     remove_database(directory / "state.db")
@@ -197,7 +179,7 @@ def remove(store_path: Path) -> bool:
     directory = store_path / DIRECTORY
     if not directory.is_dir():
         return True
-    lock = take_lock(directory)
+    lock = take_lock(directory / "lock")
     if lock is None:
         return False
     try:

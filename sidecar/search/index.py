@@ -43,11 +43,10 @@ from sidecar.search.files import (
     mark_of,
     remove_database,
     shard_path,
-    take_lock,
     told,
 )
 from sidecar.search.text import fold
-from store.files import adopt
+from store.files import adopt, take_lock
 from store.ids import DeliveryId, delivery_time_us
 from store.looks import order
 
@@ -79,7 +78,7 @@ class IndexWriter:
         if not directory.is_dir():
             directory.mkdir(mode=0o700, exist_ok=True)
             adopt(directory)
-        lock = take_lock(directory)
+        lock = take_lock(directory / "lock")
         if lock is None:
             return None
         try:
