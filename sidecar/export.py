@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
 
+from sidecar.maildir_names import FLAGS
 from store.errors import DamagedError, NotFoundError
 from store.files import sync_directory
 from store.records import Delivery, Leg
@@ -27,9 +28,7 @@ _FROM_LINE = re.compile(rb"(\n>*)(?=From )")
 _FROM_START = re.compile(rb">*From ")
 _FROM_BEGUN = re.compile(rb">*(F|Fr|Fro|From)?")
 
-_LETTERS = {
-    "\\draft": "D", "\\flagged": "F", "$forwarded": "P", "\\answered": "R", "\\seen": "S", "\\deleted": "T",
-}  # fmt: skip
+_LETTERS = {flag.lower(): letter for letter, flag in FLAGS.items()}
 
 
 class Format(enum.StrEnum):

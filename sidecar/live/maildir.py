@@ -13,10 +13,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, Self
 
-from imapclient.imap_utf7 import decode
-
 from sidecar.live.fields import id_and_date
 from sidecar.live.mailbox import LiveError, LiveMessage
+from sidecar.maildir_names import flags_of, folder_name, keywords_of
 from store.ids import FOREVER_US
 
 _HEADER_BYTES = 256 << 10
@@ -24,8 +23,6 @@ _TRIES = 5
 _BLANK_LINE = re.compile(rb"\n\r?\n")
 _BARE_LF = re.compile(rb"(?<!\r)\n")
 _SIZES = re.compile(r",S=([0-9]+).*,W=([0-9]+)")
-_FLAGS = {"D": "\\Draft", "F": "\\Flagged", "R": "\\Answered", "S": "\\Seen", "T": "\\Deleted"}
-_KEYWORD = re.compile(r"([0-9]+) (\S+)")
 _NOT_PLAIN = {
     b"\x1f\x8b": "compressed",
     b"BZh": "compressed",
@@ -69,8 +66,9 @@ class Maildir:
 
     def messages(self, folder: str, since_us: int = 0, until_us: int = FOREVER_US) -> Iterator[LiveMessage]:
         """See `LiveMailbox`; received when the file was written."""
-        keywords = self._keywords(folder)
-        for name, file in sorted(self._scan(folder).items(), key=lambda found: found[1].mtime_ns):
+        files = self._scan(folder)
+        keywords = keywords_of(self._paths[folder])
+        for name, file in sorted(files.items(), key=lambda found: found[1].mtime_ns):
             received_us = file.mtime_ns // 1_000_000_000 * 1_000_000
             if since_us <= received_us < until_us:
                 header = self._header(folder, name)
@@ -143,25 +141,14 @@ class Maildir:
                 raise LiveError(f"{files[name].path} cannot be read: {exc.strerror}") from exc
         return None
 
-    def _keywords(self, folder: str) -> dict[str, str]:
-        """Dovecot's names for the flags `a` to `z` of a folder."""
-        try:
-            text = (self._paths[folder] / "dovecot-keywords").read_text("utf-8", "replace")
-        except (OSError, KeyError):
-            return {}
-        lines = filter(None, map(_KEYWORD.fullmatch, text.splitlines()))
-        return {chr(ord("a") + int(line[1])): line[2] for line in lines if int(line[1]) < 26}
-
 
 def _live(
     folder: str, name: str, file: _File, received_us: int, header: bytes, keywords: dict[str, str]
 ) -> LiveMessage:
     message_id, date = id_and_date(header)
-    letters = file.path.name.partition(":2,")[2]
-    names = _FLAGS | keywords
     return LiveMessage(
         folder=folder, uid=name, size=_size(file), received_us=received_us,
-        flags=tuple(names[letter] for letter in letters if letter in names), message_id=message_id, date=date,
+        flags=flags_of(file.path.name, keywords), message_id=message_id, date=date,
     )  # fmt: skip
 
 
@@ -220,15 +207,8 @@ def _folders(root: Path) -> Iterator[tuple[str, Path]]:
             path = Path(place, name)
             if _is_folder(path):
                 relative = str(path.relative_to(root))
-                yield _as_text(relative.removeprefix(".")), path
-
-
-def _as_text(name: str) -> str:
-    """Names are in IMAP's own UTF-7, or as they are."""
-    try:
-        return str(decode(name.encode("utf-8", "surrogateescape")))
-    except (UnicodeDecodeError, ValueError):
-        return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+                named = folder_name(relative.removeprefix("."))
+                yield named.encode("utf-8", "surrogateescape").decode("utf-8", "replace"), path
 
 
 def _told(exc: OSError) -> None:

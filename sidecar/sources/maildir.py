@@ -14,23 +14,14 @@ from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from imapclient.imap_utf7 import decode as from_utf7
-
 from sidecar.intake import Found
 from sidecar.line_ends import LineEnds
+from sidecar.maildir_names import flags_of, folder_name, keywords_of
 from sidecar.sources.files import Told, own_pieces_of, why_no_file
 from sidecar.sources.source import Skipped, Wanted
 
 INBOX = "INBOX"
 _PLACES = ("cur", "new")
-_FLAGS = {
-    "D": "\\Draft",
-    "F": "\\Flagged",
-    "P": "$Forwarded",
-    "R": "\\Answered",
-    "S": "\\Seen",
-    "T": "\\Deleted",
-}
 _LINK = "is a symbolic link: whose Maildir it is may have pointed it at what is not theirs"
 _SECONDS = re.compile(r"(\d{9,11})\.")
 
@@ -56,7 +47,7 @@ class MaildirSource:
         for directory, folder in _directories(
             self._path, lambda where, why: unread.append(Skipped(f"maildir:{where}", why))
         ):
-            keywords = _keywords(directory)
+            keywords = keywords_of(directory)
             for place in _PLACES:
                 if _is_link(directory / place):
                     yield Skipped(f"maildir:{directory / place}", _LINK)
@@ -118,25 +109,8 @@ def _message(file: _File, folder: str, keywords: dict[str, str], wanted: Wanted)
     if wanted.at(time_us):
         yield Found(
             origin=origin, recipient=wanted.recipient, received_us=time_us, folder=wanted.folder(folder),
-            flags=_flags(file.name, keywords), pieces=file.pieces, line_ends=LineEnds.CRLF,
+            flags=flags_of(file.name, keywords), pieces=file.pieces, line_ends=LineEnds.CRLF,
         )  # fmt: skip
-
-
-def _flags(name: str, keywords: dict[str, str]) -> tuple[str, ...]:
-    letters = name.partition(":2,")[2].partition(",")[0]
-    found = (_FLAGS.get(letter) or keywords.get(letter) for letter in letters)
-    return tuple(flag for flag in found if flag)
-
-
-def _keywords(directory: Path) -> dict[str, str]:
-    """Dovecot's names for the lower-case letters: lines `0 $Label1` in dovecot-keywords."""
-    found = {}
-    with contextlib.suppress(OSError):
-        for line in (directory / "dovecot-keywords").read_text("utf-8", "replace").splitlines():
-            number, _, name = line.partition(" ")
-            if number.isdecimal() and int(number) < 26 and name:
-                found[chr(ord("a") + int(number))] = name
-    return found
 
 
 def _directories(top: Path, told: Told = lambda _path, _why: None) -> Iterator[tuple[Path, str]]:
@@ -163,7 +137,7 @@ def _below(directory: Path, folder: str, told: Told) -> Iterator[tuple[Path, str
         if _is_link(entry):
             told(str(entry), _LINK)
             continue
-        name = _decoded(entry.name.removeprefix("."))
+        name = folder_name(entry.name.removeprefix("."))
         if not folder and entry.name.startswith("."):
             if _is_one(entry):
                 yield entry, name
@@ -194,13 +168,3 @@ def _names(directory: Path) -> list[str]:
         with contextlib.suppress(OSError):
             found += [entry.name for entry in (directory / place).iterdir()]
     return found
-
-
-def _decoded(name: str) -> str:
-    """A folder's name from the modified UTF-7 of RFC 3501 5.1.3; as it is if it is none."""
-    if not name.isascii():
-        return name
-    try:
-        return str(from_utf7(name.encode()))
-    except (UnicodeDecodeError, ValueError):
-        return name

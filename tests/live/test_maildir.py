@@ -7,9 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from sidecar.intake import Found
 from sidecar.live.mailbox import LiveError
 from sidecar.live.maildir import Maildir
 from sidecar.live.matching import compare
+from sidecar.sources.maildir import MaildirSource
+from sidecar.sources.source import Wanted
 from tests.live.test_matching import captured, mail
 from tests.support.live_server import TRACE
 
@@ -102,6 +105,18 @@ def test_folders_within_folders(root: Path) -> None:
     make(root / "Work" / "2024" / "Q1")
     with Maildir(root, "anna") as mailbox:
         assert mailbox.folders() == ["INBOX", "Work/2024", "Work/2024/Q1"]
+
+
+def test_names_are_read_as_the_import_reads_them(root: Path) -> None:
+    """Each of the two once had a reading of its own: one made `MÃ¼ll` of the folder, and knew no P."""
+    make(root / ".Müll")
+    (root / ".Müll" / "cur" / "1700000000.M1P2.host:2,PS").write_bytes(MAIL)
+    with Maildir(root, "anna") as mailbox:
+        assert mailbox.folders() == ["INBOX", "Müll"]
+        (live,) = mailbox.messages("Müll")
+    (found,) = MaildirSource(root).messages(Wanted(recipient=b"anna@example.org"))
+    assert isinstance(found, Found)
+    assert (live.folder, live.flags) == (found.folder, found.flags) == ("Müll", ("$Forwarded", "\\Seen"))
 
 
 def test_compared_with_what_was_captured(root: Path) -> None:
