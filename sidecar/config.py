@@ -53,6 +53,7 @@ from sidecar.scheduler.schedule import Schedule
 from sidecar.scheduler.window import Window
 from sidecar.units import Address, exact_size
 from store.layout import STREAM_NAME_BYTES
+from store.loopback import LOOPBACK
 from store.records import Leg
 from store.retention import Rule
 
@@ -707,7 +708,7 @@ def _lmtp_faults(lmtp: LmtpConfig) -> Iterator[str]:
 def _imap_faults(imap: ImapConfig) -> Iterator[str]:
     if imap.server.is_unix:
         yield f"[imap] server: {imap.server} will not do, IMAP is asked over TCP: write HOST:PORT"
-    elif imap.tls == "none" and imap.server.host not in ("127.0.0.1", "::1", "localhost"):
+    elif imap.tls == "none" and imap.server.host not in LOOPBACK:
         yield f"[imap] tls: without it passwords would go to {imap.server} in the clear"
 
 
@@ -729,7 +730,7 @@ def _replica_faults(replicas: tuple[ReplicaConfig, ...]) -> Iterator[str]:
         if not replica.url.startswith("s3:") and (replica.endpoint or replica.lock_days):
             yield f"{where} url: endpoint and lock_days are for s3://bucket/prefix alone"
         host = urlsplit(replica.endpoint).hostname
-        if replica.endpoint.startswith("http:") and host not in ("127.0.0.1", "::1", "localhost"):
+        if replica.endpoint.startswith("http:") and host not in LOOPBACK:
             yield f"{where} endpoint: {replica.endpoint} would send mail in the clear: write https://"
 
 

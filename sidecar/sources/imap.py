@@ -20,13 +20,13 @@ from sidecar.live.imap import ImapMailbox, ImapServer
 from sidecar.live.mailbox import LiveError, LiveMessage
 from sidecar.sources.source import Skipped, SourceError, Wanted
 from sidecar.units import Address
+from store.loopback import LOOPBACK
 from store.records import Leg
 from store.rows import Term
 from store.store import Query, Store
 
 PASSWORD_VARIABLE = "MAILKEEP_IMAP_PASSWORD"  # noqa: S105 - a name, not a password
 SCHEMES = {"imap": 143, "imaps": 993}
-_LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _BATCH_MESSAGES = 200
 _BATCH_BYTES = 8 << 20
 
@@ -51,7 +51,7 @@ def account(url: str) -> tuple[Address, str, str]:
         )
     if not parts.hostname or not parts.username or parts.path.strip("/") or parts.query:
         raise SourceError(f"{url}: write imap://USER@HOST[:PORT] or imaps://USER@HOST[:PORT]")
-    plain = "none" if parts.hostname in _LOOPBACK else "starttls"
+    plain = "none" if parts.hostname in LOOPBACK else "starttls"
     tls = "tls" if parts.scheme == "imaps" else plain
     return Address(parts.hostname, port), unquote(parts.username), tls
 

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from store.files import sync_directory, write_all
+from store.loopback import LOOPBACK
 from store.replicas.errors import (
     DamagedUploadError,
     DiffersError,
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
     from obstore.store import ObjectStore, S3Config
 
 T = TypeVar("T")
-_LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 _MD5 = re.compile("[0-9a-f]{32}")
 _SLOWEST_BYTES = 64 << 10
 """a second: what is large may take so long before it is given up"""
@@ -334,7 +334,7 @@ def _directory(url: str, path: Path) -> Callable[[float], ObjectStore]:
 def _bucket(url: str, bucket: str, prefix: str, options: RemoteOptions) -> Callable[[float], ObjectStore]:
     endpoint = urlsplit(options.endpoint)
     plain = endpoint.scheme == "http"
-    if plain and endpoint.hostname not in _LOOPBACK:
+    if plain and endpoint.hostname not in LOOPBACK:
         raise ReplicaError(f"{url}: {options.endpoint} would send mail in the clear: write https://")
     config: S3Config = {"virtual_hosted_style_request": not options.path_style}
     if options.region:
