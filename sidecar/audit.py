@@ -16,10 +16,10 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
 
-from sidecar.config import ImapConfig
 from sidecar.live.mailbox import LiveError, LiveMailbox, LiveMessage
 from sidecar.live.matching import MOST_BYTES, compare, given, starts, trace_ends
 from sidecar.live.users import imap_user
+from sidecar.sections import ImapConfig
 from store.errors import DamagedError, NotFoundError, SealedError, StoreError
 from store.ids import FOREVER_US, ContentId, DeliveryId, content_id
 from store.looks import short_looks

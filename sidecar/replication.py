@@ -14,9 +14,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sidecar.config import Config, ReplicaConfig
+from sidecar.config import Config
 from sidecar.heads import sign_key
 from sidecar.metrics import Metrics
+from sidecar.sections import ReplicaConfig
 from store.errors import StoreError
 
 if TYPE_CHECKING:

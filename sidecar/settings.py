@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from sidecar.config import Config, LmtpConfig
+from sidecar.config import Config
 from sidecar.front import FrontLimits
 from sidecar.scheduler.kinds import Settings
+from sidecar.sections import LmtpConfig
 
 
 def front_limits(lmtp: LmtpConfig) -> FrontLimits:

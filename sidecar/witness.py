@@ -20,9 +20,9 @@ from typing import Any
 from urllib.error import HTTPError
 
 from sidecar import heads
-from sidecar.config import WitnessConfig
 from sidecar.readable import escaped
 from sidecar.scheduler.state import write_whole
+from sidecar.sections import WitnessConfig
 from store.evidence import continuation, head_of
 from store.store import Store
 

@@ -14,8 +14,8 @@ from sidecar.commands import options, putting_back
 
 if TYPE_CHECKING:
     from sidecar.audit import Account, Difference
-    from sidecar.config import ImapConfig
     from sidecar.live.mailbox import LiveMailbox
+    from sidecar.sections import ImapConfig
     from store.store import Store
 
 HOLES = 5
@@ -97,8 +97,9 @@ def command(
 
 def _mailboxes(config: Path | None, maildir: Path | None) -> tuple[ImapConfig, Callable[[str], LiveMailbox]]:
     """How logins are written, and what opens a user's mailbox. Raises `ConfigError`."""
-    from sidecar.config import ImapConfig, load_default
+    from sidecar.config import load_default
     from sidecar.live.maildir import Maildir
+    from sidecar.sections import ImapConfig
 
     if maildir is not None:
         path = maildir

@@ -15,7 +15,8 @@ from store.ids import now_us
 from store.store import Store
 
 if TYPE_CHECKING:
-    from sidecar.config import Config, StoreConfig
+    from sidecar.config import Config
+    from sidecar.sections import StoreConfig
     from store.notes import SignKey
 
 
@@ -225,7 +226,7 @@ def configured_path(config: Path | None) -> Path:
 
 def store_settings(config: Path | None) -> StoreConfig:
     """The configured [store] section; its defaults where nothing is configured, as with --store."""
-    from sidecar.config import StoreConfig
+    from sidecar.sections import StoreConfig
 
     known = configured(config)
     return known.store if known is not None else StoreConfig()

@@ -13,12 +13,12 @@ import typer
 from sidecar.commands import options
 
 if TYPE_CHECKING:
-    from sidecar.config import ImapConfig
     from sidecar.replay.journal import Journal
     from sidecar.replay.perform import Performance, Request
     from sidecar.replay.report import Report
     from sidecar.replay.run import Ended
     from sidecar.replay.targets import Item, Result, Target
+    from sidecar.sections import ImapConfig
     from sidecar.units import Address
 
 _FEW = 20

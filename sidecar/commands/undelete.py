@@ -14,9 +14,9 @@ from sidecar.commands.putting_back import Via
 from store.errors import StoreError
 
 if TYPE_CHECKING:
-    from sidecar.config import ImapConfig
     from sidecar.replay.journal import Journal
     from sidecar.replay.targets import Item, Result, Target, Whereto
+    from sidecar.sections import ImapConfig
     from store.ids import DeliveryId
     from store.store import Store
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 from typing import Protocol
 
-from sidecar.config import ImapConfig
 from sidecar.jobs.common import FINDINGS_TOLD, Current
 from sidecar.scheduler.context import JobContext
 from sidecar.scheduler.kinds import Run
+from sidecar.sections import ImapConfig
 from store.ids import now_us
 from store.store import Store
 

@@ -10,10 +10,10 @@ import itertools
 import logging
 from typing import Protocol
 
-from sidecar.config import StoreConfig
 from sidecar.jobs.common import FINDINGS_TOLD, Current, is_true, step_of
 from sidecar.scheduler.context import JobContext
 from sidecar.scheduler.kinds import Run
+from sidecar.sections import StoreConfig
 from sidecar.units import format_size
 from sidecar.witness import witness
 from store.check import Checked, Checker, CheckOptions

@@ -6,8 +6,9 @@ import logging
 import stat
 from pathlib import Path
 
-from sidecar.config import ConfigError, ImapConfig
+from sidecar.config import ConfigError
 from sidecar.live.imap import ImapServer
+from sidecar.sections import ImapConfig
 
 log = logging.getLogger(__name__)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from sidecar.config import ImapConfig
+from sidecar.sections import ImapConfig
 
 _QUOTED = re.compile(r"\\(.)", re.DOTALL)
 

@@ -15,13 +15,13 @@ from typing import TypeVar
 
 from imapclient.exceptions import IMAPClientAbortError, IMAPClientError
 
-from sidecar.config import ImapConfig
 from sidecar.live.connect import imap_server
 from sidecar.live.imap import ImapMailbox
 from sidecar.live.mailbox import FLAG, LiveError, LoginError
 from sidecar.live.users import imap_user
 from sidecar.replay.road import Answered, Failed, Lane, LostError
 from sidecar.replay.targets import Target
+from sidecar.sections import ImapConfig
 from store.errors import StoreError
 from store.records import Delivery, Leg
 from store.store import Store

@@ -21,8 +21,8 @@ from store.ids import FOREVER_US, now_us
 from store.store import Store
 
 if TYPE_CHECKING:
-    from sidecar.config import ImapConfig
     from sidecar.replay.presence import Presence
+    from sidecar.sections import ImapConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

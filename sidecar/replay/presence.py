@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 
-from sidecar.config import ImapConfig
 from sidecar.live.connect import imap_server
 from sidecar.live.imap import ImapMailbox
 from sidecar.live.mailbox import LiveError
@@ -14,6 +13,7 @@ from sidecar.live.matching import MOST_BYTES, Comparison, compare
 from sidecar.live.users import imap_user
 from sidecar.replay.road import StoppedError
 from sidecar.replay.targets import Item, Outcome, Result, Target, unread
+from sidecar.sections import ImapConfig
 from store.errors import StoreError
 from store.ids import FOREVER_US, ContentId, DeliveryId, now_us
 from store.records import Delivery

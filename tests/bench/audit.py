@@ -12,11 +12,11 @@ import time
 from pathlib import Path
 
 from sidecar.audit import Account, Auditor, Kind
-from sidecar.config import ImapConfig
 from sidecar.demo.dovecot import MASTER, PrivateDovecot
 from sidecar.live.imap import ImapMailbox, ImapServer
 from sidecar.live.mailbox import LiveMailbox
 from sidecar.live.maildir import Maildir
+from sidecar.sections import ImapConfig
 from sidecar.units import Address
 from store.store import Store
 from tests.bench.table import Line, conditions, show, skipped

@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 
 from sidecar.audit import Auditor
-from sidecar.config import ImapConfig
 from sidecar.demo.dovecot import MASTER, PrivateDovecot
 from sidecar.live.imap import ImapMailbox, ImapServer
 from sidecar.live.mailbox import LiveMessage
 from sidecar.live.maildir import Maildir
+from sidecar.sections import ImapConfig
 from sidecar.units import Address
 from store.store import Store
 from tests.e2e.test_corpus import corpus

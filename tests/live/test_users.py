@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from sidecar.config import Config, ConfigError, ImapConfig
+from sidecar.config import Config, ConfigError
 from sidecar.live.users import imap_user
+from sidecar.sections import ImapConfig
 
 
 @pytest.mark.parametrize(

@@ -16,9 +16,10 @@ import pytest
 
 import tests.support.serving
 from sidecar.commands.jobs import SUBCOMMANDS
-from sidecar.config import Config, ConfigError, SchedulerConfig, reloadable_changes, reloadable_keys
+from sidecar.config import Config, ConfigError, reloadable_changes, reloadable_keys
 from sidecar.demo.ports import wait_until
 from sidecar.metric_table import JOBS
+from sidecar.sections import SchedulerConfig
 from store.store import Store
 from tests.support.mailstore import mailkeep
 from tests.support.serving import Serving, free_port

@@ -17,11 +17,12 @@ import pytest
 
 from sidecar.audit import Account, Auditor, Kind
 from sidecar.audit_run import AuditRun
-from sidecar.config import Config, ConfigError, ImapConfig
+from sidecar.config import Config, ConfigError
 from sidecar.identity import write_identity
 from sidecar.intake import Intake
 from sidecar.live.mailbox import LiveError, LiveMessage, LoginError
 from sidecar.live.maildir import Maildir
+from sidecar.sections import ImapConfig
 from store.records import Delivery, Leg, Replay
 from store.retention import Rule, erase, expire
 from store.store import Query, Store

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.config import (
-    Config,
-    ConfigError,
+from sidecar.config import Config, ConfigError, all_keys, load_default, reloadable_changes, reloadable_keys
+from sidecar.sections import (
     DrillConfig,
     ImapConfig,
     LmtpConfig,
@@ -22,10 +21,6 @@ from sidecar.config import (
     SearchConfig,
     StoreConfig,
     WitnessConfig,
-    all_keys,
-    load_default,
-    reloadable_changes,
-    reloadable_keys,
 )
 from sidecar.units import Address
 from store.retention import YEAR_US, Rule

@@ -13,18 +13,16 @@ from pathlib import Path
 import pytest
 
 from sidecar.cli import COMMANDS
-from sidecar.config import (
-    Config,
+from sidecar.config import Config, all_keys, reloadable_keys
+from sidecar.metric_table import LABEL_VALUES, PREFIX, TABLE
+from sidecar.sections import (
     ImapConfig,
     LmtpConfig,
     MetricsConfig,
     MilterConfig,
     ReplicaConfig,
     RetentionConfig,
-    all_keys,
-    reloadable_keys,
 )
-from sidecar.metric_table import LABEL_VALUES, PREFIX, TABLE
 
 RULE = re.compile(r"(?m)^#(?=[\[#a-z])|^#$")
 """what stands before the lines of the rule that mailkeep.toml shows and does not have"""

@@ -16,7 +16,6 @@ import pytest
 from msgspec.structs import replace
 
 from sidecar.audit import Account, Difference, Kind
-from sidecar.config import ImapConfig
 from sidecar.live.connect import imap_server
 from sidecar.live.imap import ImapServer
 from sidecar.replay import journal as journals
@@ -29,6 +28,7 @@ from sidecar.replay.perform import Performance, Request
 from sidecar.replay.road import StoppedError
 from sidecar.replay.run import Ended, Run, RunOptions, resume
 from sidecar.replay.targets import Item, Outcome, Result, Target, Whereto, targets
+from sidecar.sections import ImapConfig
 from sidecar.select import Selection, select
 from sidecar.units import Address
 from store.ids import now_us

@@ -21,7 +21,8 @@ from pathlib import Path
 import pytest
 
 from sidecar import heads
-from sidecar.config import Config, ConfigError, WitnessConfig
+from sidecar.config import Config, ConfigError
+from sidecar.sections import WitnessConfig
 from sidecar.witness import WitnessError, witness
 from store.evidence import head_of
 from store.notes import SignKey
