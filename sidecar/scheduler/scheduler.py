@@ -252,9 +252,10 @@ class Scheduler:
                 bookmark=context.bookmark, resume=stopped and not context.cancelled,
             )  # fmt: skip
             self._unsaved = True
+            # Before it is saved: whoever waited for its end may look at once.
+            self._events.ended(ended.kind, result)
         self._work = self._shown = None
         (self._directory / PROGRESS_FILE).unlink(missing_ok=True)
-        self._events.ended(ended.kind, result)
         _tell(ended, failure)
 
     def _show(self, work: _Work) -> None:
