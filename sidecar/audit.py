@@ -13,11 +13,11 @@ import logging
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 
 from sidecar.live.mailbox import LiveError, LiveMailbox, LiveMessage
-from sidecar.live.matching import MOST_BYTES, compare, given, starts, trace_ends
+from sidecar.live.matching import MOST_BYTES, compare, fields_of, given, starts, trace_ends
 from sidecar.live.users import imap_user
 from sidecar.sections import ImapConfig
 from store.errors import DamagedError, NotFoundError, SealedError, StoreError
@@ -70,19 +70,22 @@ LACKING = frozenset({Kind.HOLE, Kind.BEFORE, Kind.SENT, Kind.APPENDED})
 @dataclass(frozen=True, slots=True)
 class Difference:
     """One message that is in one of the two alone: a delivery that is missing (`stored`) or a live message
-    (`live`). `detail` says more, or nothing."""
+    (`live`). `detail` says more, or nothing. `subject` and `header_from` are fields of the live one, b""
+    where they were not asked for."""
 
     kind: Kind
     stored: StoredDelivery | None = None
     live: LiveMessage | None = None
     detail: str = ""
+    subject: bytes = b""
+    header_from: bytes = b""
 
 
 @dataclass(slots=True)
 class Account:
     """What came out for one user. `error`: why the mailbox could not be looked into, or not to its end; the
     differences then are none. `present` are the contents found, `by_headers` those of them whose bytes are
-    not the same; `imported` what was taken in."""
+    not the same; `imported` is how much was taken in, `taken` which."""
 
     user: str
     delivered: int = 0
@@ -91,6 +94,7 @@ class Account:
     by_headers: int = 0
     differences: list[Difference] = field(default_factory=list)
     imported: int = 0
+    taken: list[Difference] = field(default_factory=list)
     error: LiveError | None = None
     told: Counter[Kind] = field(default_factory=Counter)
     """how many differences there were that are kept no more"""
@@ -104,6 +108,7 @@ class Account:
         """Keep how many differences there are, and not which: a million of them are gigabytes."""
         self.told.update(difference.kind for difference in self.differences)
         self.differences = []
+        self.taken = []
 
     @property
     def missing(self) -> int:
@@ -251,11 +256,11 @@ class Auditor:
                 continue
             name = re.split(r"[./]", folder)[-1]
             kind = Kind.SENT if _SENT.match(name) else Kind.DRAFT if _DRAFTS.match(name) else Kind.APPENDED
-            yield Difference(kind, live=message)
+            yield _named(Difference(kind, live=message), header)
         for message, raw in given(mailbox, delivered, refused.append):
             difference = self._by_content(user, message, raw)
             if difference is not None:
-                yield difference
+                yield _named(difference, raw)
         for message in refused:
             yield Difference(Kind.HOLE, live=message, detail="the server does not give it")
 
@@ -344,3 +349,9 @@ class Auditor:
 
     def _is_within(self, time_us: int) -> bool:
         return self._since_us <= time_us < self._until_us
+
+
+def _named(difference: Difference, raw: bytes) -> Difference:
+    """With what people know a message by, from its bytes or its header block."""
+    fields = fields_of(raw)
+    return replace(difference, subject=fields.get(b"subject", b""), header_from=fields.get(b"from", b""))

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
 
-from sidecar.audit import LACKING, Account, Auditor
+from sidecar.audit import LACKING, Account, Auditor, Difference
 from sidecar.intake import Found, How, Intake
 from sidecar.live.mailbox import LiveError, LiveMailbox, LiveMessage
 from sidecar.live.matching import given
@@ -83,11 +83,12 @@ class AuditRun:
                         taken.add((message.folder, message.uid))
                 intake.settle()
         account.imported = len(taken)
-        account.differences = [
-            difference
-            for difference in account.differences
-            if difference.live is None or (difference.live.folder, difference.live.uid) not in taken
-        ]
+        left: list[Difference] = []
+        for difference in account.differences:
+            live = difference.live
+            is_taken = live is not None and (live.folder, live.uid) in taken
+            (account.taken if is_taken else left).append(difference)
+        account.differences = left
 
     def _found(self, user: str, message: LiveMessage, raw: bytes) -> Found:
         return Found(

@@ -37,7 +37,10 @@ def command(
         int, typer.Option("--connections", metavar="N", min=1, max=64, help="Mailboxes looked into at once.")
     ] = 1,
     details: Annotated[
-        bool, typer.Option("--details", help="List every difference, not only what should be in the store.")
+        bool,
+        typer.Option(
+            "--details", help="List every difference, and what was taken in; not only what should be there."
+        ),
     ] = False,
     import_missing: Annotated[
         bool,
@@ -131,6 +134,11 @@ def _told(accounts: Iterable[Account], *, json: bool, details: bool) -> Iterator
                 print_json({"user": account.user, **_difference_object(difference)})
             elif details or difference.kind is Kind.HOLE:
                 print(_difference_line(account.user, difference))
+        for difference in account.taken if details else ():
+            if json:
+                print_json({"user": account.user, **_difference_object(difference, "taken_in")})
+            else:
+                print(_difference_line(account.user, difference, taken=True))
         if json:
             print_json(_account_object(account))
         sys.stdout.flush()
@@ -138,12 +146,12 @@ def _told(accounts: Iterable[Account], *, json: bool, details: bool) -> Iterator
         yield account
 
 
-def _difference_object(difference: Difference) -> dict[str, Any]:
+def _difference_object(difference: Difference, key: str = "difference") -> dict[str, Any]:
     from sidecar.present import delivery_object
     from sidecar.readable import header_text
     from sidecar.units import iso_time
 
-    told: dict[str, Any] = {"difference": str(difference.kind), "detail": difference.detail or None}
+    told: dict[str, Any] = {key: str(difference.kind), "detail": difference.detail or None}
     if difference.stored is not None:
         return told | {"delivery": delivery_object(difference.stored)}
     live = difference.live
@@ -151,10 +159,12 @@ def _difference_object(difference: Difference) -> dict[str, Any]:
     return told | {
         "folder": live.folder, "uid": live.uid, "size": live.size, "received": iso_time(live.received_us),
         "flags": list(live.flags), "message_id": header_text(live.message_id),
+        "subject": header_text(difference.subject) or None,
+        "from": header_text(difference.header_from) or None,
     }  # fmt: skip
 
 
-def _difference_line(user: str, difference: Difference) -> str:
+def _difference_line(user: str, difference: Difference, *, taken: bool = False) -> str:
     from sidecar.present import short_id
     from sidecar.readable import escaped, header_text
     from sidecar.units import format_time
@@ -166,11 +176,19 @@ def _difference_line(user: str, difference: Difference) -> str:
     else:
         live = difference.live
         assert live is not None  # noqa: S101 - a difference has one of the two
-        time_us, where, what = live.received_us, f"{live.folder} {live.uid}", header_text(live.message_id)
-    what += f" ({difference.detail})" if difference.detail else ""
+        time_us, where = live.received_us, f"{live.folder} {live.uid}"
+        sender = header_text(difference.header_from)
+        named = (
+            header_text(difference.subject),
+            f"from {sender}" if sender else "",
+            header_text(live.message_id),
+        )
+        what = "  ".join(filter(None, named))
+    more = ", ".join(filter(None, (str(difference.kind) if taken else "", difference.detail)))
+    what += f" ({more})" if more else ""
     cells = (
         f"{escaped(user)}",
-        f"{difference.kind:<10}",
+        f"{'taken in' if taken else difference.kind:<10}",
         format_time(time_us),
         escaped(where),
         escaped(what),
@@ -204,7 +222,8 @@ def _print_summary(accounts: list[Account], *, json: bool) -> None:
     told = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count) or "no differences"
     more = f"; {imported} taken in" if imported else ""
     more += f"; {failed} could not be asked" if failed else ""
-    print(f"mailkeep: {len(accounts)} mailboxes: {told}{more}", file=sys.stderr)
+    mailboxes = "1 mailbox" if len(accounts) == 1 else f"{len(accounts)} mailboxes"
+    print(f"mailkeep: {mailboxes}: {told}{more}", file=sys.stderr)
 
 
 def _print_accounts(accounts: list[Account]) -> None:

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import logging
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from sidecar.jobs.common import FINDINGS_TOLD, Current
+from sidecar.readable import escaped, header_text
 from sidecar.scheduler.context import JobContext
 from sidecar.scheduler.kinds import Run
 from sidecar.sections import ImapConfig
 from store.ids import now_us
 from store.store import Store
+
+_NAMED = 5
+"""of the mailboxes that could not be asked so many are named in the result"""
+
+if TYPE_CHECKING:
+    from sidecar.audit import Difference
 
 log = logging.getLogger(__name__)
 
@@ -39,26 +46,37 @@ def audit_job(store: Store, config: Current, audited: Audited) -> Run:
         since_us = 0 if back_us is None else max(now_us() - back_us, 0)
         auditor = Auditor(store, imap or ImapConfig(), since_us=since_us)
         users = auditor.scan(step)
-        holes = missing = failed = 0
+        holes = missing = 0
+        failed: list[str] = []
         for number, account in enumerate(
             AuditRun(auditor, lambda user: ImapMailbox(server, user), advance=step).run(users), 1
         ):
             context.progress(number, len(users), account.user)
             if account.error is not None:
-                failed += 1
+                failed.append(account.user)
                 log.error("audit: %s", account.error)
             for difference in account.differences:
                 if difference.kind is Kind.HOLE and difference.live is not None and holes < FINDINGS_TOLD:
-                    live = difference.live
-                    log.error("audit: %s, %s: %s is not in the store", account.user, live.folder, live.uid)
+                    log.error("audit: %s, %s is not in the store", account.user, _named(difference))
                 holes += difference.kind is Kind.HOLE
             missing += account.missing
         audited(holes, missing, whole=not failed)
+        mailboxes = "1 mailbox" if len(users) == 1 else f"{len(users)} mailboxes"
         if failed:
-            raise NotAskedError(f"{failed} of {len(users)} mailboxes could not be asked")
-        return f"{len(users)} mailboxes: {holes} holes, {missing} messages deleted or moved out"
+            named = ", ".join(failed[:_NAMED]) + (", …" if len(failed) > _NAMED else "")
+            raise NotAskedError(f"{len(failed)} of {mailboxes} could not be asked: {escaped(named)}")
+        return f"{mailboxes}: {holes} holes, {missing} messages deleted or moved out"
 
     return run
+
+
+def _named(difference: Difference) -> str:
+    live = difference.live
+    if live is None:
+        return ""
+    sender = header_text(difference.header_from)
+    named = header_text(difference.subject), f"from {sender}" if sender else "", header_text(live.message_id)
+    return escaped(", ".join((f"{live.folder} {live.uid}", *filter(None, named))))
 
 
 class NotAskedError(Exception):

@@ -228,7 +228,7 @@ class _Search:
         ):  # what was delivered has some (RFC 5321 4.4); the sender's copy has none
             left = _Leftover(message, _sizes(raw, ends))
             left.core = blake3(view[ends[-1] :]).digest()
-            left.fields = _fields(raw)
+            left.fields = fields_of(raw)
             self._leftovers[key].append(left)
 
     def _is_another(self, raw: bytes) -> bool:
@@ -367,8 +367,9 @@ def _alike(raw: bytes) -> bytes:
 _FIELD = re.compile(rb"(?im)^(subject|from)[ \t]*:[ \t]*((?:[^\r\n]|\r?\n[ \t]|\r(?!\n))*)")
 
 
-def _fields(raw: bytes) -> dict[bytes, bytes]:
-    """The values of the fields that a delivery's record has, too: the first of each."""
+def fields_of(raw: bytes) -> dict[bytes, bytes]:
+    """The values of the fields that a delivery's record has, too, by lower-case names: the first Subject and
+    From of a message or header block."""
     fields: dict[bytes, bytes] = {}
     for found in _FIELD.finditer(_header(raw)):
         fields.setdefault(found[1].lower(), found[2].strip())

@@ -250,7 +250,12 @@ def test_the_job_tells_its_metrics(stage: Stage) -> None:
     stage.service.output("jobs", "run", "audit", "--wait")
     assert stage.service.metrics()["audit_holes"] == 0
     stage.dovecot.stop()
-    assert stage.service.command("jobs", "run", "audit", "--wait").returncode != 0
+    failed = stage.service.command("jobs", "run", "audit", "--wait")
+    assert failed.returncode != 0
+    assert f"1 of 1 mailbox could not be asked: {ANNA}".encode() in failed.stdout + failed.stderr
+    assert "audit: anna@demo.example, INBOX 3, hole, from client@client.example, <hole@" in (
+        stage.service.log_text()
+    )
     assert stage.service.metrics()['job_runs_total{job="audit",result="failed"}'] == 1
     stage.dovecot.start()
 

@@ -336,7 +336,8 @@ def maildir(tmp_path: Path) -> Path:
         capture(filler, mail(2, subject=b"\x1b[31mred"))
     for number in (1, 3):
         file = path / "cur" / f"{number}:2,S"
-        file.write_bytes(b"Return-Path: <>\n" + mail(number).replace(b"\r\n", b"\n"))
+        raw = mail(number, subject=b"x" if number == 1 else b"\x1b[32mhole")
+        file.write_bytes(b"Return-Path: <>\n" + raw.replace(b"\r\n", b"\n"))
         os.utime(file, ns=(0, (NOON_US + 60 * SECOND_US) * 1000))
     return path
 
@@ -346,9 +347,10 @@ def test_the_command_tells_and_takes_in(tmp_path: Path, maildir: Path) -> None:
     ran = mailkeep(*asked)
     assert ran.code == 5
     assert [line.split()[:2] for line in ran.lines[:1]] == [["anna@example.org", "hole"]]
+    assert ran.lines[0].endswith(rf"INBOX 3  \x1b[32mhole  from bob  {name(3)}"), ran.lines[0]
     assert ran.lines[1].split() == ["USER", "LIVE", "DELIVERED", "MISSING", "HOLES", "EXPLAINED"]
     assert ran.lines[2].split() == ["anna@example.org", "2", "2", "1", "1", "0"]
-    assert "1 mailboxes: 1 hole, 1 gone" in ran.err
+    assert "mailkeep: 1 mailbox: 1 hole, 1 gone" in ran.err
     details = mailkeep(*asked, "--details")
     assert (details.code, len(details.lines)) == (5, 4)
     assert "\\x1b[31mred" in details.out
@@ -356,11 +358,14 @@ def test_the_command_tells_and_takes_in(tmp_path: Path, maildir: Path) -> None:
     assert [one.get("difference") for one in told] == ["gone", "hole", None, None]
     assert told[0]["delivery"]["message_id"] == name(2)
     assert (told[1]["folder"], told[1]["uid"], told[1]["flags"]) == ("INBOX", "3", ["\\Seen"])
+    assert (told[1]["subject"], told[1]["from"]) == ("\x1b[32mhole", "bob")
     assert (told[2]["holes"], told[2]["missing"]) == (1, 1)
     assert told[3]["differences"]["hole"] == 1
     assert mailkeep(*asked, "--until", "2026-01-01").code == 0
-    ran = mailkeep(*asked, "--import-missing")
+    ran = mailkeep(*asked, "--import-missing", "--details")
     assert ran.code == 0
+    (taken,) = (line for line in ran.lines if " taken in " in line)
+    assert taken.endswith(rf"INBOX 3  \x1b[32mhole  from bob  {name(3)} (hole)"), taken
     assert "1 gone; 1 taken in" in ran.err
     assert mailkeep(*asked).code == 0
 
