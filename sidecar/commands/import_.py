@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from store.store import Store
 
 _SOME, _NONE = 3, 4
+_NAMED = 5
+"""of the entries that `--per-user` does not use so many are named"""
+_LOOKED_AT = 200
+"""so many deliveries say what recipients look like"""
 
 
 def command(
@@ -81,6 +85,7 @@ def command(
         raise typer.BadParameter("say whose mail it is: --rcpt ADDRESS, or --per-user")
     wanted = _wanted(rcpt, folder, since, until)
     with options.open_store(config, store, identity, needs=options.Need.WHOLE) as opened:
+        _tell_unknown(opened, wanted.recipient)
         if imap is not None or (source and _is_url(source, format_)):
             if per_user:
                 raise typer.BadParameter("--per-user is for directories")
@@ -183,14 +188,56 @@ def _at(
     if not per_user:
         yield source_at(path, format_), wanted
         return
-    for entry in sorted(path.iterdir()):
-        if not entry.is_dir() or entry.name.startswith("."):
+    try:
+        entries = sorted(path.iterdir())
+    except OSError as exc:
+        raise SourceError(f"{path}: cannot be read: {exc.strerror}") from exc
+    unused = [entry for entry in entries if not entry.is_dir() or entry.name.startswith(".")]
+    _tell_unused(unused)
+    for entry in entries:
+        if entry in unused:
             continue
         try:
             user = _address(entry.name)
             yield source_at(entry, format_), replace(wanted, recipient=user)
         except (SourceError, typer.BadParameter) as exc:
             yield Skipped(str(entry), str(exc).removeprefix(f"{entry}: "))
+
+
+def _tell_unused(entries: list[Path]) -> None:
+    from sidecar.readable import escaped
+
+    if entries:
+        named = ", ".join(escaped(entry.name) for entry in entries[:_NAMED])
+        more = f" and {len(entries) - _NAMED} more" if len(entries) > _NAMED else ""
+        print(f"mailkeep: not used, no user's directory: {named}{more}", file=sys.stderr)
+
+
+def _tell_unknown(store: Store, recipient: bytes) -> None:
+    """A bare name in a store of addresses is most often half an address."""
+    from itertools import islice
+
+    from sidecar.readable import escaped, text
+    from store.rows import Term
+    from store.store import Query
+
+    if not recipient or b"@" in recipient:
+        return
+    if next(store.deliveries(Query(terms=((Term.RECIPIENT, recipient.lower()),))), None) is not None:
+        return
+    found = islice(store.deliveries(Query()), _LOOKED_AT)
+    known = [
+        place.address for one in found for place in one.delivery.envelope.recipients if b"@" in place.address
+    ]
+    if known:
+        near = next((one for one in known if one.lower().startswith(recipient.lower() + b"@")), known[0])
+        print(
+            escaped(
+                f"mailkeep: the store knows no recipient {text(recipient)}, but addresses such as "
+                f"{text(near)}: --rcpt takes the whole address"
+            ),
+            file=sys.stderr,
+        )
 
 
 def _print(told: Told, *, json: bool) -> None:

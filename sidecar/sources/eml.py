@@ -23,6 +23,9 @@ SUFFIX = ".eml"
 HEADER_FIELD = re.compile(rb"(?m)^[!-9;-~]+[ \t]*:")
 
 
+NO_HEADER = "is no mail: there is no header field in it"
+
+
 class EmlSource:
     """The .eml files at a path. See `Source`."""
 
@@ -59,7 +62,7 @@ def _message(path: Path, folder: str, wanted: Wanted) -> Iterator[Found | Skippe
             reason = f"cannot be read: {exc.strerror}"
         else:
             if not HEADER_FIELD.search(head):
-                reason = "is no mail: there is no header field in it"
+                reason = NO_HEADER
     if reason is not None:
         yield Skipped(origin, reason)
     elif wanted.at(time_us):

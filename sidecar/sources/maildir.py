@@ -2,7 +2,8 @@
 
 Folders have the names that IMAP gives them, the top one is INBOX. A message was received at the earlier of
 two times: the file's own, which Dovecot takes for INTERNALDATE, and the one in its unique name. Where they
-differ the later one comes from moving or copying it.
+differ the later one comes from moving or copying it. A file that has no name as servers give them is none of
+theirs, and mail only if it begins with a header.
 """
 
 from __future__ import annotations
@@ -17,12 +18,15 @@ from pathlib import Path
 from sidecar.intake import Found
 from sidecar.line_ends import LineEnds
 from sidecar.maildir_names import flags_of, folder_name, keywords_of
+from sidecar.sources.eml import HEADER_FIELD, NO_HEADER
 from sidecar.sources.files import Told, own_pieces_of, why_no_file
 from sidecar.sources.source import Skipped, Wanted
+from sidecar.traces import HEAD_BYTES
 
 INBOX = "INBOX"
 _PLACES = ("cur", "new")
 _LINK = "is a symbolic link: whose Maildir it is may have pointed it at what is not theirs"
+_EMPTY_LINE = re.compile(rb"\n\r?\n")
 _SECONDS = re.compile(r"(\d{9,11})\.")
 
 
@@ -101,8 +105,12 @@ def _message(file: _File, folder: str, keywords: dict[str, str], wanted: Wanted)
         return
     try:
         time_us = path.stat().st_mtime_ns // 1000
+        is_mail = _has_a_servers_name(file.name) or _has_header(file)
     except OSError as exc:
         yield Skipped(origin, f"cannot be read: {exc.strerror}")
+        return
+    if not is_mail:
+        yield Skipped(origin, NO_HEADER)
         return
     if named := _SECONDS.match(file.name):
         time_us = min(time_us, int(named[1]) * 1_000_000)
@@ -111,6 +119,16 @@ def _message(file: _File, folder: str, keywords: dict[str, str], wanted: Wanted)
             origin=origin, recipient=wanted.recipient, received_us=time_us, folder=wanted.folder(folder),
             flags=flags_of(file.name, keywords), pieces=file.pieces, line_ends=LineEnds.CRLF,
         )  # fmt: skip
+
+
+def _has_a_servers_name(name: str) -> bool:
+    return ":2," in name or _SECONDS.match(name) is not None
+
+
+def _has_header(file: _File) -> bool:
+    """Raises `OSError`."""
+    head = next(file.pieces(), b"")[:HEAD_BYTES]
+    return HEADER_FIELD.search(_EMPTY_LINE.split(head, 1)[0]) is not None
 
 
 def _directories(top: Path, told: Told = lambda _path, _why: None) -> Iterator[tuple[Path, str]]:

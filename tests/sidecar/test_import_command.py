@@ -126,11 +126,24 @@ def test_a_directory_for_each_user(store: Path, tmp_path: Path) -> None:
     maildir(tmp_path / "all/anna@example.org", [MESSAGE])
     maildir(tmp_path / "all/carl@example.org/Maildir", [MESSAGE])
     put(tmp_path / "all/dora@example.org/notes.txt", b"\0")
+    put(tmp_path / "all/README.txt", b"x")
+    put(tmp_path / "all/.trash/cur/1", MESSAGE)
     ran = mailkeep("import", tmp_path / "all", "--per-user", "--store", store)
     assert ran.code == 3
     assert "no Maildir (cur, new)" in ran.out
+    assert "mailkeep: not used, no user's directory: .trash, README.txt\n" in ran.err
     listed = mailkeep("list", "--store", store, "--json").objects
     assert {one["recipients"][0]["address"] for one in listed} == {"anna@example.org", "carl@example.org"}
+
+
+def test_half_an_address_is_told_and_taken(store: Path, tmp_path: Path) -> None:
+    bare = mailkeep("import", maildir(tmp_path / "b", [MESSAGE]), "--rcpt", "bert", "--store", store)
+    assert "whole address" not in bare.err, "an empty store knows none"
+    mailkeep("import", maildir(tmp_path / "m", [MESSAGE]), *ANNA, "--store", store)
+    ran = mailkeep("import", tmp_path / "m", "--rcpt", "anna", "--store", store)
+    assert (ran.code, "1 taken" in ran.err) == (0, True)
+    assert "knows no recipient anna, but addresses such as anna@example.org: --rcpt takes" in ran.err
+    assert "whole address" not in mailkeep("import", tmp_path / "m", "--rcpt", "Anna", "--store", store).err
 
 
 def test_what_was_erased_is_left_out_and_told(tmp_path: Path) -> None:

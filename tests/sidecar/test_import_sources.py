@@ -17,7 +17,7 @@ from sidecar.line_ends import LineEnds, Lines
 from sidecar.sources import maildir, mbox
 from sidecar.sources.dates import from_line_us, received_us
 from sidecar.sources.detect import source_at
-from sidecar.sources.eml import EmlSource
+from sidecar.sources.eml import NO_HEADER, EmlSource
 from sidecar.sources.format import Format
 from sidecar.sources.imap import SourceError, account, is_url
 from sidecar.sources.maildir import MaildirSource
@@ -100,18 +100,23 @@ def test_maildir_tells_what_is_bad(tmp_path: Path) -> None:
     (tmp_path / "cur/dangling").symlink_to("nowhere")
     (tmp_path / "cur/directory").mkdir()
     os.mkfifo(tmp_path / "cur/fifo")
-    put(tmp_path / "cur/good", b"no header at all")
     (tmp_path / "cur/link").symlink_to(put(tmp_path / "../others/cur/1", b"A: secret\n\n"))
     (tmp_path / ".Folder").symlink_to("../others")
     (tmp_path / "new").symlink_to("../others/cur")
+    put(tmp_path / f"cur/{THEN_S}.M1P2.host", b"no header at all")
+    put(tmp_path / "cur/README.txt", b"What this is\n\nNote: nothing\n")
+    put(tmp_path / "cur/random", bytes(range(256)))
+    put(tmp_path / "cur/renamed", b"\nA: b\n\nx\n")
     found, skipped = parted(MaildirSource(tmp_path).messages(WANTED))
-    assert [read(one) for one in found] == [b"no header at all"]
+    assert [read(one) for one in found] == [b"no header at all", b"\r\nA: b\r\n\r\nx\r\n"]
     assert {Path(one.origin).name: one.reason for one in skipped} == {
         "dangling": "cannot be read: No such file or directory",
         "directory": "is no file",
         "empty": "is empty",
         "fifo": "is no file",
         **dict.fromkeys(("link", ".Folder", "new"), maildir._LINK),
+        "README.txt": NO_HEADER,
+        "random": NO_HEADER,
     }
 
 
