@@ -129,6 +129,8 @@ def description_lines(found: Description) -> Iterator[str]:
     if delivery.leg == Leg.IMPORT:
         for name in _IMPORTED:
             yield from _optional(name, text(delivery.attributes.get(name.lower(), b"")))
+        if delivery.captured_us != delivery.time_us:
+            yield f"Imported    {format_time(delivery.captured_us)}"
     else:
         yield from _titled("Attributes", _attributes(delivery.attributes))
     yield from _titled("Parts", (_part_line(part) for part in found.parts))

@@ -287,7 +287,12 @@ def _key(content: ContentId, found: Found) -> tuple[ContentId, bytes, str]:
 
 
 def _attributes(found: Found) -> dict[str, bytes]:
-    values = {"origin": found.origin, "folder": found.folder, "flags": " ".join(found.flags)}
+    values = {
+        "origin": found.origin,
+        "folder": found.folder,
+        "flags": " ".join(found.flags),
+        "imported": str(now_us()),
+    }
     return {name: _as_value(value) for name, value in values.items() if value}
 
 

@@ -59,7 +59,8 @@ class Envelope(msgspec.Struct, frozen=True, array_like=True):
 
 class Delivery(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     """One captured transaction. `attributes` holds XFORWARD attributes or milter macros, by their names; of
-    imported mail `folder`, `flags` (with spaces between) and `origin` (of what kind, and where it lay)."""
+    imported mail `folder`, `flags` (with spaces between), `origin` (of what kind, and where it lay) and
+    `imported` (when, in µs, in decimal digits; the earliest imports have none)."""
 
     id: DeliveryId
     time_us: int
@@ -74,6 +75,12 @@ class Delivery(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     attributes: dict[str, bytes] = {}
     notes: tuple[str, ...] = ()
     """what a reader must know of this capture, e.g. `blank-line-unknown`"""
+
+    @property
+    def captured_us(self) -> int:
+        """When the store got it: `time_us`, but for imported mail, where that is when it was received."""
+        imported = self.attributes.get("imported", b"") if self.leg == Leg.IMPORT else b""
+        return max(self.time_us, int(imported)) if imported.isdigit() and len(imported) < 20 else self.time_us
 
 
 class Outcome(msgspec.Struct, frozen=True, array_like=True):

@@ -536,7 +536,7 @@ class Store:
         removals = [where for kind, where in entries if kind in REMOVED]
         for where in removals or [where for _, where in entries]:
             match self._packs.entry(where):
-                case Delivery() as entry if entry.time_us <= as_of_us:
+                case Delivery() as entry if entry.captured_us <= as_of_us:
                     found = entry
                 case Outcomes() as entry if entry.time_us <= as_of_us:
                     outcomes.append(entry)

@@ -71,9 +71,12 @@ def test_everything_comes_back_byte_for_byte_and_once(store: Path, tmp_path: Pat
         "Folder      INBOX",
         "Flags       \\Seen",
         "Origin      maildir:",
+        "Imported    ",
     ):
         assert line in shown
     assert "Offered" not in shown
+    assert "nothing matches" in mailkeep("list", "--store", store, "--as-of", "yesterday").err
+    assert len(mailkeep("list", "--store", store, "--as-of", "0s", "--json").objects) == 7
     assert mailkeep("check", "--read-data", "--store", store).code == 0
 
 

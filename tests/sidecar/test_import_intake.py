@@ -57,9 +57,13 @@ def test_what_is_kept_of_it(store: Store) -> None:
     assert b"".join(store.read(delivery.content)) == message
     assert (delivery.time_us, delivery.envelope.sender) == (NOON_US, b"bert@example.com")
     assert [place.address for place in delivery.envelope.recipients] == [ANNA]
-    assert delivery.attributes == {"origin": b"x", "folder": "Größe/ä".encode(), "flags": b"\\Seen $Later"}
+    assert NOON_US < delivery.captured_us <= now_us()
+    attributes = {name: value for name, value in delivery.attributes.items() if name != "imported"}
+    assert attributes == {"origin": b"x", "folder": "Größe/ä".encode(), "flags": b"\\Seen $Later"}
     assert list(store.deliveries(Query(NOON_US, NOON_US + 1)))
     assert not list(store.deliveries(Query(NOON_US + 1)))
+    assert not list(store.deliveries(Query(as_of_us=delivery.captured_us - 1))), "the store had it later"
+    assert list(store.deliveries(Query(as_of_us=delivery.captured_us)))
 
 
 def test_once_in_a_folder_however_often(store: Store) -> None:
