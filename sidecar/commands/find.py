@@ -31,7 +31,12 @@ class _Command(TyperCommand):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         # A control character, which a query takes for a space, keeps the parser from reading it as options.
         read = [f"\x1f{one}" if one[:1] == "-" and one[1:2] != "-" and len(one) > 2 else one for one in args]
-        return super().parse_args(ctx, read)
+        try:
+            return super().parse_args(ctx, read)
+        except Exception as exc:
+            if hasattr(exc, "possibilities"):  # no such option; typer has its own copy of the class
+                exc.message += ". Words that begin with - and look like an option come after --"  # type: ignore[attr-defined]  # such an error has one
+            raise
 
 
 COMMAND_CLASS = _Command
@@ -73,14 +78,18 @@ def command(
     Exit codes: 0 found, maybe nothing; 1 the search index cannot be used; 2 wrong usage or
     configuration; 130 interrupted; 10 and above: the store, as the message says.
     """
-    from sidecar.search.query import QueryError, parse
+    from sidecar.readable import escaped
+    from sidecar.search.query import QueryError, parse, remarks
 
     terms: tuple[Term, ...] = ()
     if words or not build:
+        typed = " ".join(words or ()).replace("\x1f", "")
         try:
-            terms = parse(" ".join(words or ()))
+            terms = parse(typed)
         except QueryError as exc:
             raise typer.BadParameter(str(exc)) from exc
+        for remark in remarks(typed):
+            print(f"mailkeep: {escaped(remark)}", file=sys.stderr)
     selection = Selection(
         to=to, sender=sender, since=since, until=until, queue_id=queue_id, message_id=message_id,
         subject=subject, leg=leg, status=status, as_of=as_of, limit=limit + 1 if limit else 0,

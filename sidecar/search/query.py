@@ -26,6 +26,12 @@ _TERM = re.compile(
 )
 
 
+_FILTERS = frozenset(
+    {"to", "from", "since", "until", "leg", "status", "queue-id", "message-id", "as-of", "limit"}
+)
+_PREFIXED = re.compile(r"([A-Za-z][A-Za-z-]*):(?!//)(.*)", re.DOTALL)
+
+
 class QueryError(ValueError):
     """What was typed asks for nothing that could be found."""
 
@@ -67,6 +73,27 @@ def parse(typed: str) -> tuple[Term, ...]:
     if not any(not term.negative for term in terms):
         raise QueryError("say at least one word that is to be there: a letter or a digit must be in it")
     return tuple(terms)
+
+
+def remarks(typed: str) -> list[str]:
+    """What in a query means less than whoever typed it may think, a sentence each. Raises nothing."""
+    told = []
+    for found in _TERM.finditer(typed):
+        word = found["word"] or ""
+        is_quoted = found["phrase"] is not None
+        if "*" in (found["phrase"] if is_quoted else word).rstrip("*"):
+            told.append(f"{found[0]}: * counts at the end of a word alone")
+        prefixed = None if is_quoted or found["place"] else _PREFIXED.fullmatch(word)
+        if prefixed is None or not (prefixed[2] or typed[found.end() : found.end() + 1] == '"'):
+            continue
+        prefix = prefixed[1].lower()
+        if prefix in _FILTERS:
+            told.append(f"{prefix}: is a filter: --{prefix}; here it is looked for as a word")
+        else:
+            told.append(f"{prefix}: is no place ({', '.join(_PLACES)}), and looked for as a word")
+    if typed.count('"') % 2:
+        told.append("a quote has no end: the phrase goes on to the end")
+    return told
 
 
 def expression(terms: tuple[Term, ...]) -> str:

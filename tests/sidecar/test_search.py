@@ -21,7 +21,7 @@ from sidecar.scheduler.context import JobContext, JobInterrupted
 from sidecar.search.files import DIRECTORY, Cursor, Document
 from sidecar.search.follow import Follower, Reached, forget_removed
 from sidecar.search.index import SHARD_MESSAGES, IndexWriter
-from sidecar.search.query import QueryError, expression, parse
+from sidecar.search.query import QueryError, expression, parse, remarks
 from sidecar.search.reader import IndexReader
 from sidecar.search.text import Text
 from store.compact import CompactOptions, Compactor, close_open_packs
@@ -128,6 +128,42 @@ def test_words_that_must_not_be_there_are_no_options(store: Path) -> None:
     ran = mailkeep("find", "report", "-c", store / "none.toml")
     assert ran.code == 2
     assert "none.toml" in ran.err
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        ("from:you", "from: is a filter: --from; here it is looked for as a word"),
+        ('-as-of:"last week"', "as-of: is a filter: --as-of"),
+        ("Subjekt:foo", "subjekt: is no place (subject, address, file, body), and looked for as a word"),
+        ("an*al", "an*al: * counts at the end of a word alone"),
+        ('"an* report"', '"an* report": * counts at the end'),
+        ('annual "report', "a quote has no end"),
+    ],
+)
+def test_what_means_less_than_one_may_think_is_told(store: Path, typed: str, said: str) -> None:
+    follow_once(store)
+    ran = mailkeep("find", "--store", store, "report", typed)
+    assert ran.code == 0
+    assert f"mailkeep: {said}" in ran.err
+
+
+def test_what_is_well_said_is_not_remarked_on() -> None:
+    for typed in (
+        "Re: invoice",
+        'annu* subject:a* "annual rep*" file:"a b"*',
+        "http://a.example/x*",
+        "10:30",
+        "-a",
+    ):
+        assert remarks(typed) == []
+
+
+def test_what_looks_like_an_option_comes_after_two_dashes(store: Path) -> None:
+    ran = mailkeep("find", "--store", store, "report", "-x")
+    assert ran.code == 2
+    assert "No such option: -x. Words that begin with - and look like an option come after --" in ran.err
+    assert found(store, "report", "--", "-x") == ["two", "one"]
 
 
 def test_output_and_limit(store: Path) -> None:
