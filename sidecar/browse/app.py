@@ -515,7 +515,7 @@ class Browser(App[None]):
         """Ask for something else."""
         line = self.query_one("#filter", Input)
         line.display = True
-        line.value = self.asked.line
+        line.value = f"{self.asked.line} ".lstrip()
         line.cursor_position = len(line.value)
         line.focus()
         self.say("Enter looks for it, Esc leaves; ? in a list tells the words")
@@ -534,6 +534,7 @@ class Browser(App[None]):
             self.action_view(self.view_name)
 
     def _close_filter(self) -> None:
+        self.say("")
         self.query_one("#filter", Input).display = False
         if self.list_shown.display:
             self.list_shown.focus()
