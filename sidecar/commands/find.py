@@ -173,7 +173,11 @@ def _catch_up(store: Store, reserve_bytes: int, *, build: bool, quiet: bool) -> 
         except KeyboardInterrupt:
             print("mailkeep: interrupted; what is done stays, the same command goes on", file=sys.stderr)
             raise typer.Exit(options.INTERRUPTED) from None
-    print(f"mailkeep: {reached.messages} messages can be found by their words", file=sys.stderr)
+    print(f"mailkeep: {_messages(reached.messages)} can be found by their words", file=sys.stderr)
+
+
+def _messages(number: int) -> str:
+    return "1 message" if number == 1 else f"{number} messages"
 
 
 def _tell_missing(store: Store) -> None:
@@ -188,8 +192,8 @@ def _tell_missing(store: Store) -> None:
     if waiting or behind:
         left = f"{waiting} wait to be read" if waiting else "more are to come"
         print(
-            f"mailkeep: {messages} messages can be found by their words as yet, and {left}, so there may be "
-            "more.\n`serve` goes on with it every few minutes; `mailkeep find --build` does so now.",
+            f"mailkeep: {_messages(messages)} can be found by their words as yet, and {left}, so there may "
+            "be more.\n`serve` goes on with it every few minutes; `mailkeep find --build` does so now.",
             file=sys.stderr,
         )
 

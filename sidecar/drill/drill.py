@@ -116,7 +116,8 @@ class Report:
             )
         if restored.first_s is not None:
             told.append(
-                f"restored {restored.proven} messages, {format_size(restored.size)}: "
+                f"restored {restored.proven} message{'' if restored.proven == 1 else 's'}, "
+                f"{format_size(restored.size)}: "
                 f"the first in {restored.first_s:.3f} s, {self.rate:.0f}/s"
             )
         told += [f"note: {note}" for note in self.notes]

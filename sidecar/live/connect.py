@@ -36,7 +36,7 @@ def imap_server(config: ImapConfig | None) -> ImapServer:
         password = passwords[config.master_user]
     return ImapServer(
         address=config.server, tls=config.tls, ca=config.ca, master=config.master_user,
-        separator=config.master_separator, password=password, passwords=passwords,
+        separator=config.master_separator, password=password, passwords=passwords, named="[imap] server",
     )  # fmt: skip
 
 
@@ -45,8 +45,10 @@ def _passwords(path: Path) -> dict[str, str]:
         if path.stat().st_mode & stat.S_IROTH:
             log.warning("[imap] passwords: everybody can read %s: chmod o-r", path)
         lines = path.read_text("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as exc:
-        raise ConfigError(f"[imap] passwords: {path} cannot be read: {exc}") from exc
+    except OSError as exc:
+        raise ConfigError(f"[imap] passwords: {path} cannot be read: {exc.strerror}") from exc
+    except UnicodeDecodeError as exc:
+        raise ConfigError(f"[imap] passwords: {path} is not UTF-8 at byte {exc.start}") from exc
     found = {}
     for number, line in enumerate(lines, 1):
         if line.strip() and not line.lstrip().startswith("#"):

@@ -50,6 +50,11 @@ class ImapServer:
     separator: str = "*"
     password: str = field(default="", repr=False)
     passwords: dict[str, str] | None = field(default=None, repr=False)
+    named: str = ""
+    """the key that names it"""
+
+    def __str__(self) -> str:
+        return f"IMAP server {self.address} of {self.named}" if self.named else f"IMAP server {self.address}"
 
     def login(self, user: str) -> tuple[str, str]:
         """The name and the password for a user. Raises `LoginError`."""
@@ -247,7 +252,7 @@ class ImapMailbox:
     @contextlib.contextmanager
     def _told(self, what: str) -> Iterator[None]:
         """Whatever goes wrong within is told as what the server did not do."""
-        where = escaped(f"IMAP server {self.server.address}, {self.user}")
+        where = escaped(f"{self.server}, {self.user}")
         what = escaped(what)
         try:
             yield
@@ -267,6 +272,8 @@ class ImapMailbox:
 def _words(exc: Exception) -> str:
     if isinstance(exc, socket.timeout):
         return "no answer in time"
+    if isinstance(exc, OSError) and exc.strerror and not isinstance(exc, ssl.SSLError):
+        return escaped(exc.strerror)
     text = escaped(" ".join(str(exc).split()))
     return text.removeprefix("b'").removesuffix("'") or type(exc).__name__
 

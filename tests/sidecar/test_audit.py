@@ -381,6 +381,22 @@ def test_wrong_usage(tmp_path: Path, maildir: Path) -> None:
     ran = mailkeep("audit", *store, "--config", config)
     assert ran.code == 2
     assert "the configuration has no [imap]" in ran.err
+    passwords = tmp_path / "passwords"
+    config.write_text(
+        f"[lmtp]\n[imap]\nserver = '127.0.0.1:1'\nmaster_user = 'm'\npasswords = '{passwords}'\n"
+    )
+    ran = mailkeep("audit", *store, "--config", config)
+    assert (ran.code, f"{passwords} cannot be read: No such file or directory" in ran.err) == (2, True)
+    passwords.write_bytes(b"m:\xff\n")
+    assert f"{passwords} is not UTF-8 at byte 2" in mailkeep("audit", *store, "--config", config).err
+    passwords.write_text("m:x\n")
+    passwords.chmod(0o600)
+    ran = mailkeep("audit", *store, "--config", config, "anna@example.org")
+    assert ran.code == 40
+    assert (
+        "IMAP server 127.0.0.1:1 of [imap] server, anna@example.org: cannot be reached: Connection refused"
+        in (ran.err)
+    )
     ran = mailkeep("audit", *store, "--maildir", tmp_path, "anna")
     assert ran.code == 40
     assert "did you mean" in ran.err
