@@ -19,6 +19,8 @@ from sidecar.heads import sign_key
 from sidecar.metrics import Metrics
 from sidecar.sections import ReplicaConfig
 from store.errors import StoreError
+from store.index_copy import IndexCopy, copy_of
+from store.store import Store
 
 if TYPE_CHECKING:
     from store.replicas.remote import Remote
@@ -64,11 +66,11 @@ class Replicas:
         self._metrics = metrics
         self._running: list[tuple[int, Replication]] = []
 
-    def start(self, config: Config) -> None:
-        """Begin to ship."""
+    def start(self, config: Config, store: Store) -> None:
+        """Begin to ship `store`, which stays open until `stop`."""
         for number, replica in enumerate(config.replica, 1):
             if replica.url:
-                running = Replication(config, replica)
+                running = Replication(config, replica, store)
                 self._running.append((number, running))
                 _watch(self._metrics, str(number), running)
                 running.start()
@@ -92,7 +94,8 @@ class Replicas:
 class Replication:
     """One replica and its thread."""
 
-    def __init__(self, config: Config, replica: ReplicaConfig) -> None:
+    def __init__(self, config: Config, replica: ReplicaConfig, store: Store) -> None:
+        self._store = store
         self._path = config.store.path
         self._host = config.store.stream_of(1)
         self._key_file = config.witness.key_file
@@ -220,6 +223,7 @@ class Replication:
             sign: Callable[[str], str] = sign_key(self._key_file).sign if self._key_file else str
             options = ShipOptions(
                 sign=sign,
+                index=self._copy_of_index,
                 piece_bytes=_piece_bytes(replica.bandwidth_bytes),
                 stop=self._late,
             )
@@ -231,6 +235,10 @@ class Replication:
                 self._host,
             )
         return self._shipper
+
+    def _copy_of_index(self) -> IndexCopy | None:
+        """None for a sealed store: what the index has of addresses is nobody else's business."""
+        return None if self._store.keyring.seals else copy_of(self._store.index, self._store.view.names())
 
     def _late(self) -> bool:
         """Whether a round is to send no further piece."""

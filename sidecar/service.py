@@ -139,7 +139,7 @@ class Service:
                 for line in config.lines():
                     log.info("%s", line)
                 self._start_scheduler()
-                self._replicas.start(config)
+                self._replicas.start(config, store)
             if self._worker and self._worker.latest != config:
                 self._take_up(self._worker.latest, front, milter)
             self._now_ready()

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import fcntl
 import os
+from collections.abc import Callable
 from pathlib import Path
+
+Fill = Callable[[Path, int, int], None]
+"""Sees to it that the bytes of a file from one place up to another can be read. May raise `StoreError`."""
+
+
+def all_here(path: Path, start: int, end: int) -> None:
+    """A `Fill` for files that are whole."""
 
 
 def adopt(path: Path) -> None:

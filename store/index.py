@@ -27,7 +27,7 @@ import msgspec
 
 from store import rows
 from store.errors import DamagedError, IndexFailedError, StoreError, StoreFullError
-from store.files import adopt
+from store.files import Fill, adopt, all_here
 from store.rows import FILTERED, PLACE_AT
 from store.runs import Blocks, Run, RunDamagedError, RunWriter, merged
 from store.sealing import NO_KEYS, Keyring
@@ -53,11 +53,18 @@ class Index:
     """
 
     def __init__(
-        self, path: Path, store_id: bytes, *, fresh_rows: int = FRESH_ROWS, keyring: Keyring = NO_KEYS
+        self,
+        path: Path,
+        store_id: bytes,
+        *,
+        fresh_rows: int = FRESH_ROWS,
+        keyring: Keyring = NO_KEYS,
+        fill: Fill = all_here,
     ) -> None:
         """With a `keyring` that seals no word of people's stands in it in the clear."""
         self.path = path
         self.keyring = keyring
+        self._fill = fill
         self.fresh_rows = fresh_rows
         self._blocks = Blocks()
         self._lock = threading.Lock()
@@ -177,7 +184,7 @@ class Index:
                 run = self._runs.get(info.number)
                 if run is None:
                     try:
-                        run = Run(self.run_path(info.number), info.number, self._blocks)
+                        run = Run(self.run_path(info.number), info.number, self._blocks, self._fill)
                     except (FileNotFoundError, ValueError) as exc:
                         raise DamagedError(f"the index at {self.path} is damaged: {exc}") from exc
                     except OSError as exc:  # too many files, no permission: the index is well

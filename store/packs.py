@@ -12,6 +12,7 @@ from pathlib import Path
 
 from store import layout, records
 from store.errors import DamagedError, PackGoneError, SealedError
+from store.files import Fill, all_here
 from store.layout import RecordType
 from store.places import Location, stream_number
 from store.scan import key_of_pack, pack_seal
@@ -27,9 +28,16 @@ class PackReader:
     """All the packs below a store's `streams` directory."""
 
     def __init__(
-        self, streams: Path, store_id: bytes, *, keyring: Keyring = NO_KEYS, cache_bytes: int = _CACHE_BYTES
+        self,
+        streams: Path,
+        store_id: bytes,
+        *,
+        keyring: Keyring = NO_KEYS,
+        cache_bytes: int = _CACHE_BYTES,
+        fill: Fill = all_here,
     ) -> None:
         self._streams = streams
+        self._fill = fill
         self._cache_bytes = cache_bytes
         self._store_id = store_id
         self._keyring = keyring
@@ -87,10 +95,12 @@ class PackReader:
                 return cached
             fd, key = self._pack(where)
             try:
+                self._fill(self._path(where), where.offset, where.offset + _FIRST_READ_BYTES)
                 data = os.pread(fd, _FIRST_READ_BYTES, where.offset)
                 header = layout.decode_record_header(data, key)
                 size = layout.RECORD_HEADER_BYTES + header.length if header else 0
                 if size > len(data):
+                    self._fill(self._path(where), where.offset, where.offset + size)
                     data += os.pread(fd, size - len(data), where.offset + len(data))
             except OSError as exc:
                 raise DamagedError(f"{self._path(where)} at byte {where.offset}: {exc.strerror}") from exc
@@ -123,6 +133,7 @@ class PackReader:
             return found
         path = self._path(where)
         try:
+            self._fill(path, 0, _FIRST_READ_BYTES)
             key = key_of_pack(path, self._store_id)
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError as exc:

@@ -25,7 +25,7 @@ import zstandard
 from blake3 import blake3
 
 from store import codec
-from store.files import write_all
+from store.files import Fill, all_here, write_all
 
 MAGIC = b"MKRUN\x03\r\n"
 BLOCK_ROWS = 512
@@ -98,24 +98,32 @@ class Run:
 
     _fd = -1
 
-    def __init__(self, path: Path, number: int, blocks: Blocks) -> None:
+    def __init__(self, path: Path, number: int, blocks: Blocks, fill: Fill = all_here) -> None:
         self.path = path
         self.number = number
+        self._fill = fill
         self._serial = next(_serials)  # a number may come again after a transaction that failed
         self._cache = blocks
         self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            size = os.fstat(self._fd).st_size
-            trailer = os.pread(self._fd, _TRAILER_BYTES, max(0, size - _TRAILER_BYTES))
+            self.size = os.fstat(self._fd).st_size
+            trailer = self.pread(_TRAILER_BYTES, max(0, self.size - _TRAILER_BYTES))
             at, length = int.from_bytes(trailer[:8], "little"), int.from_bytes(trailer[8:12], "little")
-            packed = os.pread(self._fd, length, at)
-            if blake3(packed).digest(16) != trailer[12:]:
+            packed = self.pread(min(length, self.size), at)
+            self.digest = trailer[12:]
+            """of where its blocks lie, and with which rows they begin"""
+            if blake3(packed).digest(16) != self.digest:
                 raise ValueError("damaged or cut short")  # noqa: TRY301 - closed below
             self._tables = msgspec.msgpack.decode(codec.unpack(packed), type=dict[int, _Table])
         except (ValueError, OverflowError, zstandard.ZstdError, OSError) as exc:
             os.close(self._fd)
             self._fd = -1
             raise RunDamagedError(f"{path}: {exc}") from exc
+
+    def pread(self, size: int, at: int) -> bytes:
+        """Bytes of the file, as it was when it was opened: also when it has been removed since."""
+        self._fill(self.path, at, at + size)
+        return os.pread(self._fd, size, at)
 
     def __del__(self) -> None:
         # Snapshots share runs, and the last of them to go closes the file.
@@ -199,7 +207,7 @@ class Run:
     def _load(self, table: int, number: int) -> bytes:
         found = self._tables[table]
         start, end = found.extent(number)
-        data = os.pread(self._fd, end - start, start)
+        data = self.pread(end - start, start)
         packed, total = data[:-_SUM_BYTES], data[-_SUM_BYTES:]
         if blake3(packed).digest(_SUM_BYTES) != total:
             raise RunDamagedError(f"{self.path} at byte {start}: block is damaged")

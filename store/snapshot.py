@@ -141,6 +141,11 @@ class Snapshot:
 
     # -- rows
 
+    def fresh(self) -> list[bytes]:
+        """The rows that are in no run yet, each behind its table's prefix."""
+        with self._txn.cursor(db=self._index.fresh) as cursor:
+            return list(cursor.iternext(keys=True, values=False))
+
     def _find(self, table: Table, prefix: bytes) -> Iterator[bytes]:
         """The rows that begin with `prefix`, newest first."""
         key = rows.PREFIX[table] + prefix

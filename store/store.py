@@ -31,7 +31,7 @@ from store.errors import (
     StoreError,
     StoreLockedError,
 )
-from store.files import sync_directory
+from store.files import Fill, all_here, sync_directory
 from store.ids import DELIVERY_ID_BYTES, FOREVER_US, ChunkId, ContentId, DeliveryId, keyed_digest
 from store.index import Index
 from store.indexer import Indexer
@@ -125,15 +125,24 @@ class Store:
     """An open store. Close it; use it as a context manager."""
 
     def __init__(
-        self, path: Path, id_: bytes, key: bytes, *, wait: bool = True, keyring: Keyring = NO_KEYS
+        self,
+        path: Path,
+        id_: bytes,
+        key: bytes,
+        *,
+        wait: bool = True,
+        keyring: Keyring = NO_KEYS,
+        fill: Fill = all_here,
     ) -> None:
+        """For most `open` is the way in. `fill`: what is to be asked for before a pack or run is read."""
         self.path = path
         self.id = id_
         self.key = key
+        self._fill = fill
         self.keyring = keyring
         self.damage: list[str] = []
         self._streams = path / "streams"
-        self._packs = PackReader(self._streams, self.id, keyring=keyring)
+        self._packs = PackReader(self._streams, self.id, keyring=keyring, fill=fill)
         self._writer: Writer | None = None
         self._indexer: Indexer | None = None
         self._pending = Pending()
@@ -208,9 +217,9 @@ class Store:
             # look, the index is built from the streams for as long as this store is open.
             self._scratch = tempfile.TemporaryDirectory(prefix="mailkeep-index-")
             index = Path(self._scratch.name)
-        self.index = Index(index, self.id, keyring=self.keyring)
+        self.index = Index(index, self.id, keyring=self.keyring, fill=self._fill)
         try:
-            self.view = View(self.index, self._streams, self.id, self.keyring)
+            self.view = View(self.index, self._streams, self.id, self.keyring, self._fill)
             self._behind = not wait and self.view.behind() > _MUCH_BYTES
             if not self._behind:
                 for stream in self.view.names():

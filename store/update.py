@@ -35,7 +35,8 @@ from store.snapshot import (
 if TYPE_CHECKING:
     from store.index import Index
 
-_CONDEMNING = (b"condemned:", b"condemner:", b"condemnations")
+CONDEMNING = (b"condemned:", b"condemner:", b"condemnations")
+"""what keys in LMDB begin with that say what compaction is about to drop"""
 _SPILL_ROWS = 131_072
 TIER_ROWS = 2048
 """rows of a run of the lowest tier, at most"""
@@ -82,9 +83,7 @@ class Update(Snapshot):
         self._fold()
 
     def _fold(self) -> None:
-        with self._txn.cursor(db=self._index.fresh) as cursor:
-            fresh = list(cursor.iternext(keys=True, values=False))
-        self._write_run(fresh + self._added)
+        self._write_run(self.fresh() + self._added)
         self._txn.drop(self._index.fresh, delete=False)
         self._added = []
 
@@ -291,7 +290,7 @@ class Update(Snapshot):
                 seen[name] = max(seen.get(name, (0, 0)), (pack, offset))
         mark = self.mark()
         # A compaction that is under way relies on what it has condemned.
-        kept = [(prefix + key, value) for prefix in _CONDEMNING for key, value in self.meta_range(prefix)]
+        kept = [(prefix + key, value) for prefix in CONDEMNING for key, value in self.meta_range(prefix)]
         catalogue = self.known.catalogue
         gone = [(run.number, self._txn.id()) for run in catalogue.runs]
         self._txn.drop(self._index.meta, delete=False)
@@ -315,15 +314,30 @@ class Update(Snapshot):
         with other.update() as update:
             update.fold()
         with other.read() as built:
-            self.clear()
             theirs = built.known.catalogue
-            # Their packs keep their numbers, since rows name them; of ours no row is left.
-            next_pack = max(self.known.catalogue.next_pack, theirs.next_pack)
-            self._set(replace(self.known.catalogue, packs=theirs.packs, next_pack=next_pack))
-            self.adopt_runs([(other.run_path(run.number), run.rows) for run in theirs.runs])
-            for key, value in built.meta_range(b""):
-                if key != b"catalogue" and not key.startswith(_CONDEMNING):
-                    self.put_meta(key, value)
+            runs = [(other.run_path(run.number), run.rows) for run in theirs.runs]
+            self.become(theirs, runs, built.meta_range(b""))
+
+    def become(
+        self,
+        theirs: Catalogue,
+        runs: list[tuple[Path, int]],
+        meta: Iterable[tuple[bytes, bytes]],
+        fresh: Iterable[bytes] = (),
+    ) -> None:
+        """Become another index over the same streams: its catalogue's packs, its runs (path, rows), what it
+        says now, and rows that are in no run, each behind its table's prefix."""
+        self.clear()
+        # Their packs keep their numbers, since rows name them; of ours no row is left.
+        next_pack = max(self.known.catalogue.next_pack, theirs.next_pack)
+        self._set(
+            replace(self.known.catalogue, packs=theirs.packs, next_pack=next_pack, dead_rows=theirs.dead_rows)
+        )
+        self.adopt_runs(runs)
+        for key, value in meta:
+            if key != b"catalogue" and not key.startswith(CONDEMNING):
+                self.put_meta(key, value)
+        self._added += fresh
 
     def sweep(self) -> None:
         """Remove files that transactions left which never came to be. Nobody else can be in the middle of

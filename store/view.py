@@ -15,7 +15,7 @@ from pathlib import Path
 
 from store import records, rows
 from store.errors import IndexFailedError, SealedError
-from store.files import settle
+from store.files import Fill, all_here, settle
 from store.ids import DeliveryId
 from store.index import Index
 from store.layout import FIRST_COMPACTED, PACK_HEADER_BYTES
@@ -63,8 +63,16 @@ class CaughtUp:
 class View:
     """One index over all the streams of a store."""
 
-    def __init__(self, index: Index, streams: Path, store_id: bytes, keyring: Keyring = NO_KEYS) -> None:
+    def __init__(
+        self,
+        index: Index,
+        streams: Path,
+        store_id: bytes,
+        keyring: Keyring = NO_KEYS,
+        fill: Fill = all_here,
+    ) -> None:
         self.index = index
+        self._fill = fill
         self._streams = streams
         self._store_id = store_id
         self._keyring = keyring
@@ -146,6 +154,7 @@ class View:
                     except SealedError as exc:  # the packs before it are there until somebody else does it
                         log.warning("%s", exc)
             elif last_of(part) >= caught.state.pack:
+                self._have(directory, part, caught.state.offset if part == caught.state.pack else 0)
                 settle_all(directory, [part])  # what was never flushed must not be believed
         batch: list[Group] = []
         waiting = 0
@@ -255,9 +264,18 @@ class View:
     def damage_in(self, stream: str, segment: Segment) -> list[Damage]:
         """What is wrong with a segment's packs, read from the disk."""
         directory = self._streams / stream
+        self._have(directory, segment)
         settle_all(directory, [segment])
         found = scan_segment(directory, self._store_id, stream, segment, self._keyring)
         return [damage for damage in found if isinstance(damage, Damage)]
+
+    def _have(self, directory: Path, part: Part, since: int = 0) -> None:
+        """See to it that a part can be read, with the header of its packs and from `since` on."""
+        for number in packs_of(part):
+            path = pack_path(directory, number)
+            self._fill(path, 0, PACK_HEADER_BYTES)
+            with contextlib.suppress(FileNotFoundError):  # the scan reports what is missing
+                self._fill(path, since, path.stat().st_size)
 
     def adopt(
         self, stream: str, segment: Segment, *, verified: bool = False, pardon: bytes = b""

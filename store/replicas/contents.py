@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from store.replicas.layout import NO_ROUND, Extent, Round, StreamChange, piece_name
+from store.replicas.layout import NO_ROUND, Extent, IndexFiles, Round, StreamChange, piece_name
 
 
 @dataclass(slots=True)
@@ -46,6 +46,10 @@ class Contents:
     full_size: int = 0
     inline_bytes: int = 0
     """of the rounds since the last full one"""
+    index: IndexFiles | None = None
+    """as the last full round has it"""
+    regrouped: bool = False
+    """whether segments were named or let go of since then, of which that index knows nothing"""
 
     def stream(self, name: str) -> StreamContents:
         """One stream, made if new."""
@@ -59,6 +63,9 @@ class Contents:
         if round_.full:
             self.streams = {}
             self.full_number, self.full_size, self.inline_bytes = round_.number, round_.size, 0
+            self.index, self.regrouped = round_.index, False
+        else:
+            self.regrouped = self.regrouped or regroups(round_)
         for name, change in round_.streams.items():
             stream = self.stream(name)
             for pack in change.gone:
@@ -99,3 +106,9 @@ class Contents:
     def size(self) -> int:
         """Bytes of all packs."""
         return sum(extent.length for _, _, extent in self.extents())
+
+
+def regroups(round_: Round) -> bool:
+    """Whether compaction comes to be seen with a round."""
+    changes = round_.streams.values()
+    return any(change.segments or change.gone or change.gone_segments for change in changes)

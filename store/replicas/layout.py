@@ -68,6 +68,15 @@ class StreamChange:
         return bool(self.packs or self.segments or self.gone or self.gone_segments)
 
 
+@dataclass(frozen=True, slots=True)
+class IndexFiles:
+    """The host's index as a full round has it: all but its runs (the `state` of a `store.index_copy`), and
+    its runs, each in pieces from its begin to its end."""
+
+    state: tuple[Extent, ...]
+    runs: tuple[tuple[Extent, ...], ...]
+
+
 @dataclass(slots=True)
 class Round:
     """One round; `digest` is that of the whole object, known once it is encoded or decoded."""
@@ -81,6 +90,7 @@ class Round:
     full: bool = False
     about: dict[str, Any] | None = None
     streams: dict[str, StreamChange] = field(default_factory=dict)
+    index: IndexFiles | None = None
     digest: bytes = b""
     signed_by: tuple[str, ...] = ()
     data_at: int = 0
@@ -120,6 +130,17 @@ def piece_name(stream: str, pack: int, extent: Extent) -> str:
     return f"packs/{in_name(stream)}/{pack:010d}/{at}"
 
 
+def index_piece_name(host: str, extent: Extent) -> str:
+    """The name of the object of a piece of an index: where it belongs stands in full rounds alone."""
+    copy = f".{extent.copy}" if extent.copy else ""
+    return f"{index_under(host)}/{extent.length}-{extent.digest.hex()}{copy}"
+
+
+def index_under(host: str) -> str:
+    """What the names of the pieces of a host's index begin with."""
+    return f"hosts/{in_name(host)}/index"
+
+
 def parse_piece(name: str) -> tuple[str, int, Extent] | None:
     """Stream, pack and extent that a piece's name tells; None if it is no piece's."""
     found = _PIECE.fullmatch(name)
@@ -149,6 +170,11 @@ def encode_round(round_: Round, data: list[bytes], sign: Callable[[str], str] = 
     }
     if round_.about is not None:
         told["about"] = round_.about
+    if round_.index is not None:
+        told["index"] = {
+            "state": _told_file(round_.index.state),
+            "runs": [_told_file(run) for run in round_.index.runs],
+        }
     note = sign(_FIRST_LINE + json.dumps(told, separators=(",", ":")) + "\n").encode()
     parts = (MAGIC, _LENGTH.pack(len(note)), note, *data)
     hasher = blake3()
@@ -184,7 +210,7 @@ def decode_round(data: bytes, key: VerifyKey | None = None) -> Round:
         round_ = Round(
             bytes.fromhex(told["store"]), told["host"], int(told["number"]), int(told["time_us"]),
             bytes.fromhex(told["before"]), told["writer"], bool(told["full"]), told.get("about"),
-            {name: _change(change) for name, change in told["streams"].items()},
+            {name: _change(change) for name, change in told["streams"].items()}, _index(told.get("index")),
             digest=total, signed_by=signed_by, data_at=data_at, size=len(data),
         )  # fmt: skip
     except SignatureError as exc:
@@ -222,6 +248,24 @@ def _told(change: StreamChange) -> dict[str, Any]:
         if getattr(change, name):
             told[name] = getattr(change, name)
     return told
+
+
+def _told_file(extents: tuple[Extent, ...]) -> list[list[Any]]:
+    return [[extent.length, extent.digest.hex(), extent.copy] for extent in extents]
+
+
+def _index(told: dict[str, Any] | None) -> IndexFiles | None:
+    if told is None:
+        return None
+    return IndexFiles(_file(told["state"]), tuple(_file(run) for run in told["runs"]))
+
+
+def _file(told: list[list[Any]]) -> tuple[Extent, ...]:
+    extents: list[Extent] = []
+    for length, digest, copy in told:
+        at = extents[-1].end if extents else 0
+        extents.append(Extent(at, int(length), bytes.fromhex(digest), int(copy)))
+    return tuple(extents)
 
 
 def _change(told: dict[str, Any]) -> StreamChange:

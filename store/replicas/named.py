@@ -41,12 +41,7 @@ def what_goes(
             first, last = map(int, name.removesuffix(SUFFIX).split("-"))
             if any(segment.covers(first, last) for segment in standing):
                 gone_segments.append(name)
-    listed = {
-        int(pack)
-        for name, text in named.items()
-        if name not in gone_segments
-        for pack in json.loads(text.partition("\n")[0])["packs"]
-    }
+    listed = {pack for name, text in named.items() if name not in gone_segments for pack in packs_of(text)}
     gone = []
     for pack in there.packs:
         if pack >= FIRST_COMPACTED:
@@ -56,6 +51,11 @@ def what_goes(
         elif any(segment.covers(pack, pack) for segment in standing):
             gone.append(pack)
     return gone, gone_segments
+
+
+def packs_of(text: str) -> list[int]:
+    """The packs of a segment, from its manifest."""
+    return [int(pack) for pack in json.loads(text.partition("\n")[0])["packs"]]
 
 
 def _end(there: StreamContents, change: StreamChange, pack: int) -> int:

@@ -2,6 +2,9 @@
 
     look -> what packs have gained -> pieces of the rest, for a while -> segments that are whole -> round
 
+Full rounds bring a copy of the index, if it says just what counts then: whoever reads single messages from
+the replica needs it (`store.replicas.index_files`).
+
 A round is at most one object, plus pieces for what is large; each is created once. What a round says goes
 out after all the bytes that it names, so that a replica is a store at every moment. A round whose answer was
 lost is sent again as it was. Nothing here waits for mail, or is waited for by it.
@@ -21,12 +24,15 @@ from blake3 import blake3
 from store.about import About
 from store.errors import StoreError
 from store.ids import now_us
+from store.index_copy import IndexCopy
 from store.replicas.chain import Memory, RivalError, stand
 from store.replicas.contents import Contents
 from store.replicas.errors import DamagedUploadError, DiffersError, MissingObjectError, ReplicaError
+from store.replicas.index_files import IndexSender, is_at_one
 from store.replicas.layout import (
     INLINE,
     Extent,
+    IndexFiles,
     Round,
     RoundError,
     StreamChange,
@@ -34,6 +40,8 @@ from store.replicas.layout import (
     encode_round,
     extent_of,
     in_name,
+    index_piece_name,
+    index_under,
     piece_name,
 )
 from store.replicas.local import Local, LocalStream, slices
@@ -69,9 +77,11 @@ class Shipped:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShipOptions:
-    """How to ship. `sign` makes a signed note of a text; `stop` ends a round between two pieces."""
+    """How to ship. `sign` makes a signed note of a text; `stop` ends a round between two pieces; `index`
+    gives a copy of the index, or none if it is not to be shipped."""
 
     sign: Callable[[str], str] = str
+    index: Callable[[], IndexCopy | None] = lambda: None
     rounds_between: int = ROUNDS_BETWEEN
     piece_bytes: int = PIECE_BYTES
     pieces_s: float = _PIECES_S
@@ -123,6 +133,7 @@ class Shipper:
         """the pieces of a stream that were there when we first had one for it"""
         self._prepared = False
         """whether what is in rounds is in pieces, too, for the full round that is due"""
+        self._index = IndexSender(self._piece_of_index, self._options.piece_bytes)
         self._created: set[str] = set()
         """pieces that are there, and that no round names yet"""
         self._sent = self._objects = 0
@@ -149,6 +160,9 @@ class Shipper:
         self._sent = self._objects = 0
         last_full = self._contents.full_number
         looked = time.monotonic()
+        due = full or self._is_full_due()
+        lacking = self._contents.index is None or self._contents.regrouped
+        copy = self._options.index() if due or lacking else None  # before the look at what it knows
         local = self._local.look()
         parts = list(self._missing(local))
         self._note(parts, self._last_look)
@@ -158,10 +172,10 @@ class Shipper:
             parts = list(self._missing(local))
         if self._due_full:
             self._put_full()
-        due = full or self._is_full_due()
-        left, unread = self._ship(local, parts, prepare=due)
-        if full or (due and self._prepared):
-            self._put_full()
+        left, unread = self._ship(local, parts, prepare=due or copy is not None)
+        index = self._send_index(copy, wait=full) if copy and not left else None
+        if full or (self._prepared and (index or (due and (copy is None or self._is_overdue())))):
+            self._put_full(index)
         self._note(left + unread, looked)
         return Shipped(
             sum(part.size for part in parts) - self.lag_bytes, self._sent, self._objects,
@@ -263,17 +277,25 @@ class Shipper:
             yield self._piece(stream, pack, at, data)
 
     def _piece(self, stream: str, pack: int, at: int, data: bytes) -> Extent:
+        under = f"packs/{in_name(stream)}/"
+        return self._create(under, at, data, lambda extent: piece_name(stream, pack, extent))
+
+    def _piece_of_index(self, at: int, data: bytes) -> Extent:
+        under = index_under(self._host) + "/"
+        return self._create(under, at, data, lambda extent: index_piece_name(self._host, extent))
+
+    def _create(self, under: str, at: int, data: bytes, name: Callable[[Extent], str]) -> Extent:
         """Create a piece. Where one of that name is damaged, and may not be removed, beside it."""
-        if stream not in self._listed:
-            self._listed[stream] = {name for name, _ in self._target.list(f"packs/{in_name(stream)}/")}
+        if under not in self._listed:
+            self._listed[under] = {name for name, _ in self._target.list(under)}
         for copy in range(100):
             extent = extent_of(at, data, copy=copy)
-            piece = piece_name(stream, pack, extent)
+            piece = name(extent)
             if piece in self._created:
                 return extent
             try:
                 # What an earlier run had sent is not sent once more to be told that it is there.
-                if piece in self._listed[stream] and self._target.holds(piece, data):
+                if piece in self._listed[under] and self._target.holds(piece, data):
                     return extent
                 self._target.create(piece, data)
             except (DiffersError, DamagedUploadError) as exc:
@@ -283,15 +305,36 @@ class Shipper:
             self._objects += 1
             self._sent += len(data)
             return extent
-        raise ReplicaError(f"{self._target.url}: pack {pack} of {stream} arrives damaged again and again")
+        raise ReplicaError(f"{self._target.url}: {piece} arrives damaged again and again")
+
+    def _send_index(self, copy: IndexCopy, *, wait: bool) -> IndexFiles | None:
+        """Have a copy of the index be there, if it says what counts; None if it does not, or is not yet."""
+        if not is_at_one(copy, self._contents):
+            return None
+        until = time.monotonic() + self._options.pieces_s
+        files = self._index.send(
+            copy, lambda: not wait and (time.monotonic() >= until or self._options.stop())
+        )
+        if files is None:
+            return None
+        # What took days to send, and was named by nothing, may have been removed.
+        there = {name for name, _ in self._target.list(index_under(self._host) + "/")}
+        pieces = (extent for file in (files.state, *files.runs) for extent in file)
+        if not there.issuperset(index_piece_name(self._host, extent) for extent in pieces):
+            self._index.forget()
+            return None
+        return files
 
     # -- rounds' objects
 
-    def _next(self, *, streams: dict[str, StreamChange], full: bool = False) -> Round:
+    def _next(
+        self, *, streams: dict[str, StreamChange], full: bool = False, index: IndexFiles | None = None
+    ) -> Round:
         contents = self._contents
         return Round(
             self._about.id, self._host, contents.number + 1, max(now_us(), contents.time_us), contents.digest,
             self._writer, full=full, about=told_of(About.read(self._path)) if full else None, streams=streams,
+            index=index,
         )  # fmt: skip
 
     def _put(self, round_: Round, data: list[bytes]) -> None:
@@ -336,20 +379,24 @@ class Shipper:
             return
         raise RivalError(f"{self._target.url}: somebody else has shipped {round_.name}") from exc
 
-    def _is_full_due(self) -> bool:
+    def _is_full_due(self, times: int = 1) -> bool:
         contents = self._contents
         between = self._options.rounds_between * max(1, min(8, contents.full_size >> 20))
         since = contents.number - contents.full_number
-        return bool(since) and (contents.inline_bytes > FULL_INLINE_BYTES or since >= between)
+        return bool(since) and (contents.inline_bytes > FULL_INLINE_BYTES * times or since >= between * times)
 
-    def _put_full(self) -> None:
+    def _is_overdue(self) -> bool:
+        """Whether a full round has waited long enough for the index."""
+        return self._is_full_due(2)
+
+    def _put_full(self, index: IndexFiles | None = None) -> None:
         """A round that says all that counts, with every byte in pieces."""
         streams = self._contents.as_changes()
         for name, change in streams.items():
             for pack, extents in change.packs.items():
                 if any(extent.inline for extent in extents):
                     change.packs[pack] = self._as_pieces(name, pack, extents)
-        self._put(self._next(streams=streams, full=True), [])
+        self._put(self._next(streams=streams, full=True, index=index), [])
 
     def _to_pieces(self, changes: dict[str, StreamChange], until: float) -> bool:
         """Let what is in rounds be in pieces as well, for a while; whether a little is left at most."""
