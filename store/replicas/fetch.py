@@ -25,7 +25,7 @@ from store.replicas.layout import Extent, RoundError
 from store.replicas.reader import Reading, Replica
 from store.replicas.told import about_of
 from store.sealing import Identity
-from store.segments import SUFFIX, pack_path
+from store.segments import pack_path
 
 log = logging.getLogger(__name__)
 _MARK = "restoring.json"
@@ -239,8 +239,6 @@ def _put_segments(path: Path, readings: Iterable[Reading]) -> None:
     for reading in readings:
         for name, stream in reading.contents.streams.items():
             for segment, text in stream.segments.items():
-                if "/" in segment or not segment.endswith(SUFFIX):
-                    raise RoundError(f"{segment!r} is no segment's name")
                 file = path / "streams" / name / segment
                 file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
                 file.write_text(text)

@@ -15,6 +15,7 @@ from blake3 import blake3
 from store import notes
 from store.errors import StoreError
 from store.notes import SignatureError, VerifyKey
+from store.segments import SUFFIX
 
 MAGIC = b"MKROUND1"
 INLINE = -1
@@ -30,6 +31,11 @@ class RoundError(StoreError):
 
     hint = "`mailkeep check --replica URL` tells what else is wrong with the replica."
     exit_code = 51
+
+    def __init__(self, text: str, *, full: bool = False) -> None:
+        super().__init__(text)
+        self.full = full
+        """whether it is a full round, which says nothing that the rounds around it do not say"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +107,10 @@ class Round:
     def name(self) -> str:
         """Its object's name."""
         return round_name(self.host, self.number, full=self.full)
+
+    def held(self, data: bytes) -> bytes:
+        """The bytes of packs in its object."""
+        return data[self.data_at : -_SUM_BYTES]
 
 
 def in_name(text: str) -> str:
@@ -213,6 +223,12 @@ def decode_round(data: bytes, key: VerifyKey | None = None) -> Round:
             {name: _change(change) for name, change in told["streams"].items()}, _index(told.get("index")),
             digest=total, signed_by=signed_by, data_at=data_at, size=len(data),
         )  # fmt: skip
+        if odd := [name for name in round_.streams if "/" in name or not name.strip(".")]:
+            raise RoundError(f"{odd[0]!r} is no stream's name")
+        for change in round_.streams.values():
+            for segment in change.segments:
+                if "/" in segment or not segment.endswith(SUFFIX):
+                    raise RoundError(f"{segment!r} is no segment's name")
     except SignatureError as exc:
         raise RoundError(str(exc)) from exc
     except (ValueError, KeyError, TypeError, AttributeError, struct.error) as exc:

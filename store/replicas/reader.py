@@ -7,7 +7,8 @@ signatures; pieces by their names. REPLICA.md explains.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from blake3 import blake3
@@ -32,6 +33,7 @@ from store.replicas.source import Source
 
 log = logging.getLogger(__name__)
 _SLICE_BYTES = 8 << 20
+_ROUNDS_AT_ONCE = 8
 
 
 class NoReplicaError(StoreError):
@@ -39,6 +41,15 @@ class NoReplicaError(StoreError):
 
     hint = "Look at the URL, and at --as-of: rounds that are older than what is kept are gone."
     exit_code = 52
+
+
+Taken = Callable[[Contents, Round, bytes], bool]
+"""is told what counts, of the next round and its object, before it is taken up; False ends the reading"""
+
+
+def take_all(_contents: Contents, _round: Round, _data: bytes) -> bool:
+    """A `Taken` that has no objection."""
+    return True
 
 
 @dataclass(slots=True)
@@ -59,27 +70,28 @@ class Replica:
 
     def hosts(self) -> list[str]:
         """Who ships to it."""
-        names = (name.split("/") for name, _ in self.source.list("hosts/"))
-        return sorted({out_of_name(parts[1]) for parts in names if len(parts) == 4 and parts[2] == "full"})
+        found = self.source.folders("hosts/")
+        return sorted(out_of_name(host) for host in found if "full" in self.source.folders(f"hosts/{host}/"))
 
-    def read(self, host: str, as_of_us: int = FOREVER_US) -> Reading:
+    def read(self, host: str, as_of_us: int = FOREVER_US, taken: Taken = take_all) -> Reading:
         """What of a host counts, as of a moment. A full round that is damaged is told, and one before it
-        taken. Raises `NoReplicaError`, `StoreError`."""
+        taken. `taken` is asked of each round. Raises `NoReplicaError`, `StoreError`."""
         faults: list[str] = []
         full = self._numbers(host, full=True)
         while full:
             number = full.pop()
             try:
-                first = self._round(host, number, full=True)
+                first, data = self._round(host, number, full=True)
             except RoundError as exc:
                 faults.append(str(exc))
                 continue
             if first.time_us > as_of_us:
                 continue
             reading = Reading(Contents(first.store_id, host), faults)
+            taken(reading.contents, first, data)
             reading.contents.apply(first)
             reading.rounds = 1
-            self._follow(reading, as_of_us)
+            self.follow(reading, as_of_us, taken)
             return reading
         raise NoReplicaError(
             f"{self.source.url} has nothing of {host}"
@@ -87,22 +99,49 @@ class Replica:
             + ("" if as_of_us == FOREVER_US else " of that time")
         )
 
-    def _follow(self, reading: Reading, as_of_us: int) -> None:
-        """Take up the rounds after a full one, as far as each follows on the one before."""
+    def follow(self, reading: Reading, as_of_us: int = FOREVER_US, taken: Taken = take_all) -> None:
+        """Take up the rounds since, as far as each follows on the one before. `taken` as in `read`. Raises
+        `StoreError`."""
         contents = reading.contents
         host = contents.host
-        full = set(self._numbers(host, full=True))
-        last = max([contents.number, *full, *self._numbers(host, full=False)])
-        passed_over = False
-        for number in range(contents.number + 1, last + 1):
+        full = set(self._numbers(host, full=True, after=contents.number))
+        last = max([contents.number, *full, *self._numbers(host, full=False, after=contents.number)])
+        numbers = range(contents.number + 1, last + 1)
+
+        def get(number: int) -> tuple[Round, bytes] | RoundError:
             try:
-                round_ = self._round(host, number, full=number in full)
+                return self._round(host, number, full=number in full)
             except RoundError as exc:
-                reading.faults.append(str(exc))
-                if number not in full:
+                return exc
+
+        if len(numbers) == 1:  # most often, and no thread is worth it
+            self._take_up(reading, [get(numbers[0])], as_of_us, taken)
+        elif numbers:
+            pool = ThreadPoolExecutor(_ROUNDS_AT_ONCE, thread_name_prefix="rounds")
+            try:
+                self._take_up(reading, pool.map(get, numbers), as_of_us, taken)
+            finally:
+                pool.shutdown(cancel_futures=True)
+
+    def _take_up(
+        self,
+        reading: Reading,
+        rounds: Iterable[tuple[Round, bytes] | RoundError],
+        as_of_us: int,
+        taken: Taken,
+    ) -> None:
+        contents = reading.contents
+        host = contents.host
+        passed_over = False
+        for got in rounds:
+            if isinstance(got, RoundError):
+                reading.faults.append(str(got))
+                if not got.full:
                     return
                 passed_over = True  # the rounds around it say the same
                 continue
+            round_, data = got
+            number = round_.number
             if round_.time_us > as_of_us:
                 return
             if round_.before != contents.digest and not passed_over:
@@ -112,19 +151,21 @@ class Replica:
                 )
                 return
             passed_over = False
+            if not taken(contents, round_, data):
+                return
             contents.apply(round_)
             reading.rounds += 1
 
-    def full_rounds(self, host: str) -> list[int]:
-        """The numbers of a host's full rounds."""
-        return self._numbers(host, full=True)
+    def full_rounds(self, host: str, *, after: int = 0) -> list[int]:
+        """The numbers of a host's full rounds, those that come after one."""
+        return self._numbers(host, full=True, after=after)
 
     def rounds(self, host: str, first: int) -> Iterator[Round]:
         """A host's rounds from a number on. Raises `RoundError` for one that cannot be read."""
         full = set(self._numbers(host, full=True))
         for number in sorted(full | set(self._numbers(host, full=False))):
             if number >= first:
-                yield self._round(host, number, full=number in full)
+                yield self._round(host, number, full=number in full)[0]
 
     def round_names(self, host: str, *, before: int) -> list[str]:
         """The objects of a host's rounds below a number."""
@@ -139,31 +180,35 @@ class Replica:
         """The objects of a stream's pieces."""
         return [name for name, _ in self.source.list(f"packs/{in_name(stream)}/")]
 
-    def _numbers(self, host: str, *, full: bool) -> list[int]:
+    def _numbers(self, host: str, *, full: bool, after: int = 0) -> list[int]:
         prefix = rounds_under(host, full=full) + "/"
-        names = (name.removeprefix(prefix) for name, _ in self.source.list(prefix))
+        since = round_name(host, after, full=full) if after else ""
+        names = (name.removeprefix(prefix) for name, _ in self.source.list(prefix, since))
         return sorted(int(name) for name in names if name.isdigit())
 
-    def _round(self, host: str, number: int, *, full: bool) -> Round:
+    def _round(self, host: str, number: int, *, full: bool) -> tuple[Round, bytes]:
+        """A round, and its object."""
         name = round_name(host, number, full=full)
         where = f"{self.source.url}: {name}"
         try:
-            round_ = decode_round(self.source.get(name), self._key)
+            data = self.source.get(name)
+            round_ = decode_round(data, self._key)
         except RoundError as exc:
-            raise RoundError(f"{where}: {exc}") from exc
+            raise RoundError(f"{where}: {exc}", full=full) from exc
         except StoreError as exc:
-            raise RoundError(f"round {number} of {host} cannot be read: {exc}") from exc
+            raise RoundError(f"round {number} of {host} cannot be read: {exc}", full=full) from exc
         if (round_.host, round_.number, round_.full) != (host, number, full):
-            raise RoundError(f"{where} is round {round_.number} of {round_.host}: somebody moved it")
+            raise RoundError(
+                f"{where} is round {round_.number} of {round_.host}: somebody moved it", full=full
+            )
         if full and number == 1 and round_.before != NO_ROUND:
-            raise RoundError(f"{where} names a round before the first")
-        return round_
+            raise RoundError(f"{where} names a round before the first", full=full)
+        return round_, data
 
     def inline(self, host: str, number: int) -> tuple[Round, bytes]:
         """A round, and the bytes of packs in it."""
-        round_ = self._round(host, number, full=False)
-        data = self.source.get(round_.name)
-        return round_, data[round_.data_at : -len(NO_ROUND)]
+        round_, data = self._round(host, number, full=False)
+        return round_, round_.held(data)
 
     def extent(self, host: str, stream: str, pack: int, extent: Extent) -> Iterator[bytes]:
         """The bytes of an extent, in slices; after the last the whole has proved right. Raises `RoundError`

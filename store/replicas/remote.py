@@ -141,16 +141,25 @@ class Remote:
         self._count(received=len(data))
         return data
 
-    def list(self, prefix: str) -> Iterator[tuple[str, int]]:
-        """Names below a prefix (which ends with a slash) with their sizes in bytes, in order. Raises
-        `ReplicaError`."""
-        return ((found.name, found.size) for found in self.listed(prefix))
+    def list(self, prefix: str, after: str = "") -> Iterator[tuple[str, int]]:
+        """Names below a prefix (which ends with a slash), those that come after a name, with their sizes in
+        bytes, in order. Raises `ReplicaError`."""
+        return ((found.name, found.size) for found in self.listed(prefix, after))
 
-    def listed(self, prefix: str) -> Iterator[Listed]:
-        """The same, with times. Raises `ReplicaError`."""
+    def folders(self, prefix: str) -> Sequence[str]:
+        """What comes next below a prefix, wherever a slash follows it, in order. Raises `ReplicaError`."""
         import obstore
 
-        pages = iter(obstore.list(self._store, prefix.rstrip("/") or None, chunk_size=1000))
+        under = prefix.rstrip("/") or None
+        found = self._ask(prefix, lambda: obstore.list_with_delimiter(self._store, under))
+        return sorted(str(one).rpartition("/")[2] for one in found["common_prefixes"])
+
+    def listed(self, prefix: str, after: str = "") -> Iterator[Listed]:
+        """As `list`, with times. Raises `ReplicaError`."""
+        import obstore
+
+        under = prefix.rstrip("/") or None
+        pages = iter(obstore.list(self._store, under, offset=after or None, chunk_size=1000))
         found = (
             Listed(str(one["path"]), int(one["size"]), round(one["last_modified"].timestamp() * 1e6))
             for page in iter(lambda: self._ask(prefix, lambda: next(pages, None)), None)

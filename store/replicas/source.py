@@ -25,8 +25,11 @@ class Source(Protocol):
     def get_range(self, name: str, start: int, length: int) -> bytes:
         """Part of one."""
 
-    def list(self, prefix: str) -> Iterator[tuple[str, int]]:
-        """Names below a prefix with their sizes in bytes, in order."""
+    def list(self, prefix: str, after: str = "") -> Iterator[tuple[str, int]]:
+        """Names below a prefix, those that come after a name, with their sizes in bytes, in order."""
+
+    def folders(self, prefix: str) -> Sequence[str]:
+        """What comes next below a prefix that ends with a slash, wherever another slash follows it."""
 
 
 class Target(Source, Protocol):

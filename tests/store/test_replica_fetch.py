@@ -50,8 +50,13 @@ class Shelf:
         self.got += length
         return self.get(name)[start : start + length]
 
-    def list(self, prefix: str) -> Iterator[tuple[str, int]]:
-        return iter([(n, len(data)) for n, data in sorted(self.objects.items()) if n.startswith(prefix)])
+    def list(self, prefix: str, after: str = "") -> Iterator[tuple[str, int]]:
+        found = sorted(self.objects.items())
+        return iter([(n, len(data)) for n, data in found if n.startswith(prefix) and n > after])
+
+    def folders(self, prefix: str) -> list[str]:
+        rest = (name.removeprefix(prefix) for name in self.objects if name.startswith(prefix))
+        return sorted({name.partition("/")[0] for name in rest if "/" in name})
 
 
 class Shipping:

@@ -1,0 +1,189 @@
+"""Files of which only what was read is here: the rest is fetched when somebody asks for it.
+
+A file stands at its place with its whole length, and is sparse. What of it is here a map beside it says, with
+a byte for each page. A crash of the machine may lose pages and keep the map, so maps are of one boot.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from store.files import write_all
+
+PAGE_BYTES = 128 << 10
+_FETCH_BYTES = 4 << 20
+_AT_ONCE = 8
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+_HERE = b"\x01"
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Bytes of a file from `offset` on: `length` of them, from `at` on in what `name` names."""
+
+    offset: int
+    length: int
+    name: str
+    at: int = 0
+
+    @property
+    def end(self) -> int:
+        """Where in the file it ends."""
+        return self.offset + self.length
+
+
+Get = Callable[[str, int, int], bytes]
+"""the bytes of what a name names, from a place on, so many"""
+
+
+class Hollow:
+    """The hollow files below a directory. Thread-safe; several processes may fill one directory."""
+
+    def __init__(self, root: Path, get: Get) -> None:
+        self._root = root
+        self._get = get
+        self._maps = root / "here"
+        self._lock = threading.Lock()
+        self._files: dict[Path, _File] = {}
+        self._pool: ThreadPoolExecutor | None = None
+        self.fetched_bytes = 0
+
+    def begin(self) -> None:
+        """Forget what an earlier boot had fetched. Nobody else may be at it."""
+        self._maps.mkdir(mode=0o700, parents=True, exist_ok=True)
+        boot, mark = _BOOT_ID.read_text(), self._maps / "boot"
+        if not mark.exists() or mark.read_text() != boot:
+            for path in self._maps.iterdir():
+                path.unlink()
+            mark.write_text(boot)
+
+    def lay_out(self, path: Path, parts: Sequence[Part]) -> None:
+        """Have a file be there, made of `parts`, which follow on each other and may overlap. One that is
+        there already may only grow."""
+        size = parts[-1].end if parts else 0
+        name = str(path.relative_to(self._root)).replace("/", "=")
+        with self._lock:
+            known = self._files.get(path)
+            if known and known.size == size:
+                known.parts = parts
+                return
+            file = _File(path, self._maps / name, parts, size)
+            self._files[path] = file
+            if known:
+                known.close()
+
+    def remove(self, path: Path) -> None:
+        """A file that counts no more."""
+        with self._lock:
+            file = self._files.pop(path, None)
+        if file:
+            file.close()
+            file.map_path.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
+
+    def size(self, path: Path) -> int | None:
+        """How long a file was laid out; None if it was not."""
+        file = self._files.get(path)
+        return file.size if file else None
+
+    def paths(self) -> Iterable[Path]:
+        """The files that were laid out."""
+        return list(self._files)
+
+    def fill(self, path: Path, start: int, end: int) -> None:
+        """See `store.files.Fill`; files that were not laid out are whole. Raises `StoreError`, `OSError`."""
+        file = self._files.get(path)
+        if file is None or file.has(start, end):
+            return
+        wanted = list(file.missing(start, end))
+        if len(wanted) == 1:
+            self._fetch(file, *wanted[0])
+            return
+        with self._lock:
+            self._pool = self._pool or ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="fetch")
+        for done in [self._pool.submit(self._fetch, file, *stretch) for stretch in wanted]:
+            done.result()
+
+    def _fetch(self, file: _File, start: int, end: int) -> None:
+        got = [self._get(part.name, at, size) for part, at, size in file.pieces(start, end)]
+        file.put(start, b"".join(got))
+        with self._lock:
+            self.fetched_bytes += end - start
+
+    def close(self) -> None:
+        """Close the files."""
+        if self._pool:
+            self._pool.shutdown()
+        for file in self._files.values():
+            file.close()
+        self._files.clear()
+
+
+class _File:
+    """One of them."""
+
+    def __init__(self, path: Path, map_path: Path, parts: Sequence[Part], size: int) -> None:
+        self.map_path = map_path
+        self.parts = parts
+        self.size = size
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        had = os.fstat(self._fd).st_size
+        if had < size:
+            os.truncate(self._fd, size)
+        self._map = _open_map(map_path, max(1, -(-size // PAGE_BYTES)))
+        if had < size and had % PAGE_BYTES:  # the page in which it ended has more now
+            self._map[had // PAGE_BYTES] = 0
+
+    def has(self, start: int, end: int) -> bool:
+        return self._map.find(b"\0", start // PAGE_BYTES, -(-min(end, self.size) // PAGE_BYTES)) < 0
+
+    def missing(self, start: int, end: int) -> Iterator[tuple[int, int]]:
+        """What of a range is not here, in whole pages, and not too much at once."""
+        end = min(end, self.size)
+        page, last = start // PAGE_BYTES, -(-end // PAGE_BYTES)
+        while (page := self._map.find(b"\0", page, last)) >= 0:
+            until = self._map.find(_HERE, page, last)
+            until = min(last if until < 0 else until, page + _FETCH_BYTES // PAGE_BYTES)
+            yield page * PAGE_BYTES, min(until * PAGE_BYTES, self.size)
+            page = until
+
+    def pieces(self, start: int, end: int) -> Iterator[tuple[Part, int, int]]:
+        """Where a range's bytes are: part, place in what it names, length."""
+        at = start
+        for part in self.parts:
+            if part.offset <= at < part.end:
+                size = min(end, part.end) - at
+                yield part, part.at + at - part.offset, size
+                at += size
+                if at == end:
+                    return
+
+    def put(self, start: int, data: bytes) -> None:
+        write_all(self._fd, data, start)
+        end = start + len(data)
+        first, last = start // PAGE_BYTES, -(-end // PAGE_BYTES)
+        if end % PAGE_BYTES and os.fstat(self._fd).st_size > end:
+            last -= 1  # another process knows of more of it
+        if last > first:
+            self._map[first:last] = _HERE * (last - first)
+
+    def close(self) -> None:
+        os.close(self._fd)
+        self._map.close()
+
+
+def _open_map(path: Path, size: int) -> mmap.mmap:
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        if os.fstat(fd).st_size < size:
+            os.truncate(fd, size)
+        return mmap.mmap(fd, size)
+    finally:
+        os.close(fd)

@@ -1,0 +1,326 @@
+"""A host's part of a replica as a store here, whose packs and index are fetched where they are read.
+
+    follow -> rounds since the last look -> hollow packs, segments -> the host's index, if it is there -> open
+
+With the index that full rounds bring, a message is found and read by a few ranges, and what came since is
+indexed from its bytes. Without one (a sealed store; a version with other tables) all packs are fetched once.
+What is fetched stays; all of it may be removed at any time.
+
+Ranges are not compared with the digests of the pieces that they are of. Each record and each block of the
+index has its checksum, and a message its hash, so what is damaged is found; to find what somebody forged who
+can write to the bucket takes `restore-store` or `check --replica --read-data`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import shutil
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import msgspec
+from blake3 import blake3
+
+from store.errors import DamagedError
+from store.index import Index
+from store.index_copy import take_copy
+from store.replicas.contents import Contents, regroups
+from store.replicas.fetch import cover
+from store.replicas.hollow import Hollow, Part
+from store.replicas.layout import (
+    Extent,
+    IndexFiles,
+    Round,
+    RoundError,
+    index_piece_name,
+    piece_name,
+)
+from store.replicas.reader import Reading, Replica
+from store.replicas.told import about_of
+from store.sealing import Identity, Keyring, recipients_of
+from store.segments import SUFFIX, pack_path
+from store.store import Store
+
+log = logging.getLogger(__name__)
+_COPY = b"copy"
+"""in the index: which copy it was made from"""
+_ROUND = "round:"
+
+
+class _Saved(msgspec.Struct):
+    """What is known of the host: what counts, and what the runs of its index that are here are made of."""
+
+    contents: Contents
+    runs: dict[str, tuple[Extent, ...]] = {}
+
+
+class Mirror:
+    """One host of a replica, kept in a directory. Thread-safe, and several processes may use one directory.
+
+    Raises `StoreError` wherever the replica is asked.
+    """
+
+    def __init__(self, replica: Replica, host: str, path: Path) -> None:
+        self.host = host
+        self.path = path
+        self._replica = replica
+        self._hollow = Hollow(path, self._get)
+        self._saved: _Saved | None = None
+        self._stamp: tuple[int, int] | None = None
+        self._lock = threading.RLock()
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with self._alone():
+            self._hollow.begin()
+            self._load()
+
+    @property
+    def contents(self) -> Contents | None:
+        """What counted at the last look that succeeded."""
+        return self._saved.contents if self._saved else None
+
+    @property
+    def fetched_bytes(self) -> int:
+        """How much was fetched by ranges since this was made."""
+        return self._hollow.fetched_bytes
+
+    # -- what there is
+
+    def follow(self) -> list[str]:
+        """Look at what was shipped since; what is wrong with it, in words."""
+        with self._alone():
+            self._load()
+            reading = self._read()
+            self._saved = _Saved(reading.contents, self._saved.runs if self._saved else {})
+            self._save()
+            self._lay_out()
+            return reading.faults
+
+    def _read(self) -> Reading:
+        known = self.contents
+        if known:
+            newest = self._replica.full_rounds(self.host, after=known.full_number)
+            if not newest:
+                reading = Reading(known)
+                self._replica.follow(reading, taken=self._take_up)
+                return reading
+        return self._replica.read(self.host, taken=self._take_up)
+
+    def _take_up(self, contents: Contents, round_: Round, data: bytes) -> bool:
+        """Keep the bytes of packs that a round holds. Where compaction comes to be seen of which the index at
+        hand knows nothing, wait for the full round that brings a new one: it comes soon, and to fetch all
+        that was put in place of something would take long."""
+        if not round_.full and contents.index and regroups(round_):
+            return False
+        if held := round_.held(data):
+            file = self._round_file(round_.number)
+            file.parent.mkdir(mode=0o700, exist_ok=True)
+            _put(file, held)
+        return True
+
+    def open(self, identities: Sequence[Identity] = ()) -> Store:
+        """The host's store as far as it is known here. Raises `StoreError`, `SealedError`."""
+        assert self._saved  # noqa: S101 - follow comes first
+        about = about_of(self._saved.contents.about, identities)
+        keyring = Keyring(recipients_of(about.recipients), identities)
+        with self._alone():
+            try:
+                self._prepare(about.id, keyring)
+            except DamagedError as exc:
+                log.warning("%s; it is fetched anew", exc)
+                shutil.rmtree(self.path / "index")
+                self._prepare(about.id, keyring)
+            store = Store(self.path, about.id, about.key, keyring=keyring, fill=self.fill)
+            self._sweep()
+        return store
+
+    def refresh(self, store: Store) -> list[str]:
+        """Have in `store`, which `open` gave, what was shipped since; what is wrong with it, in words."""
+        faults = self.follow()
+        with self._alone():
+            self._take_index(store.index)
+            store.catch_up()
+            self._sweep()
+        return faults
+
+    def close(self) -> None:
+        """Let go of the files."""
+        self._hollow.close()
+
+    # -- files
+
+    def fill(self, path: Path, start: int, end: int) -> None:
+        """See `store.files.Fill`."""
+        size = self._hollow.size(path)
+        if size is None or end > size:
+            self._look_again()
+        self._hollow.fill(path, start, end)
+
+    def _look_again(self) -> None:
+        """Whether another process has laid out more."""
+        with self._lock:
+            if self._stamp_now() != self._stamp:
+                self._load()
+
+    def _get(self, name: str, start: int, length: int) -> bytes:
+        if not name.startswith(_ROUND):
+            return self._replica.source.get_range(name, start, length)
+        number = int(name.removeprefix(_ROUND))
+        try:
+            fd = os.open(self._round_file(number), os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:  # a full round has come since, and another process has cleared up
+            return self._replica.inline(self.host, number)[1][start : start + length]
+        try:
+            return os.pread(fd, length, start)
+        finally:
+            os.close(fd)
+
+    def _round_file(self, number: int) -> Path:
+        return self.path / "rounds" / str(number)
+
+    def _lay_out(self) -> None:
+        assert self._saved  # noqa: S101 - by its callers
+        for name, stream in self._saved.contents.streams.items():
+            directory = self.path / "streams" / name
+            for pack in stream.packs:
+                parts = [self._part(name, pack, extent) for extent in cover(stream, pack)]
+                if parts:
+                    self._hollow.lay_out(pack_path(directory, pack), parts)
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for segment, text in stream.segments.items():
+                file = directory / segment
+                if not file.exists() or file.read_text() != text:
+                    _put(file, text.encode())
+        (self.path / "streams").mkdir(mode=0o700, exist_ok=True)
+        for run, extents in self._saved.runs.items():
+            path = self.path / "index" / run
+            if path.exists():
+                self._hollow.lay_out(path, self._index_parts(extents))
+
+    def _part(self, stream: str, pack: int, extent: Extent) -> Part:
+        if extent.inline:
+            return Part(extent.offset, extent.length, f"{_ROUND}{extent.round}", extent.at)
+        return Part(extent.offset, extent.length, piece_name(stream, pack, extent))
+
+    def _index_parts(self, extents: Sequence[Extent]) -> list[Part]:
+        return [Part(e.offset, e.length, index_piece_name(self.host, e)) for e in extents]
+
+    def _sweep(self) -> None:
+        """Remove what counts no more, once the index knows."""
+        assert self._saved  # noqa: S101 - by its callers
+        contents = self._saved.contents
+        packs = {
+            pack_path(self.path / "streams" / name, pack)
+            for name, stream in contents.streams.items()
+            for pack in stream.packs
+        }
+        for path in self._hollow.paths():
+            gone = path not in packs if path.suffix == ".pack" else not path.exists()
+            if gone:
+                self._hollow.remove(path)
+        for name, stream in contents.streams.items():
+            for path in (self.path / "streams" / name).glob("*" + SUFFIX):
+                if path.name not in stream.segments:
+                    path.unlink()
+        for path in (self.path / "rounds").glob("*"):
+            if not path.name.isdigit() or int(path.name) <= contents.full_number:
+                path.unlink()
+        self._saved.runs = {
+            name: extents
+            for name, extents in self._saved.runs.items()
+            if (self.path / "index" / name).exists()
+        }
+        self._save()
+
+    # -- the index
+
+    def _prepare(self, store_id: bytes, keyring: Keyring) -> None:
+        index = Index(self.path / "index", store_id, keyring=keyring, fill=self.fill)
+        try:
+            self._take_index(index)
+        finally:
+            index.close()
+
+    def _take_index(self, index: Index) -> None:
+        """Become what the host's own index is, if it has shipped one that is not known here."""
+        assert self._saved  # noqa: S101 - by its callers
+        files = self._saved.contents.index
+        if files is None:
+            return
+        name = b"".join(extent.digest for extent in files.state)
+        with index.read() as snapshot:
+            if snapshot.meta(_COPY) == name:
+                return
+        state = self._state(files)
+        with index.update() as update:
+
+            def lay_out(at: int, number: int) -> Path:
+                path = index.run_path(number)
+                self._hollow.lay_out(path, self._index_parts(files.runs[at]))
+                assert self._saved  # noqa: S101 - as above
+                self._saved.runs[path.name] = files.runs[at]
+                return path
+
+            try:
+                known = take_copy(update, state, lay_out)
+            except (ValueError, IndexError) as exc:
+                raise RoundError(f"{self._replica.source.url}: the index of {self.host}: {exc}") from exc
+            if not known:
+                log.warning("the index of %s is of another version of mailkeep: all is fetched", self.host)
+            update.put_meta(_COPY, name)
+            self._save()  # first: without it nobody could read the runs
+
+    def _state(self, files: IndexFiles) -> bytes:
+        state = b""
+        for extent in files.state:
+            name = index_piece_name(self.host, extent)
+            data = self._replica.source.get(name)
+            if blake3(data).digest() != extent.digest:
+                raise RoundError(f"{self._replica.source.url}: {name} is damaged")
+            state += data
+        return state
+
+    # -- what is kept
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """One at a time changes what is here."""
+        with self._lock:
+            fd = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX)
+                yield
+            finally:
+                os.close(fd)
+
+    def _load(self) -> None:
+        stamp = self._stamp_now()
+        if stamp is None or stamp == self._stamp:
+            return
+        try:
+            self._saved = msgspec.msgpack.decode((self.path / "contents").read_bytes(), type=_Saved)
+        except (msgspec.MsgspecError, FileNotFoundError):  # of another version: begun anew
+            return
+        self._stamp = stamp
+        self._lay_out()
+
+    def _save(self) -> None:
+        _put(self.path / "contents", msgspec.msgpack.encode(self._saved))
+        self._stamp = self._stamp_now()
+
+    def _stamp_now(self) -> tuple[int, int] | None:
+        try:
+            found = (self.path / "contents").stat()
+        except FileNotFoundError:
+            return None
+        return found.st_ino, found.st_mtime_ns
+
+
+def _put(path: Path, data: bytes) -> None:
+    """A file that is there whole or not at all."""
+    fresh = path.with_name(f"{path.name}.new")
+    fresh.write_bytes(data)
+    fresh.rename(path)

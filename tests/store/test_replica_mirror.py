@@ -1,0 +1,204 @@
+"""A replica read where it lies: every message right, and only what is read fetched."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from store.compact import CompactOptions, Compactor
+from store.index_copy import copy_of
+from store.replicas.layout import index_under
+from store.replicas.mirror import Mirror
+from store.replicas.reader import Replica
+from store.replicas.ship import ShipOptions, Shipper
+from store.retention import erase
+from store.store import Query, RemovedError, Store
+from tests.store.conftest import put_message
+from tests.store.test_replica_ship import Bucket
+
+
+class Counting(Bucket):
+    """Counts the bytes that were asked for, whole objects too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked = 0
+
+    def get(self, name: str) -> bytes:
+        data = super().get(name)
+        self.asked += len(data)
+        return data
+
+    def get_range(self, name: str, start: int, length: int) -> bytes:
+        data = self.objects[name][start : start + length]
+        assert len(data) == length
+        self.asked += length
+        return data
+
+    def size(self) -> int:
+        return sum(map(len, self.objects.values()))
+
+
+@pytest.fixture
+def bucket() -> Counting:
+    return Counting()
+
+
+@pytest.fixture
+def shipping(store: Store, path: Path, bucket: Counting) -> Shipper:
+    return Shipper(path, bucket, "mx1", ShipOptions(index=lambda: copy_of(store.index, store.view.names())))
+
+
+@pytest.fixture
+def mirror(bucket: Counting, tmp_path: Path) -> Iterator[Mirror]:
+    made = Mirror(Replica(bucket), "mx1", tmp_path / "mirror")
+    yield made
+    made.close()
+
+
+def fill(store: Store, numbers: range) -> dict[bytes, bytes]:
+    """Random mails; by delivery id."""
+    mails = {}
+    for number in numbers:
+        mail = b"Subject: %d\r\n\r\n" % number + random.Random(number).randbytes(20_000)
+        mails[put_message(store, mail).id] = mail
+    store.settle_index()
+    return mails
+
+
+def all_of(store: Store) -> dict[bytes, bytes]:
+    assert store.damage == []
+    return {
+        found.delivery.id: b"".join(store.read(found.delivery.content)) for found in store.deliveries(Query())
+    }
+
+
+def test_one_of_many_is_read_by_a_few_ranges(
+    store: Store, bucket: Counting, shipping: Shipper, mirror: Mirror
+) -> None:
+    mails = fill(store, range(600))
+    assert shipping.round(full=True).full
+    wanted = random.Random(1).choice(list(mails))
+    bucket.asked = 0
+    assert mirror.follow() == []
+    with mirror.open() as opened:
+        found = opened.delivery(opened.resolve(wanted.hex()[:12]))
+        assert b"".join(opened.read(found.delivery.content)) == mails[wanted]
+        assert bucket.asked < bucket.size() / 8, "the whole was fetched for one message"
+        assert all_of(opened) == mails
+
+
+def test_what_comes_after_the_index(
+    store: Store, bucket: Counting, shipping: Shipper, mirror: Mirror
+) -> None:
+    mails = fill(store, range(50))
+    shipping.round(full=True)
+    mirror.follow()
+    opened = mirror.open()
+    for step in range(3):
+        mails |= fill(store, range(50 + 10 * step, 60 + 10 * step))
+        big = random.Random(f"big {step}").randbytes(3_000_000)
+        mails[put_message(store, big).id] = big
+        assert not shipping.round().full
+        assert mirror.refresh(opened) == []
+        assert all_of(opened) == mails
+    opened.close()
+    with mirror.open() as again:
+        assert all_of(again) == mails
+    assert shipping.round(full=True).full
+    again = mirror.open()
+    mirror.refresh(again)
+    bucket.asked = 0
+    assert all_of(again) == mails
+    assert bucket.asked < bucket.size() / 4, "what was fetched is not fetched again"
+    again.close()
+
+
+def test_compaction_is_seen_with_the_index_that_knows_it(
+    store: Store, path: Path, shipping: Shipper, mirror: Mirror
+) -> None:
+    mails = fill(store, range(60))
+    shipping.round(full=True)
+    mirror.follow()
+    opened = mirror.open()
+    gone = list(mails)[::3]
+    erase(store, gone, owner="anna", reason="a request")
+    for delivery in gone:
+        del mails[delivery]
+    store.writer.roll()
+    store.settle_index()
+    Compactor(store, CompactOptions(everything=True, level=1)).run()
+    shipping.round()
+    assert shipping.contents.stream("host").segments
+    mirror.refresh(opened)
+    before = all_of(opened)
+    assert set(before) == set(mails) | set(gone), "as it was before, until there is an index for what is now"
+    assert shipping.round().full
+    mirror.refresh(opened)
+    assert all_of(opened) == mails
+    for delivery in gone:
+        with pytest.raises(RemovedError):
+            opened.delivery(delivery)
+    opened.close()
+    with mirror.open() as again:
+        assert all_of(again) == mails
+
+
+def test_without_an_index_all_is_fetched(store: Store, path: Path, bucket: Counting, mirror: Mirror) -> None:
+    shipping = Shipper(path, bucket, "mx1")
+    mails = fill(store, range(60))
+    shipping.round()
+    mails |= fill(store, range(60, 80))
+    shipping.round()
+    assert not [name for name in bucket.objects if name.startswith(index_under("mx1"))]
+    mirror.follow()
+    with mirror.open() as opened:
+        assert all_of(opened) == mails
+
+
+def test_two_at_one_directory(
+    store: Store, bucket: Counting, shipping: Shipper, mirror: Mirror, tmp_path: Path
+) -> None:
+    mails = fill(store, range(100))
+    shipping.round(full=True)
+    other = Mirror(Replica(bucket), "mx1", tmp_path / "mirror")
+    mirror.follow()
+    other.follow()
+    one = mirror.open()
+    mails |= fill(store, range(100, 140))
+    shipping.round()
+    shipping.round(full=True)
+    mirror.refresh(one)
+    assert all_of(one) == mails
+    one.close()
+    with other.open() as opened:
+        assert all_of(opened) == mails
+    other.close()
+
+
+def test_many_threads_read_at_once(store: Store, shipping: Shipper, mirror: Mirror) -> None:
+    mails = fill(store, range(120))
+    shipping.round(full=True)
+    mirror.follow()
+    failed: list[BaseException] = []
+    with mirror.open() as opened:
+
+        def read(some: list[bytes]) -> None:
+            try:
+                for delivery in some:
+                    content = opened.delivery(delivery).delivery.content
+                    assert opened.read_small(content) == mails[delivery]
+            except BaseException as exc:  # noqa: BLE001 - told below
+                failed.append(exc)
+
+        ids = list(mails)
+        threads = [threading.Thread(target=read, args=(random.Random(n).sample(ids, 40),)) for n in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert failed == []
