@@ -20,12 +20,13 @@ from sidecar.live.mailbox import LiveError, LiveMailbox, LiveMessage
 from sidecar.live.matching import MOST_BYTES, compare, fields_of, given, starts, trace_ends
 from sidecar.live.users import imap_user
 from sidecar.sections import ImapConfig
+from store.deliveries import Query, RemovedError, StoredDelivery
 from store.errors import DamagedError, NotFoundError, SealedError, StoreError
+from store.fleet import Archive
 from store.ids import FOREVER_US, ContentId, DeliveryId, content_id
 from store.looks import short_looks
 from store.records import Delivery, Erasure, Leg
 from store.rows import Term
-from store.store import Query, RemovedError, Store, StoredDelivery
 
 log = logging.getLogger(__name__)
 
@@ -129,7 +130,7 @@ class Auditor:
     """Audits what lies in [since_us, until_us) against a store. `scan` comes first. Thread-safe after it."""
 
     def __init__(
-        self, store: Store, imap: ImapConfig, *, since_us: int = 0, until_us: int = FOREVER_US
+        self, store: Archive, imap: ImapConfig, *, since_us: int = 0, until_us: int = FOREVER_US
     ) -> None:
         """Raises `SealedError` where nothing of the store can be read."""
         store.require_identity()

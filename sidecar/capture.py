@@ -17,12 +17,13 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from sidecar.spool import Spool, Spooled
+from store.deliveries import Query
 from store.errors import DamagedError, SealedError, StoreError, StoreFullError
 from store.ids import ContentId, DeliveryId, new_delivery_id, now_us
 from store.ingest import Ingest, Receipt
 from store.records import Delivery, Envelope, Leg, Outcome, Outcomes, Uncaptured
 from store.rows import Term
-from store.store import Query, Store
+from store.store import Store
 from store.writer import Submission
 
 log = logging.getLogger(__name__)

@@ -11,10 +11,11 @@ from sidecar.readable import escaped, header_text, text
 from sidecar.select import Legs, legs_of
 from sidecar.status import status_of
 from sidecar.units import format_size, format_time, iso_time
+from store.deliveries import StoredDelivery
 from store.errors import DamagedError, NotFoundError
+from store.fleet import Archive
 from store.ids import FOREVER_US, ContentId
 from store.records import Leg, Replay
-from store.store import Store, StoredDelivery
 
 _IMPORTED = ("Folder", "Flags", "Origin")
 _EOL_NAMES = {b"\r\n": "CRLF", b"\n": "LF"}
@@ -41,7 +42,7 @@ class Description:
     damage: str = ""
 
 
-def describe(store: Store, stored: StoredDelivery, as_of_us: int = FOREVER_US) -> Description:
+def describe(store: Archive, stored: StoredDelivery, as_of_us: int = FOREVER_US) -> Description:
     """Gather it. Raises `StoreError`; damage to the recipe is told in the description."""
     legs = legs_of(store, stored, as_of_us)
     try:
@@ -50,7 +51,7 @@ def describe(store: Store, stored: StoredDelivery, as_of_us: int = FOREVER_US) -
         return Description(stored, legs, (), str(exc))
 
 
-def _parts(store: Store, content: ContentId) -> Iterator[Part]:
+def _parts(store: Archive, content: ContentId) -> Iterator[Part]:
     recipe = store.recipe(content)
     with store.index.read() as snapshot:
         for run in recipe.runs:

@@ -11,10 +11,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from sidecar.select import Selection, legs_of, select
+from store.deliveries import Query, StoredDelivery
 from store.ids import FOREVER_US, DeliveryId
 from store.records import Delivery, Leg
 from store.rows import Term
-from store.store import Query, Store, StoredDelivery
+from store.store import Store
 
 
 @dataclass(frozen=True, slots=True)

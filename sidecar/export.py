@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import BinaryIO
 
 from sidecar.maildir_names import FLAGS
+from store.deliveries import StoredDelivery
 from store.errors import DamagedError, NotFoundError
 from store.files import sync_directory
+from store.fleet import Archive
 from store.records import Delivery, Leg
-from store.store import Store, StoredDelivery
 
 _FROM_LINE = re.compile(rb"(\n>*)(?=From )")
 _FROM_START = re.compile(rb">*From ")
@@ -53,7 +54,7 @@ _Put = Callable[[Delivery, Iterator[bytes]], None]
 
 
 def export(
-    store: Store,
+    store: Archive,
     deliveries: Iterable[StoredDelivery],
     format_: Format,
     output: Path,

@@ -21,12 +21,13 @@ from blake3 import blake3
 
 from sidecar.line_ends import LineEnds, Lines
 from sidecar.traces import HEAD_BYTES, Traces, traces
+from store.deliveries import Query
 from store.errors import StoreError, StoreFailedError, StoreFullError
 from store.ids import ContentId, DeliveryId, now_us
 from store.ingest import Ingest
 from store.records import Delivery, Envelope, Leg, Recipient
 from store.rows import Term
-from store.store import Query, Store
+from store.store import Store
 
 CONVERTED = "line-ends-converted"
 """the note on a message whose file had LF, where one would look for the file's own bytes"""

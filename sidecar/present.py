@@ -15,8 +15,8 @@ from typing import Any, Literal
 from sidecar.readable import escaped, header_text, text
 from sidecar.status import status_of
 from sidecar.units import format_size, format_time, iso_time
+from store.deliveries import StoredDelivery
 from store.ids import DeliveryId
-from store.store import StoredDelivery
 
 HEADINGS = ("ID", "CAPTURED", "LEG", "STATUS", "FROM", "TO", "SIZE", "SUBJECT")
 _ELASTIC = frozenset({"FROM", "TO", "SUBJECT"})

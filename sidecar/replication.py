@@ -7,6 +7,7 @@ it never holds up mail, and readiness does not ask for it. At the end there is o
 from __future__ import annotations
 
 import logging
+import os
 import random
 import threading
 import time
@@ -40,9 +41,17 @@ def open_remote(
     """A replica as a command names it. Raises `ReplicaError`."""
     from store.replicas.remote import Remote, RemoteOptions
 
-    return Remote.open(
-        url, RemoteOptions(endpoint=endpoint or "", credentials=credentials, region=region or "")
-    )
+    endpoint = endpoint or os.environ.get("AWS_ENDPOINT_URL", "")
+    return Remote.open(url, RemoteOptions(endpoint=endpoint, credentials=credentials, region=region or ""))
+
+
+def open_named(url: str, config: Config | None) -> Remote:
+    """A replica as the configuration names it, if it does; else with what the environment says. Raises
+    `ReplicaError`."""
+    for replica in config.replica if config else ():
+        if replica.url.rstrip("/") == url.rstrip("/"):
+            return open_configured(replica)
+    return open_remote(url)
 
 
 def open_configured(replica: ReplicaConfig) -> Remote:

@@ -19,14 +19,14 @@ from blake3 import blake3
 
 from sidecar.status import status_of
 from sidecar.units import parse_time
+from store.deliveries import Look, Query, StoredDelivery
 from store.errors import DamagedError, NotFoundError, SealedError, StoreError
 from store.filters import Filter, as_bytes, bare, exact_address
-from store.ids import FOREVER_US, DeliveryId, delivery_time_us, now_us
-from store.looks import IDS_PER_LOOK, order, short_looks
+from store.fleet import Archive
+from store.ids import FOREVER_US, DeliveryId, delivery_time_us, now_us, order
+from store.looks import IDS_PER_LOOK, short_looks
 from store.records import Leg
 from store.rows import Term
-from store.snapshot import Snapshot
-from store.store import Query, Store, StoredDelivery
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ def moment_us(as_of: str | None) -> int:
     return FOREVER_US if as_of is None else parse_time(as_of, now_us())
 
 
-def exact_filter(store: Store, selection: Selection) -> Filter:
+def exact_filter(store: Archive, selection: Selection) -> Filter:
     """A selection's conditions on the record itself, with whole ids and times as they are now understood: all
     but `status`, `as_of` and `limit`. Raises `ValueError`, `NotFoundError`, `AmbiguousIdError`."""
     now = now_us()
@@ -91,7 +91,7 @@ def exact_filter(store: Store, selection: Selection) -> Filter:
 
 
 def select(
-    store: Store,
+    store: Archive,
     selection: Selection,
     *,
     newest_first: bool = True,
@@ -121,7 +121,7 @@ def select(
 
 
 def matching(
-    store: Store, selection: Selection, found: Iterable[DeliveryId], *, damaged: Damaged = _log_damage
+    store: Archive, selection: Selection, found: Iterable[DeliveryId], *, damaged: Damaged = _log_damage
 ) -> Iterator[StoredDelivery]:
     """Those of the deliveries `found` elsewhere that are there and are meant, in the order given; `limit` is
     the first so many. Raises as `select`, but for what was removed, which is left out."""
@@ -134,7 +134,7 @@ class _Chosen:
     """A selection made ready for one store and one moment."""
 
     def __init__(
-        self, store: Store, selection: Selection, looked: Looked = lambda _id: None,
+        self, store: Archive, selection: Selection, looked: Looked = lambda _id: None,
         legs: Collection[Leg] | None = None,
     ) -> None:  # fmt: skip
         self._store = store
@@ -201,7 +201,7 @@ class _Chosen:
             try:
                 stored = self._store.delivery(delivery, self._as_of_us)
             except (DamagedError, SealedError) as exc:
-                if isinstance(exc, SealedError) and not self._store.keyring.identities:
+                if isinstance(exc, SealedError) and not self._store.has_identities:
                     raise  # it is so for all of them
                 damaged(delivery, exc)
                 continue
@@ -213,7 +213,7 @@ class _Chosen:
                 yield stored
 
 
-def _has_any(snapshot: Snapshot, id_: DeliveryId, alternatives: list[tuple[tuple[Term, bytes], ...]]) -> bool:
+def _has_any(snapshot: Look, id_: DeliveryId, alternatives: list[tuple[tuple[Term, bytes], ...]]) -> bool:
     return any(all(snapshot.has_term(kind, value, id_) for kind, value in terms) for terms in alternatives)
 
 
@@ -225,7 +225,7 @@ class Legs:
     delivered: tuple[StoredDelivery, ...]
 
 
-def legs_of(store: Store, stored: StoredDelivery, as_of_us: int = FOREVER_US) -> Legs:
+def legs_of(store: Archive, stored: StoredDelivery, as_of_us: int = FOREVER_US) -> Legs:
     """A delivery and those with its queue id, captured within `LINK_WINDOW_US` of it. Raises `StoreError`."""
     delivery = stored.delivery
     same = [stored]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import enum
 
+from store.deliveries import StoredDelivery
 from store.records import Leg
-from store.store import StoredDelivery
 
 
 class Status(enum.StrEnum):

@@ -79,3 +79,8 @@ def keyed_digest(data: bytes, key: bytes) -> bytes:
 def content_id(data: bytes) -> ContentId:
     """The id of a whole message held in memory; larger ones are hashed as they pass."""
     return ContentId(blake3(data).digest())
+
+
+def order(delivery: DeliveryId) -> bytes:
+    """The order in which the index keeps deliveries: time, then the random part."""
+    return delivery[8:] + delivery[:8]

@@ -10,13 +10,14 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import dropwhile, islice
 
-from store.ids import DeliveryId, delivery_time_us
-from store.store import Query, Store, candidates
+from store.deliveries import Query, candidates
+from store.fleet import Archive
+from store.ids import DeliveryId, delivery_time_us, order
 
 IDS_PER_LOOK = 500
 
 
-def short_looks(store: Store, query: Query) -> Iterator[DeliveryId]:
+def short_looks(store: Archive, query: Query) -> Iterator[DeliveryId]:
     """The query's candidates in order of time; see `store.store.candidates` for why to look again."""
     last: DeliveryId | None = None
     while True:
@@ -41,8 +42,3 @@ def _after(
         return found
     end = order(last)
     return dropwhile(lambda id_: order(id_) >= end if newest_first else order(id_) <= end, found)
-
-
-def order(delivery: DeliveryId) -> bytes:
-    """The order in which the index keeps deliveries: time, then the random part."""
-    return delivery[8:] + delivery[:8]

@@ -16,13 +16,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby, islice
 
+from store.deliveries import Query
 from store.errors import DamagedError, HeldError, NotFoundError, SealedError, StoreError
 from store.filters import Filter, address_test, exact_address, held_by
-from store.ids import DeliveryId, now_us
-from store.looks import order, short_looks
+from store.ids import DeliveryId, now_us, order
+from store.looks import short_looks
 from store.records import Delivery, Entry, Erasure, Expiry, Hold, Leg
 from store.rows import Term
-from store.store import Query, Store
+from store.store import Store
 from store.writer import Submission
 
 log = logging.getLogger(__name__)

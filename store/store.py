@@ -16,12 +16,14 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Self, TypeVar
 
 from store import content, records
 from store.about import About
+from store.deliveries import Query, StoredDelivery, Told, assemble, candidates, has_terms
 from store.errors import (
     AmbiguousIdError,
     DamagedError,
@@ -46,11 +48,7 @@ from store.records import (
     Delivery,
     Entry,
     EntryType,
-    Erasure,
-    Expiry,
     Leg,
-    Outcome,
-    Outcomes,
     Replay,
 )
 from store.rows import Term
@@ -58,7 +56,7 @@ from store.scan import Suiting, readers_of
 from store.sealing import NO_KEYS, Identity, Keyring, fingerprint, recipients_of
 from store.segments import all_packs, pack_path
 from store.snapshot import REMOVED, Counters, Snapshot
-from store.view import CaughtUp, View, find_end, terms
+from store.view import CaughtUp, View, find_end
 from store.writer import GroupFacts, Pending, Writer
 
 log = logging.getLogger(__name__)
@@ -67,47 +65,6 @@ T = TypeVar("T")
 DEFAULT_RESERVE_BYTES = 64 << 20
 _MUCH_BYTES = 64 << 20
 """bytes of packs that are indexed while one waits; more take more than a second or two"""
-
-
-@dataclass(frozen=True, slots=True)
-class StoredDelivery:
-    """A delivery with what became of it. `outcomes` has the last reply for each recipient that got one;
-    `replays` those that were answered, `in_doubt` those that were begun and of which no answer is known."""
-
-    delivery: Delivery
-    outcomes: dict[int, Outcome] = field(default_factory=dict)
-    replays: tuple[Replay, ...] = ()
-    in_doubt: tuple[Replay, ...] = ()
-
-
-class RemovedError(NotFoundError):
-    """The delivery was erased, or has expired; `removal` says when, by whom and why."""
-
-    hint = "What was erased or has expired does not come back."
-
-    def __init__(self, delivery: DeliveryId, removal: Erasure | Expiry) -> None:
-        if isinstance(removal, Erasure):
-            what, why = "was erased", removal.reason
-        else:
-            what, why = "has expired", removal.rule
-        day = time.strftime("%Y-%m-%d %H:%M", time.localtime(removal.time_us / 1e6))
-        super().__init__(f"delivery {delivery.hex()[:10]} {what} on {day} by {removal.owner}: {why}")
-        self.removal = removal
-
-
-@dataclass(frozen=True, slots=True)
-class Query:
-    """Which deliveries: a time interval [since, until) in µs, and terms that all must hold.
-
-    `as_of_us`: as the store stood then; what was captured, replied or expired later has not happened yet.
-    What was erased is gone at all times.
-    """
-
-    since_us: int = 0
-    until_us: int = FOREVER_US
-    terms: tuple[tuple[Term, bytes], ...] = ()
-    newest_first: bool = True
-    as_of_us: int = FOREVER_US
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,6 +148,19 @@ class Store:
         """Raises `SealedError` where nothing of what is sealed can be read."""
         if self.keyring.seals and not self.keyring.identities:
             raise SealedError(f"{self.path} is sealed for {self.keyring.told()}, and no identity is given")
+
+    @property
+    def has_identities(self) -> bool:
+        """Whether anything that is sealed can be opened."""
+        return bool(self.keyring.identities)
+
+    is_remote = False
+    """whether it is a replica, read where it is"""
+
+    @property
+    def members(self) -> tuple[Store, ...]:
+        """Itself: a fleet has several (`store.fleet`)."""
+        return (self,)
 
     @property
     def hidden(self) -> list[str]:
@@ -387,7 +357,7 @@ class Store:
                         raise
                     log.error("delivery %s: %s", delivery.hex(), exc)
                     continue
-                if _has_terms(found, query.terms):
+                if has_terms(found, query.terms):
                     yield found
 
     def _loaded_anew(self, delivery: DeliveryId, as_of_us: int) -> StoredDelivery | None:
@@ -532,51 +502,15 @@ class Store:
         entries = snapshot.delivery(delivery)
         if not entries:
             raise NotFoundError(f"there is no delivery {delivery.hex()}")
-        return self._assemble(delivery, entries, as_of_us)
+        return assemble(delivery, self._told(entries), as_of_us)
 
-    def _assemble(
-        self, delivery: DeliveryId, entries: list[tuple[EntryType, Location]], as_of_us: int
-    ) -> StoredDelivery:
-        found: Delivery | None = None
-        removed: Erasure | Expiry | None = None
-        expiry: Expiry | None = None
-        outcomes: list[Outcomes] = []
-        replays: list[Replay] = []
-        removals = [where for kind, where in entries if kind in REMOVED]
-        for where in removals or [where for _, where in entries]:
-            match self._packs.entry(where):
-                case Delivery() as entry if entry.captured_us <= as_of_us:
-                    found = entry
-                case Outcomes() as entry if entry.time_us <= as_of_us:
-                    outcomes.append(entry)
-                case Replay() as entry if entry.time_us <= as_of_us:
-                    replays.append(entry)
-                case (Erasure() | Expiry()) as entry:
-                    if isinstance(entry, Erasure) or entry.time_us <= as_of_us:
-                        removed = removed or entry
-                    else:
-                        expiry = entry
-        if removed is not None:
-            raise RemovedError(delivery, removed)
-        if expiry is not None:  # it had not expired then; its facts may still be there
-            left = [e for e in entries if e[0] not in REMOVED]
-            if all(kind != EntryType.DELIVERY for kind, _ in left):
-                raise RemovedError(delivery, expiry)
-            return self._assemble(delivery, left, as_of_us)
-        if found is None:
-            if any(kind == EntryType.DELIVERY for kind, _ in entries):
-                raise NotFoundError(f"delivery {delivery.hex()} was captured later")
-            raise DamagedError("its record is missing")
-        last: dict[int, Outcome] = {}
-        for fact in sorted(outcomes, key=lambda fact: fact.time_us):
-            last.update((outcome.recipient, outcome) for outcome in fact.outcomes)
-        replays.sort(key=lambda replay: replay.time_us)
-        newest = {(replay.run, replay.recipient): replay for replay in replays}
-        return StoredDelivery(
-            found, last,
-            tuple(replay for replay in replays if not replay.is_intent),
-            tuple(replay for replay in newest.values() if replay.is_intent),
-        )  # fmt: skip
+    def _told(self, entries: list[tuple[EntryType, Location]]) -> list[Told]:
+        return [(kind, partial(self._packs.entry, where)) for kind, where in entries]
+
+    def told(self, delivery: DeliveryId) -> list[Told]:
+        """All entries about a delivery, whatever became of it: none if it is not known here."""
+        with self.index.read() as snapshot:
+            return self._told(snapshot.delivery(delivery))
 
     def replays_in(self, run: str, delivery: DeliveryId) -> dict[bytes, Replay]:
         """The last word of a replay run on a delivery, for each recipient, whenever it was said and whatever
@@ -686,35 +620,6 @@ class Store:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
-
-
-def candidates(snapshot: Snapshot, query: Query) -> Iterator[DeliveryId]:
-    """The ids among which a query's deliveries are, in order of time: index terms are hashes, look again."""
-    since, until = query.since_us, min(query.until_us, query.as_of_us + 1)
-    # What has expired since then had not yet: only a look at the expiry itself tells.
-    removed = query.as_of_us < FOREVER_US
-    if not query.terms:
-        yield from snapshot.by_time(since, until, newest_first=query.newest_first, removed=removed)
-        return
-    (kind, value), *others = query.terms
-    found = snapshot.by_term(kind, value, since, until, newest_first=query.newest_first, removed=removed)
-    for delivery in found:
-        if all(snapshot.has_term(other, text, delivery) for other, text in others):
-            yield delivery
-
-
-def _has_terms(found: StoredDelivery, wanted: tuple[tuple[Term, bytes], ...]) -> bool:
-    if not wanted:
-        return True
-    own = terms(found.delivery)
-    return all(
-        term in own
-        or (
-            term[0] == Term.REPLAY_RUN
-            and any(replay.run.encode() == term[1] for replay in (*found.replays, *found.in_doubt))
-        )
-        for term in wanted
-    )
 
 
 def _refuse_wrong_identity(path: Path, about: About, keyring: Keyring) -> None:

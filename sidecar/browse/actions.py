@@ -22,12 +22,12 @@ from sidecar.replay.run import resume
 from sidecar.replay.targets import Result, Target, Whereto, targets
 from sidecar.select import Selection
 from sidecar.units import Address
+from store.deliveries import StoredDelivery
 from store.errors import DamagedError, NotFoundError, StoreError
 from store.filters import address_test
-from store.ids import FOREVER_US, DeliveryId
-from store.looks import order
+from store.fleet import Archive
+from store.ids import FOREVER_US, DeliveryId, order
 from store.records import Delivery
-from store.store import Store, StoredDelivery
 
 _PATIENCE_S = 5.0
 """how long a server may be away while somebody sits and waits"""
@@ -67,7 +67,9 @@ class Plan:
         return len({target.delivery.id for target in self.targets})
 
 
-def chosen(store: Store, ids: Iterable[DeliveryId], as_of_us: int) -> tuple[list[StoredDelivery], list[str]]:
+def chosen(
+    store: Archive, ids: Iterable[DeliveryId], as_of_us: int
+) -> tuple[list[StoredDelivery], list[str]]:
     """The deliveries, oldest first, and what is to be told of those that are not there."""
     found: list[StoredDelivery] = []
     missing: list[str] = []
@@ -80,7 +82,7 @@ def chosen(store: Store, ids: Iterable[DeliveryId], as_of_us: int) -> tuple[list
 
 
 def plan(
-    store: Store,
+    store: Archive,
     ids: Iterable[DeliveryId],
     downstream: Address,
     *,
@@ -100,7 +102,7 @@ def plan(
     return Plan(todo, ids, downstream, rcpt, only, as_of_us, tuple(missing), idle)
 
 
-def put_back(store: Store, todo: Plan, tell: Callable[[Told], None]) -> str:
+def put_back(store: Archive, todo: Plan, tell: Callable[[Told], None]) -> str:
     """Send it all, as `mailkeep replay` with these ids would, and sum up in a line.
 
     When `tell` raises `StoppedError`, what is being sent is finished, and recorded. Raises `StoreError`."""
@@ -131,7 +133,7 @@ def put_back(store: Store, todo: Plan, tell: Callable[[Told], None]) -> str:
     return f"{ended.back} of {len(todo.targets)} are back{doubt} (run {journal.run})"
 
 
-def writing(store: Store) -> None:
+def writing(store: Archive) -> None:
     """Take a stream of our own for the records of replays, as long as the store is open."""
     try:
         _ = store.writer
@@ -140,7 +142,7 @@ def writing(store: Store) -> None:
 
 
 def write_out(
-    store: Store,
+    store: Archive,
     ids: Iterable[DeliveryId],
     format_: Format,
     output: Path,

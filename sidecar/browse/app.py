@@ -31,8 +31,9 @@ from sidecar.export import Format
 from sidecar.readable import escaped
 from sidecar.select import moment_us
 from sidecar.units import Address, bare_address, format_time
+from store.deliveries import StoredDelivery
+from store.fleet import Archive
 from store.ids import DeliveryId
-from store.store import Store, StoredDelivery
 
 PAGE = 300
 """messages loaded at once"""
@@ -85,7 +86,7 @@ class Browser(App[None]):
         Binding("ctrl+q,ctrl+c", "leave", show=False, priority=True),
     ]
 
-    def __init__(self, store: Store, setting: Setting | None = None) -> None:
+    def __init__(self, store: Archive, setting: Setting | None = None) -> None:
         super().__init__(ansi_color=True)
         self.theme = "ansi-dark"
         self.store = store

@@ -11,10 +11,11 @@ from itertools import islice
 
 from sidecar.browse.model import Asked
 from sidecar.browse.words import found_by_words
+from store.deliveries import Query, StoredDelivery
 from store.errors import StoreError
+from store.fleet import Archive
 from store.ids import DeliveryId, delivery_time_us
 from store.looks import short_looks
-from store.store import Query, Store, StoredDelivery
 
 _BATCH = 100
 _TELL_EVERY_S = 0.2
@@ -29,7 +30,7 @@ class Listing:
     """A search that goes on where it was. `next_page` may be called from any thread, but from one at a time;
     `stop` from any other."""
 
-    def __init__(self, store: Store, asked: Asked) -> None:
+    def __init__(self, store: Archive, asked: Asked) -> None:
         self.asked = asked
         self.done = False
         """all that there is has been given"""
@@ -83,7 +84,7 @@ class Listing:
 class Times:
     """When everything was captured, newest first, by the index alone: no record is read."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Archive) -> None:
         self.done = False
         self._stopped = False
         self._ids: Iterator[DeliveryId] = short_looks(store, Query())

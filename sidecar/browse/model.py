@@ -15,9 +15,9 @@ from sidecar.readable import escaped, header_text, text
 from sidecar.select import Selection
 from sidecar.status import Status, status_of
 from sidecar.units import format_size, format_time, parse_time
+from store.deliveries import StoredDelivery
 from store.ids import DeliveryId, now_us
 from store.records import Delivery, Leg
-from store.store import StoredDelivery
 
 KEYS = {
     "to": "to",

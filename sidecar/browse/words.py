@@ -6,10 +6,13 @@ from collections.abc import Iterator
 
 from sidecar.browse.model import Asked
 from sidecar.select import Damaged, Looked, select
-from store.store import Store, StoredDelivery
+from store.deliveries import StoredDelivery
+from store.fleet import Archive
 
 
-def found_by_words(store: Store, asked: Asked, looked: Looked, damaged: Damaged) -> Iterator[StoredDelivery]:
+def found_by_words(
+    store: Archive, asked: Asked, looked: Looked, damaged: Damaged
+) -> Iterator[StoredDelivery]:
     """The deliveries for which the filters hold and in which all words are found, newest first: in the
     subject, the From field and the addresses. `looked` may raise to end the search."""
     found = select(store, asked.selection, looked=looked, damaged=damaged)

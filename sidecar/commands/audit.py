@@ -48,7 +48,7 @@ def command(
     ] = False,
     json: options.JsonOption = False,
     config: options.ConfigOption = None,
-    store: options.StoreOption = None,
+    store: options.ArchiveOption = None,
     identity: options.IdentityOption = None,
 ) -> None:
     """Compare mailboxes as they are now with the store, in both directions.
@@ -71,12 +71,13 @@ def command(
     from sidecar.intake import Intake
     from sidecar.units import parse_time
     from store.ids import FOREVER_US, now_us
+    from store.store import Store
 
     if maildir is not None and len(users or ()) != 1:
         raise typer.BadParameter("name the one user whose Maildir it is", param_hint="--maildir")
     imap, open_mailbox = _mailboxes(config, maildir)
     needs = options.Need.WHOLE if import_missing else options.Need.TO_READ
-    with options.open_store(config, store, identity, needs=needs) as opened, ExitStack() as stack:
+    with options.open_archive(config, store, identity, needs=needs) as opened, ExitStack() as stack:
         auditor = Auditor(
             opened, imap,
             since_us=parse_time(since, now_us()) if since else 0,
@@ -86,7 +87,9 @@ def command(
             with Bar("deliveries", 0, quiet=json) as bar:
                 known = auditor.scan(bar.advance)
             asked = list(dict.fromkeys(map(auditor.login, users))) if users else known
-            intake = stack.enter_context(Intake(_writing(opened))) if import_missing else None
+            intake = None
+            if import_missing and isinstance(opened, Store):
+                intake = stack.enter_context(Intake(_writing(opened)))
             with Bar("messages", 0, quiet=json) as bar:
                 run = AuditRun(auditor, open_mailbox, intake=intake, advance=bar.advance)
                 accounts = list(_told(run.run(asked, connections), json=json, details=details))

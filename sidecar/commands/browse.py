@@ -37,7 +37,7 @@ def command(
         typer.Option("--downstream", metavar="ADDRESS", help="LMTP server; default: [lmtp] downstream."),
     ] = None,
     config: options.ConfigOption = None,
-    store: options.StoreOption = None,
+    store: options.ArchiveOption = None,
     identity: options.IdentityOption = None,
 ) -> None:
     """Look around in the store on a terminal: mailboxes, days, messages; put back or export what is marked.
@@ -68,7 +68,7 @@ def command(
     moment = None if as_of is None else iso_time(moment_us(as_of))
     asked = Asked(Selection(to=to, sender=sender, since=since, until=until, as_of=moment))
     address = _downstream(downstream, config)
-    with options.open_store(config, store, identity) as opened:
+    with options.open_archive(config, store, identity) as opened:
         setting = Setting(asked=asked, downstream=address)
         browser = Browser(opened, setting)
         browser.run()

@@ -15,9 +15,10 @@ from sidecar.present import print_deliveries, print_json, short_id
 from sidecar.readable import escaped
 from sidecar.select import Selection
 from sidecar.units import format_size, format_time, iso_time
+from store.deliveries import StoredDelivery
 from store.errors import StoreError
 from store.retention import Receipt, erase, refuse_held
-from store.store import Store, StoredDelivery
+from store.store import Store
 
 _DECLINED, _NOTHING = 1, 4
 

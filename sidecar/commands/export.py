@@ -39,7 +39,7 @@ def command(
     as_of: options.AsOfOption = None,
     limit: options.LimitOption = 0,
     config: options.ConfigOption = None,
-    store: options.StoreOption = None,
+    store: options.ArchiveOption = None,
     identity: options.IdentityOption = None,
 ) -> None:
     """Write messages, all or those selected, as .eml files, an mbox or a Maildir.
@@ -81,7 +81,7 @@ def command(
     def show(exported: Exported) -> None:
         progress.show(f"{exported.messages} messages, {format_size(exported.message_bytes)}")
 
-    with options.open_store(config, store, identity) as opened, Progress() as progress:
+    with options.open_archive(config, store, identity) as opened, Progress() as progress:
         found = select(opened, selection, newest_first=False, damaged=unread)
         exported = export(opened, found, format_, output, crlf=crlf, failed=failed, progress=show)
     failures = exported.failed + unreadable

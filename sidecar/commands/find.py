@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import heapq
 import sys
 from collections.abc import Iterator
-from itertools import islice
+from itertools import groupby, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,8 +15,11 @@ from typer.core import TyperCommand
 from sidecar.commands import options
 from sidecar.present import print_newest
 from sidecar.select import Selection, exact_filter, matching, select
-from store.ids import FOREVER_US, DeliveryId
-from store.store import Store, StoredDelivery
+from store.deliveries import StoredDelivery
+from store.filters import Filter
+from store.fleet import Archive
+from store.ids import FOREVER_US, DeliveryId, order
+from store.store import Store
 
 if TYPE_CHECKING:
     from sidecar.search.query import Term
@@ -64,7 +68,7 @@ def command(
     ] = False,
     json: options.JsonOption = False,
     config: options.ConfigOption = None,
-    store: options.StoreOption = None,
+    store: options.ArchiveOption = None,
     identity: options.IdentityOption = None,
 ) -> None:
     """Find mail by its words, newest first: in subjects, addresses, names of attachments and texts.
@@ -94,8 +98,8 @@ def command(
         to=to, sender=sender, since=since, until=until, queue_id=queue_id, message_id=message_id,
         subject=subject, leg=leg, status=status, as_of=as_of, limit=limit + 1 if limit else 0,
     )  # fmt: skip
-    with options.open_store(config, store, identity) as opened:
-        if why := _why_no_index(opened, config):
+    with options.open_archive(config, store, identity) as opened:
+        if why := _why_no_index(opened, config, build=build):
             if build:
                 from sidecar.search.files import SearchError
 
@@ -104,24 +108,36 @@ def command(
             found = _scanned(opened, terms, selection)
         else:
             reserve_bytes = options.store_settings(config).reserve_bytes
-            _catch_up(opened, reserve_bytes, build=build, quiet=json)
+            for member in opened.members:
+                _catch_up(member, reserve_bytes, build=build, quiet=json)
             if not terms:
                 return
-            found = matching(opened, selection, _found(opened, terms, selection))
+            asked = exact_filter(opened, selection)
+            hits = (_found(member, terms, asked) for member in opened.members)
+            found = matching(opened, selection, _once(heapq.merge(*hits, key=order, reverse=True)))
         print_newest(found, limit, json=json)
 
 
-def _why_no_index(opened: Store, config: Path | None) -> str:
-    if opened.keyring.seals:
+def _why_no_index(opened: Archive, config: Path | None, *, build: bool) -> str:
+    if any(member.keyring.seals for member in opened.members):
         from sidecar.search.files import remove
 
-        remove(opened.path)  # one of the time before
+        for member in opened.members:
+            remove(member.path)  # one of the time before
         return "the store is sealed, and no words of it may lie here in the clear"
+    if opened.is_remote:
+        from sidecar.search.files import DIRECTORY
+
+        if build or all((member.path / DIRECTORY).exists() for member in opened.members):
+            return ""
+        return (
+            "nobody has read the words of the replica yet, as `mailkeep find --build --store URL` does, once"
+        )
     known = options.configured(config)
     return "" if known is None or known.search.enabled else "[search] enabled is false"
 
 
-def _scanned(store: Store, terms: tuple[Term, ...], selection: Selection) -> Iterator[StoredDelivery]:
+def _scanned(store: Archive, terms: tuple[Term, ...], selection: Selection) -> Iterator[StoredDelivery]:
     from dataclasses import replace
 
     from sidecar.search.scan import matches
@@ -198,15 +214,14 @@ def _tell_missing(store: Store) -> None:
         )
 
 
-def _found(store: Store, terms: tuple[Term, ...], selection: Selection) -> Iterator[DeliveryId]:
-    """What the index has, newest first. An index that turns out to be damaged is begun anew, once."""
+def _found(store: Store, terms: tuple[Term, ...], asked: Filter) -> Iterator[DeliveryId]:
+    """What a store's index has, newest first. One that turns out to be damaged is begun anew, once."""
     from sidecar.search.files import SearchDamagedError
     from sidecar.search.follow import Follower, until
     from sidecar.search.index import IndexWriter
     from sidecar.search.query import expression
     from sidecar.search.reader import IndexReader
 
-    asked = exact_filter(store, selection)
     interval = asked.since_us or 0, FOREVER_US if asked.until_us is None else asked.until_us
     seen: set[DeliveryId] = set()
     for is_last in (False, True):
@@ -228,3 +243,8 @@ def _found(store: Store, terms: tuple[Term, ...], selection: Selection) -> Itera
                 index.start_over()
                 Follower(store, index, stop=until(_CATCH_UP_S)).run(tidy=False)
             _tell_missing(store)
+
+
+def _once(ids: Iterator[DeliveryId]) -> Iterator[DeliveryId]:
+    """Each id once, where the same follow on each other."""
+    return (id_ for id_, _ in groupby(ids))

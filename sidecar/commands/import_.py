@@ -218,8 +218,8 @@ def _tell_unknown(store: Store, recipient: bytes) -> None:
     from itertools import islice
 
     from sidecar.readable import escaped, text
+    from store.deliveries import Query
     from store.rows import Term
-    from store.store import Query
 
     if not recipient or b"@" in recipient:
         return

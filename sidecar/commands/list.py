@@ -22,7 +22,7 @@ def command(
     limit: options.LimitOption = 50,
     json: options.JsonOption = False,
     config: options.ConfigOption = None,
-    store: options.StoreOption = None,
+    store: options.ArchiveOption = None,
     identity: options.IdentityOption = None,
 ) -> None:
     """List captured mail, newest first, with the reply for each recipient.
@@ -36,6 +36,6 @@ def command(
         to=to, sender=sender, since=since, until=until, queue_id=queue_id, message_id=message_id,
         subject=subject, leg=leg, status=status, as_of=as_of, limit=limit + 1 if limit else 0,
     )  # fmt: skip
-    with options.open_store(config, store, identity) as opened:
+    with options.open_archive(config, store, identity) as opened:
         found = select(opened, selection)
         print_newest(found, limit, json=json)

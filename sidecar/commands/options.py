@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import enum
+import os
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,6 +13,7 @@ import typer
 
 from sidecar.status import Status
 from sidecar.units import parse_time
+from store.fleet import Archive
 from store.ids import now_us
 from store.store import Store
 
@@ -19,6 +22,10 @@ if TYPE_CHECKING:
     from sidecar.sections import StoreConfig
     from store.notes import SignKey
 
+
+_URL = re.compile("(s3|file):/")
+VIEW_DIR = "MAILKEEP_VIEW_DIR"
+"""names the directory for what was fetched of replicas and put back from them"""
 
 INTERRUPTED = 130
 """exit code after Ctrl-C, as shells have it"""
@@ -70,9 +77,35 @@ ConfigOption = Annotated[
     Path | None,
     typer.Option("--config", "-c", metavar="FILE", envvar="MAILKEEP_CONFIG", help="Configuration file."),
 ]
+
+
+def _no_url(path: Path | None) -> Path | None:
+    if path is not None and _URL.match(f"{path}"):
+        raise typer.BadParameter(
+            "is a replica, and this command needs the store itself: run it on the host that ships there, or "
+            "on what `mailkeep restore-store` makes"
+        )
+    return path
+
+
 StoreOption = Annotated[
     Path | None,
-    typer.Option("--store", metavar="PATH", help="The store's directory; needs no configuration."),
+    typer.Option(
+        "--store",
+        metavar="PATH",
+        callback=_no_url,
+        help="The store's directory; needs no configuration.",
+    ),
+]
+ArchiveOption = Annotated[
+    str | None,
+    typer.Option(
+        "--store",
+        metavar="PATH|URL",
+        callback=_not_empty,
+        help="The store's directory, or a replica (s3://bucket/prefix, file:///path) with all its hosts; "
+        "needs no configuration.",
+    ),
 ]
 IdentityOption = Annotated[
     Path | None,
@@ -195,6 +228,49 @@ def open_store(
         opened.close()
         raise
     return opened
+
+
+def open_archive(
+    config: Path | None, store: str | None, identity: Path | None = None, *, needs: Need = Need.TO_READ
+) -> Archive:
+    """The same, where `store` may also be a replica: then all of its hosts. Raises `StoreError`,
+    `ConfigError`, `IdentityError`."""
+    if store is None or not _URL.match(store):
+        return open_store(config, Path(store) if store else None, identity, needs=needs)
+    if needs is Need.WHOLE:
+        raise typer.BadParameter(
+            "is a replica: what is captured or removed is so on its host", param_hint="--store"
+        )
+    from sidecar.identity import load_identities
+    from sidecar.readable import escaped
+    from sidecar.replication import open_named
+    from store.replicas.fleet import open_fleet
+    from store.replicas.reader import Replica
+
+    fleet = open_fleet(
+        Replica(open_named(store, configured(config))),
+        view_directory(store),
+        identities=load_identities(identity) if identity else (),
+        tell=lambda text: print(f"mailkeep: {escaped(text)}", file=sys.stderr),
+    )
+    try:
+        if needs is Need.TO_READ:
+            fleet.require_identity()
+    except BaseException:
+        fleet.close()
+        raise
+    return fleet
+
+
+def view_directory(url: str) -> Path:
+    """Where what is fetched of a replica is kept, and what was put back from it is on record."""
+    from blake3 import blake3
+
+    state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
+    views = Path(os.environ.get(VIEW_DIR) or state / "mailkeep" / "views")
+    directory = views / blake3(url.rstrip("/").encode()).hexdigest()[:16]
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return directory
 
 
 def configured(config: Path | None) -> Config | None:

@@ -16,7 +16,7 @@ from sidecar.commands.putting_back import NONE, NoServerError, Via
 
 if TYPE_CHECKING:
     from sidecar.replay.targets import Item
-    from store.store import Store
+    from store.fleet import Archive
 
 
 _SHOWN = 20
@@ -77,7 +77,7 @@ def command(
     report: putting_back.ReportOption = None,
     json: options.JsonOption = False,
     config: options.ConfigOption = None,
-    store: options.StoreOption = None,
+    store: options.ArchiveOption = None,
     identity: options.IdentityOption = None,
 ) -> None:
     """Put messages back, byte for byte: deliver them again through LMTP, or append them over IMAP.
@@ -134,7 +134,7 @@ def command(
         putting_back.imap_needed(config, "--missing-only")
     if report is not None:
         check_file(report)
-    with options.open_store(config, store, identity) as opened:
+    with options.open_archive(config, store, identity) as opened:
         if dry_run:
             _print_interval(since, until, as_of)
         if leg is None:
@@ -178,7 +178,7 @@ def _print_interval(since: str | None, until: str | None, as_of: str | None) -> 
             print(f"mailkeep: {word} {iso_time(parse_time(text, now_us()))}", file=sys.stderr)
 
 
-def _print_submitted(store: Store, ids: tuple[str, ...]) -> None:
+def _print_submitted(store: Archive, ids: tuple[str, ...]) -> None:
     """Ids that are mail as it was submitted: what went to a mailbox is another delivery, and may differ."""
     from contextlib import suppress
 

@@ -22,7 +22,7 @@ def command(
     as_of: options.AsOfOption = None,
     json: options.JsonOption = False,
     config: options.ConfigOption = None,
-    store: options.StoreOption = None,
+    store: options.ArchiveOption = None,
     identity: options.IdentityOption = None,
 ) -> None:
     """Show one delivery: envelope, replies, parts, replays, and both legs; or the message itself.
@@ -36,7 +36,7 @@ def command(
     """
     if raw and json:
         raise typer.BadParameter("--raw and --json exclude each other")
-    with options.open_store(config, store, identity) as opened:
+    with options.open_archive(config, store, identity) as opened:
         as_of_us = moment_us(as_of)
         stored = opened.delivery(opened.resolve(delivery), as_of_us)
         if raw:

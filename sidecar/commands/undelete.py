@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from sidecar.replay.journal import Journal
     from sidecar.replay.targets import Item, Result, Target, Whereto
     from sidecar.sections import ImapConfig
+    from store.fleet import Archive
     from store.ids import DeliveryId
-    from store.store import Store
 
 
 def command(
@@ -40,7 +40,7 @@ def command(
     report: putting_back.ReportOption = None,
     json: options.JsonOption = False,
     config: options.ConfigOption = None,
-    store: options.StoreOption = None,
+    store: options.ArchiveOption = None,
     identity: options.IdentityOption = None,
 ) -> None:
     """Put back what was delivered to somebody and is in none of the folders now.
@@ -81,7 +81,7 @@ def command(
     whereto = Whereto(wanted=lambda address: imap_user(address, imap) == login, legs=legs)
     if report is not None:
         check_file(report)
-    with options.open_store(config, store, identity) as opened:
+    with options.open_archive(config, store, identity) as opened:
         asked = (b"imported",) if imported else ()
         name = run_name(b"undelete", user.lower(), selection.digest(), how.road_name, how.folder, *asked)
         journal = Journal(opened, name, road=how.road_name, owner=getpass.getuser())
@@ -127,7 +127,7 @@ class _Plan:
         """Whether there was nothing to be looked for."""
         return not self.missing and not self.failed and not self._there
 
-    def show(self, store: Store, *, json: bool) -> None:
+    def show(self, store: Archive, *, json: bool) -> None:
         """Each that is missing, and how many."""
         from sidecar.present import print_json
         from sidecar.replay.report import print_target, result_line, result_object
@@ -146,7 +146,7 @@ class _Plan:
             file=sys.stderr,
         )
 
-    def again(self, store: Store, journal: Journal) -> Iterator[Item]:
+    def again(self, store: Archive, journal: Journal) -> Iterator[Item]:
         """What is to be done. While somebody read the plan, another process may have done some of it."""
         from sidecar.replay.run import resume
 
@@ -156,7 +156,7 @@ class _Plan:
         yield from resume(store, journal, self._targets(store, lost))
         yield from lost
 
-    def _targets(self, store: Store, lost: list[Result]) -> Iterator[Target]:
+    def _targets(self, store: Archive, lost: list[Result]) -> Iterator[Target]:
         """What was removed meanwhile, or is damaged, is `lost`."""
         from sidecar.replay.targets import Outcome, Result, Target, unread
 
@@ -167,7 +167,7 @@ class _Plan:
                 lost.append(Result(Target(unread(delivery), recipient), Outcome.REFUSED, why=str(exc)))
 
 
-def _nothing(store: Store, user: str, whereto: Whereto, imap: ImapConfig) -> int:
+def _nothing(store: Archive, user: str, whereto: Whereto, imap: ImapConfig) -> int:
     """Say why nothing was to be looked for, a misspelt address most of all; the exit code."""
     from dataclasses import replace
 

@@ -18,10 +18,11 @@ from sidecar.downstream import DownstreamError
 from sidecar.drill.restore import Sender
 from sidecar.readable import text
 from sidecar.units import Address
+from store.deliveries import Query, StoredDelivery
 from store.ids import DeliveryId, now_us
 from store.records import Leg
 from store.rows import Term
-from store.store import Query, Store, StoredDelivery
+from store.store import Store
 
 _ATTACHMENT_BYTES = 6_000
 _LOOK_S = 0.1

@@ -14,10 +14,11 @@ from sidecar.downstream import Downstream, DownstreamError
 from sidecar.drill.sink import Arrived, ScratchServer
 from sidecar.lmtp import CommandError, parse_path
 from sidecar.units import Address
+from store.deliveries import RemovedError
 from store.errors import StoreError
 from store.ids import DeliveryId
 from store.records import Delivery
-from store.store import RemovedError, Store
+from store.store import Store
 
 _TIMEOUT_S = 60.0
 """for each step with the scratch server, which is in this process"""

@@ -9,9 +9,9 @@ from __future__ import annotations
 import random
 from itertools import islice
 
-from store.ids import DeliveryId, delivery_time_us
-from store.looks import order
-from store.store import Query, Store, candidates
+from store.deliveries import Query, candidates
+from store.ids import DeliveryId, delivery_time_us, order
+from store.store import Store
 
 
 def draw(store: Store, number: int, *, but: frozenset[DeliveryId] = frozenset()) -> list[DeliveryId]:

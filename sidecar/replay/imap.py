@@ -23,8 +23,8 @@ from sidecar.replay.road import Answered, Failed, Lane, LostError
 from sidecar.replay.targets import Target
 from sidecar.sections import ImapConfig
 from store.errors import StoreError
+from store.fleet import Archive
 from store.records import Delivery, Leg
-from store.store import Store
 
 T = TypeVar("T")
 
@@ -45,7 +45,7 @@ class ImapRoad:
     depth = 1
 
     def __init__(
-        self, store: Store, config: ImapConfig, *, folder: str = "", flags: tuple[str, ...] | None = None,
+        self, store: Archive, config: ImapConfig, *, folder: str = "", flags: tuple[str, ...] | None = None,
         lanes: int = 1,
     ) -> None:  # fmt: skip
         self.store = store

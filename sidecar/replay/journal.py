@@ -12,9 +12,9 @@ from collections.abc import Sequence
 
 from sidecar.replay.targets import Target
 from store.errors import StoreError
+from store.fleet import Archive
 from store.ids import now_us
 from store.records import Entry, Replay, ReplayRun
-from store.store import Store
 from store.writer import Submission
 
 _RECORD_TIMEOUT_S = 60.0
@@ -24,7 +24,9 @@ class Journal:
     """The record of one run. `selection` is any bytes that name the request: an earlier run of it that did
     not put back everything is gone on with, unless `anew`. To be used from one event loop, after `begin`."""
 
-    def __init__(self, store: Store, selection: bytes, *, road: str, owner: str, anew: bool = False) -> None:
+    def __init__(
+        self, store: Archive, selection: bytes, *, road: str, owner: str, anew: bool = False
+    ) -> None:
         self._store = store
         self.selection = selection
         self._road = road

@@ -17,7 +17,7 @@ from sidecar.replay.road import Answered, Failed, Lane, LostError
 from sidecar.replay.targets import Target
 from sidecar.units import Address
 from store.errors import StoreError
-from store.store import Store
+from store.fleet import Archive
 
 CONNECT_TIMEOUT_S = 30.0
 REPLY_TIMEOUT_S = 300.0
@@ -33,7 +33,7 @@ class LmtpRoad:
     address, behind `delimiter`."""
 
     def __init__(
-        self, store: Store, address: Address, *, sender: bytes | None = b"", folder: str = "",
+        self, store: Archive, address: Address, *, sender: bytes | None = b"", folder: str = "",
         delimiter: str = "+", depth: int = 1,
     ) -> None:  # fmt: skip
         self._store = store
@@ -67,7 +67,7 @@ def with_detail(address: bytes, detail: bytes) -> bytes:
 
 
 class _Lane:
-    def __init__(self, store: Store, address: Address, sender: bytes | None, detail: bytes) -> None:
+    def __init__(self, store: Archive, address: Address, sender: bytes | None, detail: bytes) -> None:
         self._store = store
         self._address = address
         self._sender = sender

@@ -17,8 +17,8 @@ from sidecar.replay.road import Road
 from sidecar.replay.run import LOOK_BACK_US, Ended, Run, RunOptions
 from sidecar.replay.targets import Item, Outcome, Result, Target
 from sidecar.units import Address
+from store.fleet import Archive
 from store.ids import FOREVER_US, now_us
-from store.store import Store
 
 if TYPE_CHECKING:
     from sidecar.replay.presence import Presence
@@ -62,7 +62,7 @@ def run_name(*parts: str | bytes) -> bytes:
 class Performance:
     """One request at work."""
 
-    def __init__(self, store: Store, request: Request, journal: Journal) -> None:
+    def __init__(self, store: Archive, request: Request, journal: Journal) -> None:
         self._store = store
         self._request = request
         self._journal = journal

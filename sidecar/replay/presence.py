@@ -15,9 +15,9 @@ from sidecar.replay.road import StoppedError
 from sidecar.replay.targets import Item, Outcome, Result, Target, unread
 from sidecar.sections import ImapConfig
 from store.errors import StoreError
+from store.fleet import Archive
 from store.ids import FOREVER_US, ContentId, DeliveryId, now_us
 from store.records import Delivery
-from store.store import Store
 
 _SETTLED_S = 3.0
 """what a killed run had just sent may still be on its way into the mailbox"""
@@ -30,7 +30,7 @@ class Presence:
     `StoppedError`."""
 
     def __init__(
-        self, store: Store, config: ImapConfig, stopped: Callable[[], bool] = lambda: False,
+        self, store: Archive, config: ImapConfig, stopped: Callable[[], bool] = lambda: False,
         as_of_us: int = FOREVER_US, *, strict: bool = False,
     ) -> None:  # fmt: skip
         """`strict`: a mailbox that cannot be looked into is an error. Raises `ConfigError`."""

@@ -17,10 +17,11 @@ from itertools import islice
 from sidecar.replay.journal import Journal
 from sidecar.replay.road import Lane, Looks, LostError, Road, StoppedError
 from sidecar.replay.targets import Item, Outcome, Result, Target
+from store.deliveries import RemovedError
 from store.errors import StoreError
+from store.fleet import Archive
 from store.ids import FOREVER_US, DeliveryId, now_us
 from store.records import Replay
-from store.store import RemovedError, Store
 
 _BACK_OFF_S = (0.1, 5.0)
 _TRIES = 3
@@ -115,7 +116,7 @@ class Ended:
         return self.back == self.targets and not self.gave_up and not self.stopped
 
 
-def _last_word(store: Store, journal: Journal, target: Target) -> Replay | None:
+def _last_word(store: Archive, journal: Journal, target: Target) -> Replay | None:
     """What the run said last of a target. The same bytes for the same recipient go once, and which of their
     deliveries stands for all may be another one now: the first has expired, or an import brought an older."""
     content, own = target.delivery.content, target.delivery.id
@@ -129,7 +130,7 @@ def _last_word(store: Store, journal: Journal, target: Target) -> Replay | None:
     return last
 
 
-def resume(store: Store, journal: Journal, targets: Iterable[Target]) -> Iterator[Item]:
+def resume(store: Archive, journal: Journal, targets: Iterable[Target]) -> Iterator[Item]:
     """What is left of a run: a result for what is back already or was erased, `begun_us` for what is in
     doubt."""
     for target in targets:
@@ -147,8 +148,8 @@ class Run:
     """Sends, over one road. `tell` is told of each target once, in the event loop's thread."""
 
     def __init__(
-        self, store: Store, road: Road, journal: Journal, options: RunOptions, tell: Callable[[Result], None],
-        stop: threading.Event,
+        self, store: Archive, road: Road, journal: Journal, options: RunOptions,
+        tell: Callable[[Result], None], stop: threading.Event,
     ) -> None:  # fmt: skip
         """Once `stop` is set, what is being sent is finished, and no more begun."""
         self._store = store

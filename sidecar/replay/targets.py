@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from blake3 import blake3
 
+from store.deliveries import StoredDelivery
 from store.ids import ContentId, DeliveryId, delivery_time_us
 from store.records import Delivery, Envelope, Leg
-from store.store import StoredDelivery
 
 MAILBOX_LEGS = frozenset({Leg.LMTP, Leg.IMPORT})
 """where mail is captured that was in a mailbox, or on its last step to one"""

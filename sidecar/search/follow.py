@@ -21,12 +21,13 @@ from sidecar.search.files import DIRECTORY, Cursor, Document, SearchDamagedError
 from sidecar.search.index import IndexWriter
 from sidecar.search.text import Text, extract
 from store import records
+from store.deliveries import RemovedError
 from store.errors import DamagedError, NotFoundError
 from store.facts import Fact
 from store.ids import ContentId, DeliveryId
 from store.later import OtherHistoryError, facts_since
 from store.records import Delivery, EntryType, Erasure, Expiry
-from store.store import RemovedError, Store
+from store.store import Store
 
 log = logging.getLogger(__name__)
 

@@ -47,8 +47,7 @@ from sidecar.search.files import (
 )
 from sidecar.search.text import fold
 from store.files import adopt, take_lock
-from store.ids import DeliveryId, delivery_time_us
-from store.looks import order
+from store.ids import DeliveryId, delivery_time_us, order
 
 SHARD_MESSAGES = 40_000
 _FIRST_ROW = 1 << 40

@@ -19,8 +19,7 @@ from sidecar.search.files import (
     shard_path,
     told,
 )
-from store.ids import DeliveryId, delivery_time_us
-from store.looks import order
+from store.ids import DeliveryId, delivery_time_us, order
 from store.store import Store
 
 

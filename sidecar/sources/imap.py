@@ -20,10 +20,11 @@ from sidecar.live.imap import ImapMailbox, ImapServer
 from sidecar.live.mailbox import LiveError, LiveMessage
 from sidecar.sources.source import Skipped, SourceError, Wanted
 from sidecar.units import Address
+from store.deliveries import Query
 from store.loopback import LOOPBACK
 from store.records import Leg
 from store.rows import Term
-from store.store import Query, Store
+from store.store import Store
 
 PASSWORD_VARIABLE = "MAILKEEP_IMAP_PASSWORD"  # noqa: S105 - a name, not a password
 SCHEMES = {"imap": 143, "imaps": 993}

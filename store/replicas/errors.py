@@ -8,7 +8,7 @@ from store.errors import StoreError
 class ReplicaError(StoreError):
     """The replica cannot be used as asked; the text names it and the object."""
 
-    hint = "Capture goes on. Mend what is named; what is missing is shipped then."
+    hint = "Mend what is named. Capture goes on meanwhile, and what a replica lacks is shipped then."
     exit_code = 50
 
 

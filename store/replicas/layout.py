@@ -82,6 +82,10 @@ class IndexFiles:
     state: tuple[Extent, ...]
     runs: tuple[tuple[Extent, ...], ...]
 
+    def names(self, host: str) -> set[str]:
+        """The objects of its pieces."""
+        return {index_piece_name(host, extent) for file in (self.state, *self.runs) for extent in file}
+
 
 @dataclass(slots=True)
 class Round:

@@ -83,6 +83,12 @@ class Mirror:
         return self._saved.contents if self._saved else None
 
     @property
+    def recipients(self) -> tuple[str, ...]:
+        """For whom the host seals its store; none if it does not."""
+        about = self.contents.about if self.contents else {}
+        return tuple(map(str, about.get("recipients", ())))
+
+    @property
     def fetched_bytes(self) -> int:
         """How much was fetched by ranges since this was made."""
         return self._hollow.fetched_bytes

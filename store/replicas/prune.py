@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from store.ids import now_us
-from store.replicas.layout import in_name, piece_name
+from store.replicas.layout import in_name, index_under, piece_name
 from store.replicas.reader import Replica
 from store.replicas.source import Target
 
@@ -14,9 +14,9 @@ KEEP_US = 86_400_000_000
 
 def removable(target: Target, host: str, *, keep_us: int = KEEP_US) -> list[str]:
     """What no reader needs any more: rounds of a host before its last full one but one, and pieces of its
-    streams that nothing which is left names, and that are older than `keep_us`: the next round may name the
-    others. In the order in which they may go. Raises `StoreError`, also when a round cannot be read that
-    might name something."""
+    index and its streams that nothing which is left names, and that are older than `keep_us`: the next round
+    may name the others. In the order in which they may go. Raises `StoreError`, also when a round cannot be
+    read that might name something."""
     replica = Replica(target)
     full = replica.full_rounds(host)
     if len(full) < 2:
@@ -26,6 +26,7 @@ def removable(target: Target, host: str, *, keep_us: int = KEEP_US) -> list[str]
     for other in replica.hosts():
         kept = replica.full_rounds(other)[-2:]
         for round_ in replica.rounds(other, kept[0]):
+            named.update(round_.index.names(other) if round_.index else ())
             for stream, change in round_.streams.items():
                 if other == host:
                     streams.add(stream)
@@ -34,10 +35,10 @@ def removable(target: Target, host: str, *, keep_us: int = KEEP_US) -> list[str]
     # What stops half-way leaves pieces that nothing names, never names without their pieces.
     gone = replica.round_names(host, before=full[-2])
     before_us = now_us() - keep_us
-    for stream in sorted(streams):
+    for under in (index_under(host), *(f"packs/{in_name(stream)}" for stream in sorted(streams))):
         gone += [
             found.name
-            for found in target.listed(f"packs/{in_name(stream)}/")
+            for found in target.listed(f"{under}/")
             if found.name not in named and found.time_us < before_us
         ]
     return gone

@@ -319,8 +319,7 @@ class Shipper:
             return None
         # What took days to send, and was named by nothing, may have been removed.
         there = {name for name, _ in self._target.list(index_under(self._host) + "/")}
-        pieces = (extent for file in (files.state, *files.runs) for extent in file)
-        if not there.issuperset(index_piece_name(self._host, extent) for extent in pieces):
+        if not there.issuperset(files.names(self._host)):
             self._index.forget()
             return None
         return files

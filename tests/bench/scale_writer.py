@@ -15,9 +15,10 @@ import time
 from pathlib import Path
 
 from sidecar.interpreter import spare_the_collector, take_turns
+from store.deliveries import Query
 from store.ids import DeliveryId, now_us
 from store.rows import Term
-from store.store import Query, Store
+from store.store import Store
 from tests.bench.capture import Captures
 from tests.bench.stream import DAY_US, START_US, Stream
 from tests.bench.table import percentile

@@ -9,9 +9,9 @@ import pytest
 
 from sidecar.browse.model import KEYS, Asked, Days, Mailboxes, Marks, MessageRow
 from sidecar.select import Selection
+from store.deliveries import StoredDelivery
 from store.ids import ContentId, DeliveryId, new_delivery_id
 from store.records import Delivery, Envelope, Leg, Outcome, Recipient
-from store.store import StoredDelivery
 
 NOON_US = 1_774_958_400_000_000
 

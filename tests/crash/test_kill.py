@@ -19,9 +19,10 @@ from pathlib import Path
 import pytest
 
 from store.check import Checked, check
+from store.deliveries import Query
 from store.ids import content_id
 from store.sealing import Identity, new_identity, parse_identities
-from store.store import Query, Store
+from store.store import Store
 from tests.support.lmtp_sink import LmtpSink
 from tests.support.serving import Client, Serving
 

@@ -24,11 +24,12 @@ import pytest
 
 from store import layout
 from store.check import Checked, check
+from store.deliveries import Query
 from store.ids import ContentId, DeliveryId
 from store.places import Damage
 from store.scan import read_pack_header, scan_records
 from store.segments import Segment, all_packs, stream_files
-from store.store import Query, Store
+from store.store import Store
 from tests.crash.test_kill import Load
 from tests.support.lmtp_sink import LmtpSink
 from tests.support.serving import COMMAND, Serving

@@ -19,8 +19,9 @@ from pathlib import Path
 import pytest
 
 from store.check import Checked, check
+from store.deliveries import Query
 from store.ids import content_id
-from store.store import Query, Store
+from store.store import Store
 from tests.crash.test_kill import Load
 from tests.support.lmtp_sink import LmtpSink
 from tests.support.serving import Client

@@ -18,8 +18,9 @@ from pathlib import Path
 
 import pytest
 
+from store.deliveries import Query
 from store.ids import ContentId, content_id
-from store.store import Query, Store
+from store.store import Store
 from tests.support.lmtp_sink import LmtpSink
 from tests.support.seaweed import KEY, SECRET, Seaweed, weed
 from tests.support.serving import COMMAND, Client, Serving

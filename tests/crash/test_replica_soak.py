@@ -17,6 +17,7 @@ import pytest
 
 from store.check import check
 from store.compact import CompactOptions, Compactor
+from store.deliveries import Query
 from store.errors import StoreError
 from store.findings import Checked
 from store.ids import DeliveryId
@@ -28,7 +29,7 @@ from store.replicas.reader import Replica
 from store.replicas.remote import Remote
 from store.replicas.ship import ShipOptions, Shipper
 from store.retention import erase
-from store.store import Query, Store
+from store.store import Store
 from tests.store.conftest import put_message
 
 pytestmark = pytest.mark.crash

@@ -19,8 +19,9 @@ from pathlib import Path
 import pytest
 import zstandard
 
+from store.deliveries import Query
 from store.ids import DeliveryId
-from store.store import Query, Store
+from store.store import Store
 from tests.e2e.conftest import NOT_IN_A_CLONE
 from tests.support.lmtp_sink import LmtpSink
 from tests.support.service import Service

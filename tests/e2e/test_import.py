@@ -14,8 +14,9 @@ import pytest
 from sidecar.demo.dovecot import MASTER, PrivateDovecot
 from sidecar.live.imap import ImapMailbox, ImapServer
 from sidecar.units import Address
+from store.deliveries import Query
 from store.records import Delivery, Leg
-from store.store import Query, Store
+from store.store import Store
 from tests.e2e.dialogue import LmtpDialogue
 from tests.support.service import Service
 

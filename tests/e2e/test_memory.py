@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 from blake3 import blake3
 
-from store.store import Query, Store
+from store.deliveries import Query
+from store.store import Store
 from tests.support.digest_sink import DigestSink
 from tests.support.lmtp_sink import LmtpSink
 from tests.support.service import Service

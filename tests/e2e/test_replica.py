@@ -18,13 +18,14 @@ import pytest
 
 from sidecar.demo.ports import wait_until
 from store.check import check
+from store.deliveries import Query
 from store.findings import Checked
 from store.replicas.errors import DiffersError, RefusedError, UnfitError, UnreachableError
 from store.replicas.fetch import Fetching
 from store.replicas.probe import probe
 from store.replicas.reader import Replica
 from store.replicas.remote import Remote, RemoteOptions
-from store.store import Query, Store
+from store.store import Store
 from tests.support.fault_proxy import FaultProxy
 from tests.support.lmtp_sink import LmtpSink
 from tests.support.seaweed import Seaweed, weed
@@ -271,7 +272,7 @@ def test_mail_goes_on_while_the_replica_is_down(
     assert service.page("/readyz")[0] == 200
     assert service.metrics()['replica_lag_seconds{replica="1"}'] > 0
     assert "503 SlowDown" in service.log_text()
-    assert "Capture goes on." in service.log_text()
+    assert "Capture goes on meanwhile" in service.log_text()
     service.kill()
     proxy.heal()
     service.start()

@@ -6,7 +6,8 @@ import asyncio
 from pathlib import Path
 
 from sidecar.capture import Capturer
-from store.store import Query, Store
+from store.deliveries import Query
+from store.store import Store
 from tests.support.lmtp_stage import Client, Stage
 
 RECIPIENTS = (b"RCPT TO:<one@example.org>", b"RCPT TO:<two@example.org>")

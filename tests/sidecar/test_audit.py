@@ -23,9 +23,10 @@ from sidecar.intake import Intake
 from sidecar.live.mailbox import LiveError, LiveMessage, LoginError
 from sidecar.live.maildir import Maildir
 from sidecar.sections import ImapConfig
+from store.deliveries import Query
 from store.records import Delivery, Leg, Replay
 from store.retention import Rule, erase, expire
-from store.store import Query, Store
+from store.store import Store
 from store.writer import Submission
 from tests.live.test_matching import captured, mail
 from tests.store.conftest import put_message

@@ -22,11 +22,12 @@ from blake3 import blake3
 from sidecar.units import format_size
 from store.check import Checked, check
 from store.compact import CompactOptions, Compactor
+from store.deliveries import Query
 from store.ids import now_us
 from store.log import COMPACT_LOCK, StreamLock
 from store.records import Delivery, Erasure
 from store.segments import FIRST_COMPACTED, Segment, all_packs, pack_path, stream_files
-from store.store import Query, Store
+from store.store import Store
 from store.writer import Submission
 from tests.support.mailstore import MESSAGE, NOON_US, Ran, mailkeep, written
 

@@ -34,9 +34,10 @@ from sidecar.drill.sink import Arrived, ScratchServer
 from sidecar.identity import write_identity
 from sidecar.jobs.drill import drill_job
 from sidecar.scheduler.context import JobContext
+from store.deliveries import Query
 from store.ids import DeliveryId
 from store.records import Delivery, Leg
-from store.store import Query, Store
+from store.store import Store
 from tests.store.conftest import put_message
 from tests.support.lmtp_sink import LmtpSink
 from tests.support.mailstore import NOON_US, SECOND_US, Ran, mailkeep, written

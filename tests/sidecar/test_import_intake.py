@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 from sidecar.intake import CONVERTED, Found, How, Intake
 from sidecar.line_ends import LineEnds, Lines
 from sidecar.traces import traces
+from store.deliveries import Query, StoredDelivery
 from store.errors import SealedError
 from store.ids import now_us
 from store.records import Erasure, Leg
 from store.sealing import new_identity
-from store.store import Query, Store, StoredDelivery
+from store.store import Store
 from store.writer import Submission
 from tests.support.mailstore import MESSAGE, NOON_US, Filler
 

@@ -23,9 +23,10 @@ import pytest
 
 from sidecar.demo.ports import wait_until
 from store.check import Checked, check
+from store.deliveries import Query
 from store.ids import now_us
 from store.segments import Segment, all_packs, pack_path, stream_files
-from store.store import Query, Store
+from store.store import Store
 from tests.support.lmtp_sink import LmtpSink
 from tests.support.mailstore import MESSAGE, Ran, mailkeep, written
 from tests.support.serving import Client, Serving

@@ -21,9 +21,10 @@ import pytest
 
 from sidecar.replay.lmtp import with_detail
 from sidecar.replay.mapping import MappingError, read_mapping
+from store.deliveries import Query
 from store.ids import now_us
 from store.records import Erasure, Outcome, Outcomes
-from store.store import Query, Store
+from store.store import Store
 from store.writer import Submission
 from tests.store.conftest import put_message
 from tests.support.lmtp_sink import LmtpSink

@@ -14,7 +14,8 @@ import pytest
 from sidecar.capture import Capturer
 from sidecar.front import FrontServer
 from sidecar.units import Address
-from store.store import Query, Store
+from store.deliveries import Query
+from store.store import Store
 from tests.support.lmtp_sink import LmtpSink
 from tests.support.serving import Client
 

@@ -25,12 +25,12 @@ from sidecar.search.query import QueryError, expression, parse, remarks
 from sidecar.search.reader import IndexReader
 from sidecar.search.text import Text
 from store.compact import CompactOptions, Compactor, close_open_packs
-from store.ids import FOREVER_US, DeliveryId, delivery_time_us, new_delivery_id, now_us
-from store.looks import order
+from store.deliveries import Query
+from store.ids import FOREVER_US, DeliveryId, delivery_time_us, new_delivery_id, now_us, order
 from store.records import Leg
 from store.retention import erase, expire
 from store.sealing import new_identity
-from store.store import Query, Store
+from store.store import Store
 from tests.support.lmtp_sink import LmtpSink
 from tests.support.mailstore import NOON_US, SECOND_US, Filler, mailkeep, written
 from tests.support.serving import Client, Serving

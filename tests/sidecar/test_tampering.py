@@ -17,6 +17,7 @@ import pytest
 
 from store import layout, records
 from store.compact import CompactOptions, Compactor, close_open_packs
+from store.deliveries import Query
 from store.ids import DeliveryId, now_us
 from store.layout import NewChunk
 from store.log import StreamLog
@@ -26,7 +27,7 @@ from store.retention import Rule, erase, expire, record
 from store.scan import initial_state
 from store.sealing import Keyring, new_identity, recipients_of
 from store.segments import pack_path
-from store.store import Query, Store
+from store.store import Store
 from tests.support.attacker import Attacker, Written
 from tests.support.mailstore import MESSAGE, NOON_US, SECOND_US, Ran, mailkeep, written
 

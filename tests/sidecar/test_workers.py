@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 
 from sidecar.identity import write_identity
-from store.store import Query, Store
+from store.deliveries import Query
+from store.store import Store
 from tests.support.lmtp_sink import LmtpSink
 from tests.support.milter_client import CONTINUE, Mail, MilterClient
 from tests.support.serving import Client

@@ -14,11 +14,12 @@ import pytest
 
 from store.check import Checked, check
 from store.compact import CompactOptions, Compactor
+from store.deliveries import Query
 from store.errors import DamagedError, NotFoundError
 from store.places import Damage, Group
 from store.scan import initial_state, scan_groups, scan_segment
 from store.segments import Segment, pack_path, stream_files
-from store.store import Query, Store
+from store.store import Store
 from tests.store.conftest import put_message
 
 MESSAGES = [

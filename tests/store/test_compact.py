@@ -18,6 +18,7 @@ from blake3 import blake3
 from store import layout
 from store.check import Checked, check
 from store.compact import CompactOptions, Compactor, CompactReport, close_open_packs
+from store.deliveries import Query, RemovedError
 from store.errors import NotFoundError, StoreError
 from store.filters import Filter
 from store.ids import DeliveryId, now_us
@@ -25,7 +26,7 @@ from store.records import Delivery, Envelope, Erasure, Expiry, Hold, Leg, Recipi
 from store.rows import Term
 from store.scan import read_pack_header, scan_records
 from store.segments import Segment, all_packs, pack_path, stream_files
-from store.store import Query, RemovedError, Store
+from store.store import Store
 from store.writer import Submission
 
 ALL = CompactOptions(everything=True, block_bytes=64 << 10)

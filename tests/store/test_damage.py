@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 
 from store.check import Checked, check
+from store.deliveries import Query
 from store.errors import DamagedError, NotFoundError, StoreError, StoreFullError
 from store.places import Damage, Group, TornTail
 from store.records import Envelope, Leg
 from store.scan import initial_state, scan_groups
-from store.store import Query, Store
+from store.store import Store
 from tests.store.conftest import put_message
 
 MESSAGES = [b"Subject: %d\r\n\r\nbody of number %d\r\n" % (n, n) for n in range(4)]

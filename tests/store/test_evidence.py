@@ -18,6 +18,7 @@ from store import heads, merkle, records
 from store.check import Checked, check
 from store.check_history import HistoryCheck
 from store.compact import Compactor, close_open_packs
+from store.deliveries import Query, RemovedError
 from store.errors import DamagedError, NotFoundError
 from store.evidence import GapError, NotUnderHeadError, StreamTree, continuation, head_of, prove
 from store.facts import fact_groups
@@ -30,7 +31,7 @@ from store.records import Envelope, Leg, Uncaptured
 from store.retention import erase
 from store.sealing import new_identity, parse_identities
 from store.segments import pack_path, packs_of, stream_files
-from store.store import Query, RemovedError, Store
+from store.store import Store
 from store.writer import Submission
 from tests.store.test_compact import ALL, Mailbox
 from tests.support.mailstore import Filler

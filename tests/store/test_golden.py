@@ -20,6 +20,7 @@ from store import layout
 from store.check import Checked, check
 from store.check_history import HistoryCheck
 from store.compact import CompactOptions, Compactor, close_open_packs
+from store.deliveries import Query, StoredDelivery
 from store.errors import FormatError
 from store.evidence import head_of, prove
 from store.ids import DeliveryId
@@ -29,7 +30,7 @@ from store.records import Outcome, Recipient
 from store.rows import Term
 from store.scan import read_pack_header, scan_records
 from store.segments import Segment, stream_files
-from store.store import Query, Store, StoredDelivery
+from store.store import Store
 from tests.golden.make import SECRET, identities, messages
 from tests.store.conftest import put_message
 from tests.support.mailstore import mailkeep

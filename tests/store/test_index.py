@@ -26,6 +26,7 @@ from blake3 import blake3
 
 from store import rows
 from store.check import Checked, check
+from store.deliveries import Query
 from store.errors import DamagedError
 from store.ids import ChunkId, ContentId, DeliveryId, now_us
 from store.index import SCHEMA, Index
@@ -33,7 +34,7 @@ from store.places import Location, StreamState
 from store.records import EntryType, Erasure
 from store.rows import Table, Term
 from store.snapshot import Snapshot
-from store.store import Query, Store
+from store.store import Store
 from store.update import MERGE_RUNS, TIER_ROWS, Update
 from store.writer import Submission
 from tests.support.mailstore import MESSAGE, mailkeep, written

@@ -15,10 +15,11 @@ import pytest
 
 from store.check import Checked, check
 from store.compact import CompactOptions, Compactor
+from store.deliveries import Query
 from store.errors import StoreError, StoreLockedError
 from store.log import COMPACT_LOCK, StreamLock
 from store.rebuild import RebuildOptions, rebuild
-from store.store import Query, Store
+from store.store import Store
 from tests.store.conftest import put_message
 
 WRITER = """

@@ -10,11 +10,12 @@ import pytest
 from store.about import About
 from store.check import check
 from store.compact import CompactOptions, Compactor
+from store.deliveries import Query
 from store.findings import Checked, Finding
 from store.rebuild import rebuild
 from store.replicas.compare import Compared, compare, repair
 from store.replicas.reader import Replica
-from store.store import Query, Store
+from store.store import Store
 from tests.store.conftest import put_message
 from tests.store.test_replica_ship import Bucket, shipper
 from tests.store.test_store import big_message

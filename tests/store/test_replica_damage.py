@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from store.compact import CompactOptions, Compactor
+from store.deliveries import Query
 from store.replicas import ship
 from store.replicas.chain import RivalError
 from store.replicas.errors import DamagedUploadError, DiffersError, ReplicaError, UnfitError, UnreachableError
@@ -22,7 +23,7 @@ from store.replicas.reader import Replica
 from store.replicas.remote import Remote, RemoteOptions
 from store.replicas.ship import ShipOptions, Shipper
 from store.sealing import new_identity
-from store.store import Query, Store
+from store.store import Store
 from tests.store.conftest import put_message
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from store.about import About
 from store.check import check
+from store.deliveries import Query
 from store.errors import SealedError, StoreError
 from store.findings import Checked
 from store.notes import SignKey
@@ -28,7 +29,7 @@ from store.replicas.layout import (
 from store.replicas.reader import NoReplicaError, Replica
 from store.replicas.told import about_of, told_of
 from store.sealing import Identity, new_identity, parse_identities
-from store.store import Query, Store
+from store.store import Store
 from tests.store.conftest import put_message
 
 

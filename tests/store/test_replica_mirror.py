@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 
 from store.compact import CompactOptions, Compactor
+from store.deliveries import Query, RemovedError
 from store.index_copy import copy_of
 from store.replicas.layout import index_under
 from store.replicas.mirror import Mirror
 from store.replicas.reader import Replica
 from store.replicas.ship import ShipOptions, Shipper
 from store.retention import erase
-from store.store import Query, RemovedError, Store
+from store.store import Store
 from tests.store.conftest import put_message
 from tests.store.test_replica_ship import Bucket
 

@@ -17,6 +17,7 @@ import pytest
 
 from store.check import check
 from store.compact import CompactOptions, Compactor
+from store.deliveries import Query
 from store.errors import StoreError
 from store.findings import Checked
 from store.notes import SignKey
@@ -30,7 +31,7 @@ from store.replicas.reader import Replica
 from store.replicas.ship import ShipOptions, Shipper
 from store.replicas.source import Listed, Target
 from store.retention import erase
-from store.store import Query, Store
+from store.store import Store
 from tests.store.conftest import put_message
 from tests.store.test_replica_fetch import Shelf
 from tests.store.test_store import big_message

@@ -12,6 +12,7 @@ import pytest
 from store import looks, retention
 from store.check import Checked, check
 from store.compact import CompactOptions, Compactor
+from store.deliveries import Query, RemovedError
 from store.errors import HeldError, NotFoundError
 from store.filters import Filter
 from store.ids import ContentId, DeliveryId, content_id, now_us
@@ -32,7 +33,7 @@ from store.retention import (
     release_hold,
 )
 from store.scan import initial_state, scan_groups
-from store.store import Query, RemovedError, Store
+from store.store import Store
 from tests.support.mailstore import Filler
 
 DAY_US = 86_400_000_000

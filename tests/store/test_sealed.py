@@ -16,6 +16,7 @@ import zstandard
 from store import layout
 from store.check import Checked, check
 from store.compact import CompactOptions, Compactor, close_open_packs
+from store.deliveries import Query, RemovedError
 from store.errors import IdentityError, SealedError
 from store.filters import Filter
 from store.ids import DeliveryId
@@ -25,7 +26,7 @@ from store.retention import erase, place_hold
 from store.scan import key_of_pack, keys_record
 from store.sealing import Identity, Keyring, new_identity, parse_identities, recipients_of
 from store.segments import all_packs, pack_path
-from store.store import Query, RemovedError, Store
+from store.store import Store
 
 from .conftest import put_message
 

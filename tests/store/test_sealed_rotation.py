@@ -12,11 +12,12 @@ import pytest
 
 from store import layout, records
 from store.compact import CompactOptions, Compactor, close_open_packs
+from store.deliveries import Query
 from store.errors import HeldError, IdentityError, SealedError
 from store.filters import Filter
 from store.retention import Rule, erase, expire, place_hold, release_hold
 from store.sealing import new_identity, recipients_of
-from store.store import Query, Store
+from store.store import Store
 from tests.store.conftest import put_message
 from tests.store.test_sealed import (
     IDENTITIES,

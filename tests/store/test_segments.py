@@ -18,11 +18,12 @@ import pytest
 from store import segments
 from store.check import Checked, check
 from store.compact import CompactOptions, Compactor, close_open_packs
+from store.deliveries import Query
 from store.layout import FIRST_COMPACTED
 from store.places import StreamState
 from store.rebuild import rebuild
 from store.segments import Segment, all_packs, pack_path, stream_files, written_packs
-from store.store import Query, Store
+from store.store import Store
 from tests.support.mailstore import MESSAGE, written
 
 C = FIRST_COMPACTED

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from store.deliveries import Query
 from store.errors import (
     AmbiguousIdError,
     NotFoundError,
@@ -24,7 +25,7 @@ from store.errors import (
 from store.ids import content_id, now_us
 from store.records import Leg, Outcome, Outcomes, ReplayRun
 from store.rows import Term
-from store.store import Query, Store
+from store.store import Store
 from store.writer import Submission
 from tests.store.conftest import put_message
 

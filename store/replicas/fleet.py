@@ -1,0 +1,105 @@
+"""All the hosts of a replica as one, read where they are: mirrors (`store.replicas.mirror`) made a fleet.
+
+directory/hosts/HOST/   what was fetched of a host: may be removed at any time
+directory/record/       a store: what was put back from here
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from store.errors import SealedError, StoreError
+from store.fleet import Fleet, gather
+from store.ids import now_us
+from store.replicas.errors import UnreachableError
+from store.replicas.layout import in_name, out_of_name
+from store.replicas.mirror import Mirror
+from store.replicas.reader import NoReplicaError, Replica
+from store.sealing import Identity
+from store.store import Store
+
+log = logging.getLogger(__name__)
+
+Tell = Callable[[str], None]
+"""hears, in words, what is wrong and does not keep the rest from being read"""
+
+
+def open_fleet(
+    replica: Replica, directory: Path, *, identities: Sequence[Identity] = (), tell: Tell = log.warning
+) -> Fleet:
+    """What is there of every host, kept below `directory`. A host that cannot be read is told, and so is a
+    replica that cannot be reached where an earlier look is at hand. Raises `NoReplicaError`, `StoreError`,
+    `SealedError`."""
+    hosts = _hosts(replica, directory, tell)
+    mirrors: list[Mirror] = []
+    stores: list[Store] = []
+
+    def close() -> None:
+        for mirror in mirrors:
+            mirror.close()
+
+    def refresh() -> None:
+        pairs = [(mirror, store) for mirror in mirrors for store in stores if store.path == mirror.path]
+        for faults in gather(len(pairs), lambda at: pairs[at][0].refresh(pairs[at][1])):
+            for fault in faults:
+                tell(fault)
+
+    try:
+        opened = gather(len(hosts), lambda at: _one(replica, hosts[at], directory, identities))
+        for host, (mirror, store, faults) in zip(hosts, opened, strict=True):
+            for fault in faults:
+                tell(f"{host}: {fault}")
+            mirrors.append(mirror)
+            if store is not None:
+                stores.append(store)
+        _require_some(replica, hosts, stores)
+        readers = sorted({reader for mirror in mirrors for reader in mirror.recipients})
+        record = Store.open(directory / "record", create=True, recipients=readers, identities=identities)
+    except BaseException:
+        for store in stores:
+            store.close()
+        close()
+        raise
+    return Fleet(stores, record, refresh, close)
+
+
+def _hosts(replica: Replica, directory: Path, tell: Tell) -> list[str]:
+    try:
+        hosts = replica.hosts()
+    except UnreachableError as exc:
+        known = directory / "hosts"
+        hosts = sorted(out_of_name(path.name) for path in known.iterdir()) if known.is_dir() else []
+        if not hosts:
+            raise
+        tell(str(exc))
+    if not hosts:
+        raise NoReplicaError(f"{replica.source.url} holds no replica")
+    return hosts
+
+
+def _require_some(replica: Replica, hosts: Sequence[str], stores: Sequence[Store]) -> None:
+    if not stores:
+        raise NoReplicaError(f"{replica.source.url}: nothing of {', '.join(hosts)} can be read")
+
+
+def _one(
+    replica: Replica, host: str, directory: Path, identities: Sequence[Identity]
+) -> tuple[Mirror, Store | None, list[str]]:
+    mirror = Mirror(replica, host, directory / "hosts" / in_name(host))
+    faults: list[str] = []
+    try:
+        try:
+            faults += mirror.follow()
+        except UnreachableError as exc:
+            if mirror.contents is None:
+                raise
+            age_s = round((now_us() - mirror.contents.time_us) / 1e6)
+            faults.append(f"as it was {age_s} s ago: {exc}")
+        return mirror, mirror.open(identities), faults
+    except SealedError:
+        mirror.close()
+        raise
+    except StoreError as exc:
+        return mirror, None, [*faults, str(exc)]

@@ -1,0 +1,136 @@
+"""The operator's commands on a replica: they list, find, show, export and put back what was captured."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from store.index_copy import copy_of
+from store.replicas.errors import ReplicaError
+from store.replicas.remote import Remote
+from store.replicas.ship import ShipOptions, Shipper
+from store.store import Store
+from tests.store.conftest import put_message
+from tests.support.lmtp_sink import LmtpSink
+from tests.support.sink_thread import SinkThread
+
+ANNA, BERT = b"anna@example.org", b"bert@example.org"
+
+
+class Bucket:
+    """A replica in a directory, and what two hosts have captured and shipped there."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.url = f"file://{directory / 'bucket'}"
+        self.mails: dict[str, bytes] = {}
+        for number, to in enumerate((ANNA, BERT)):
+            name = f"mx{number}"
+            with Store.open(directory / name, create=True) as store:
+                store.start_writing(name)
+                shipper = Shipper(
+                    directory / name, Remote.open(self.url), name,
+                    ShipOptions(index=lambda store=store: copy_of(store.index, store.view.names())),  # type: ignore[misc]  # bound now
+                )  # fmt: skip
+                for count in range(10):
+                    head = f"Message-ID: <{count}@{name}>\r\nSubject: mail {count} of {name}\r\n"
+                    text = f"{head}\r\nword{count}\r\n"
+                    self.mails[put_message(store, text.encode(), to=(to,)).id.hex()] = text.encode()
+                    if count == 7:
+                        store.settle_index()
+                        shipper.round(full=True)
+                store.settle_index()
+                shipper.round()
+
+    def run(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        place = {"MAILKEEP_VIEW_DIR": str(self.directory / "views"), "MAILKEEP_CONFIG": ""}
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+        return subprocess.run(
+            [sys.executable, "-m", "sidecar.cli", *arguments, "--store", self.url],
+            capture_output=True, text=True, check=False, timeout=60, env=clean | place | environment,
+        )  # fmt: skip
+
+    def ids(self, *arguments: str) -> set[str]:
+        done = self.run(*arguments, "--json")
+        assert done.returncode == 0, done.stderr
+        return {json.loads(line)["id"] for line in done.stdout.splitlines()}
+
+
+@pytest.fixture
+def bucket(tmp_path: Path) -> Bucket:
+    return Bucket(tmp_path)
+
+
+def test_it_is_listed_found_shown_and_exported(bucket: Bucket, tmp_path: Path) -> None:
+    assert bucket.ids("list", "--limit", "0") == set(bucket.mails)
+    annas = {id_ for id_, mail in bucket.mails.items() if b"@mx0>" in mail}
+    assert bucket.ids("list", "--limit", "0", "--to", "anna@example.org") == annas
+    for id_, mail in list(bucket.mails.items())[::4]:
+        shown = bucket.run("show", id_[:10], "--raw")
+        assert shown.stdout.encode() == mail.replace(b"\r\n", b"\n"), shown.stderr  # text mode reads so
+    done = bucket.run("export", "--format", "eml", "--output", str(tmp_path / "out"))
+    assert done.returncode == 0, done.stderr
+    assert {path.read_bytes() for path in (tmp_path / "out").rglob("*.eml")} == set(bucket.mails.values())
+
+
+def test_words_are_found_once_they_were_read(bucket: Bucket) -> None:
+    sevens = {id_ for id_, mail in bucket.mails.items() if b"word7" in mail}
+    before = bucket.run("find", "subject:mail", "7", "--json")
+    assert {json.loads(line)["id"] for line in before.stdout.splitlines()} == sevens
+    assert "find --build" in before.stderr
+    built = bucket.run("find", "--build")
+    assert built.returncode == 0, built.stderr
+    assert bucket.ids("find", "word7") == sevens
+
+
+def test_it_is_put_back_once(bucket: Bucket) -> None:
+    sink = LmtpSink()
+    with SinkThread(sink) as server:
+        arguments = ("replay", "--to", "anna@example.org", "--downstream", server.address)
+        done = bucket.run(*arguments)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert sorted(found.message for found in sink.delivered) == sorted(
+            mail for mail in bucket.mails.values() if b"@mx0>" in mail
+        )
+        id_ = next(id_ for id_, mail in bucket.mails.items() if b"@mx0>" in mail)
+        shown = bucket.run("show", id_, "--json")
+        assert len(json.loads(shown.stdout)["replays"]) == 1, "it is on record, here"
+    for host in ("mx0", "mx1"):
+        with Store.open(bucket.directory / host) as store:
+            assert store.stats().counters.replays == 0, "and not there"
+
+
+def test_what_needs_the_store_itself_says_so(bucket: Bucket) -> None:
+    for arguments in (("check",), ("expire", "--dry-run"), ("stats",), ("compact",)):
+        done = bucket.run(*arguments)
+        assert done.returncode == 2
+        assert "restore-store" in done.stderr
+    done = bucket.run("audit", "--import-missing", "--maildir", str(bucket.directory), "anna@example.org")
+    assert done.returncode == 2
+    assert "is so on its host" in done.stderr
+
+
+def test_what_is_no_replica_says_so(bucket: Bucket) -> None:
+    bucket.url = f"file://{bucket.directory / 'none'}"
+    done = bucket.run("list")
+    assert done.returncode == 52
+    assert "holds no replica" in done.stderr
+
+
+def test_addresses_and_credentials_come_from_the_configuration(bucket: Bucket, tmp_path: Path) -> None:
+    file = tmp_path / "mailkeep.toml"
+    file.write_text(
+        f'[store]\npath = "{tmp_path / "x"}"\n[lmtp]\ndownstream = "127.0.0.1:1"\n[[replica]]\n'
+        f'url = "s3://bucket/x"\nendpoint = "http://127.0.0.1:9"\ncredentials = "{tmp_path / "none"}"\n'
+    )
+    bucket.url = "s3://bucket/x/"
+    done = bucket.run("list", "--config", str(file))
+    assert f"{tmp_path / 'none'}: the credentials cannot be read" in done.stderr
+    done = bucket.run("list", AWS_ENDPOINT_URL="http://127.0.0.1:9", AWS_ACCESS_KEY_ID="")
+    assert "SecretAccessKey" in done.stderr
+    assert done.returncode == ReplicaError.exit_code

@@ -1,0 +1,279 @@
+"""Several stores as one: each mail once, whoever has it, and what one host removed is removed."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from store.deliveries import Query, RemovedError
+from store.errors import AmbiguousIdError, NotFoundError, SealedError
+from store.fleet import Fleet
+from store.ids import content_id
+from store.index_copy import copy_of
+from store.records import Replay, ReplayRun
+from store.replicas.errors import UnreachableError
+from store.replicas.fetch import Fetching
+from store.replicas.fleet import open_fleet
+from store.replicas.layout import in_name
+from store.replicas.reader import NoReplicaError, Replica
+from store.replicas.ship import ShipOptions, Shipper
+from store.retention import erase
+from store.rows import Term
+from store.sealing import new_identity, parse_identities
+from store.store import Store
+from store.writer import Submission
+from tests.store.conftest import put_message
+from tests.store.test_replica_ship import Bucket
+
+ANNA, BERT = b"anna@example.org", b"bert@example.org"
+
+
+class Dark(Bucket):
+    """A bucket whose network may go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_dark = False
+        self.gets = 0
+
+    def _look(self) -> None:
+        if self.is_dark:
+            raise UnreachableError("the bucket does not answer")
+
+    def get(self, name: str) -> bytes:
+        self._look()
+        self.gets += 1
+        return super().get(name)
+
+    def get_range(self, name: str, start: int, length: int) -> bytes:
+        self._look()
+        return super().get_range(name, start, length)
+
+    def list(self, prefix: str, after: str = "") -> Iterator[tuple[str, int]]:
+        self._look()
+        return super().list(prefix, after)
+
+    def folders(self, prefix: str) -> list[str]:
+        self._look()
+        return super().folders(prefix)
+
+
+class Host:
+    """A mail host: a store of its own, that ships to a bucket all share."""
+
+    def __init__(self, path: Path, bucket: Bucket, name: str, **how: object) -> None:
+        self.store = Store.open(path, create=True, **how)  # type: ignore[arg-type]  # a test's own keywords
+        self.store.start_writing(name)
+        index = copy_of if not self.store.keyring.seals else None
+        self.shipper = Shipper(
+            path, bucket, name,
+            ShipOptions(index=lambda: index(self.store.index, self.store.view.names()) if index else None),
+        )  # fmt: skip
+        self.mails: dict[bytes, bytes] = {}
+
+    def put(self, count: int, to: bytes = ANNA) -> None:
+        for _ in range(count):
+            mail = b"Subject: m\r\n\r\n" + random.randbytes(5000)
+            self.mails[put_message(self.store, mail, to=(to,)).id] = mail
+
+    def ship(self, *, full: bool = False) -> None:
+        self.store.settle_index()
+        self.shipper.round(full=full)
+
+
+Make = Callable[..., Host]
+
+
+@pytest.fixture
+def bucket() -> Dark:
+    return Dark()
+
+
+@pytest.fixture
+def host(bucket: Dark, tmp_path: Path) -> Iterator[Make]:
+    made: list[Host] = []
+
+    def make(name: str, *, at: Path | None = None, **how: object) -> Host:
+        made.append(Host(at or tmp_path / name, bucket, name, **how))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.store.close()
+
+
+@pytest.fixture
+def view(bucket: Dark, tmp_path: Path) -> Iterator[Callable[..., Fleet]]:
+    opened: list[Fleet] = []
+
+    def open_(**how: object) -> Fleet:
+        opened.append(open_fleet(Replica(bucket), tmp_path / "view", **how))  # type: ignore[arg-type]  # as above
+        return opened[-1]
+
+    yield open_
+    for fleet in opened:
+        fleet.close()
+
+
+def all_of(fleet: Fleet, query: Query | None = None) -> dict[bytes, bytes]:
+    assert fleet.damage == []
+    found = [stored.delivery for stored in fleet.deliveries(query or Query())]
+    assert len({delivery.id for delivery in found}) == len(found), "each once"
+    times = [delivery.time_us for delivery in found]
+    assert times == sorted(times, reverse=True)
+    return {delivery.id: b"".join(fleet.read(delivery.content)) for delivery in found}
+
+
+def test_all_hosts_as_one(host: Make, view: Callable[..., Fleet]) -> None:
+    hosts = [host(f"mx{number}") for number in range(3)]
+    for number in range(12):
+        hosts[number % 3].put(2, ANNA if number % 2 else BERT)
+    for one in hosts:
+        one.ship(full=True)
+        one.put(2)
+        one.ship()
+    mails = {id_: mail for one in hosts for id_, mail in one.mails.items()}
+    fleet = view()
+    assert all_of(fleet) == mails
+    some = all_of(fleet, Query(terms=((Term.RECIPIENT, BERT),)))
+    assert len(some) == 12
+    for id_, mail in mails.items():
+        assert fleet.resolve(id_.hex()) == id_
+        assert fleet.read_small(fleet.delivery(fleet.resolve(id_.hex())).delivery.content) == mail
+        assert fleet.with_content(content_id(mail)) == [id_]
+    digits = [id_.hex()[0] for id_ in mails]
+    with pytest.raises(AmbiguousIdError):
+        fleet.resolve(max(digits, key=digits.count))
+    with pytest.raises(NotFoundError):
+        fleet.delivery(bytes(16))
+    hosts[1].put(3)
+    hosts[1].ship()
+    assert all_of(fleet) == mails, "as of the last look"
+    fleet.refresh()
+    assert all_of(fleet) == mails | hosts[1].mails
+
+
+def test_a_host_that_vanished_and_what_took_its_place(
+    host: Make, bucket: Dark, view: Callable[..., Fleet], tmp_path: Path
+) -> None:
+    old = host("mx1")
+    old.put(20)
+    old.ship(full=True)
+    old.put(5)
+    old.ship()
+    old.store.close()
+    shutil.rmtree(tmp_path / "mx1")
+    Fetching(Replica(bucket), tmp_path / "mx2").run()
+    new = host("mx2", at=tmp_path / "mx2")
+    assert new.store.id == old.store.id, "it has the old one's store, and its streams"
+    new.put(10)
+    gone = list(old.mails)[3]
+    new.store.settle_index()
+    erase(new.store, [gone], owner="o", reason="r")
+    new.ship(full=True)
+    mails = old.mails | new.mails
+    erased = mails.pop(gone)
+    fleet = view()
+    assert all_of(fleet) == mails
+    with pytest.raises(RemovedError):
+        fleet.delivery(gone)
+    assert fleet.was_erased(content_id(erased)), "though the old host's part still has it"
+
+
+def test_what_is_damaged_in_one_is_read_from_the_other(
+    host: Make, bucket: Dark, view: Callable[..., Fleet], tmp_path: Path
+) -> None:
+    old = host("mx1")
+    old.put(20)
+    old.ship(full=True)
+    Fetching(Replica(bucket), tmp_path / "mx2").run()
+    host("mx2", at=tmp_path / "mx2").ship(full=True)
+    mails = dict(old.mails)
+    fleet = view()
+    for path in (tmp_path / "view" / "hosts" / "mx1" / "streams").glob("*/*.pack"):
+        data = bytearray(path.read_bytes())
+        data[200:] = random.randbytes(len(data) - 200)
+        path.write_bytes(data)
+    here = tmp_path / "view" / "hosts" / "mx1" / "here"
+    for page in here.glob("streams*"):
+        page.write_bytes(b"\1" * page.stat().st_size)
+    assert all_of(fleet) == mails
+
+
+def test_a_host_that_cannot_be_read_does_not_hide_the_others(
+    host: Make, bucket: Dark, view: Callable[..., Fleet]
+) -> None:
+    good, bad = host("mx1"), host("mx2")
+    for one in (good, bad):
+        one.put(5)
+        one.ship(full=True)
+    for name in [name for name in bucket.objects if name.startswith("hosts/mx2/full/")]:
+        bucket.objects[name] = bucket.objects[name][:-1] + b"?"
+    told: list[str] = []
+    assert all_of(view(tell=told.append)) == good.mails
+    assert any("mx2" in text for text in told)
+
+
+def test_without_the_network_what_was_fetched_is_there(
+    host: Make, bucket: Dark, view: Callable[..., Fleet]
+) -> None:
+    one = host("mx1")
+    one.put(30)
+    one.ship(full=True)
+    fleet = view()
+    assert all_of(fleet) == one.mails
+    fleet.close()
+    bucket.is_dark = True
+    told: list[str] = []
+    again = view(tell=told.append)
+    assert all_of(again) == one.mails
+    assert any("as it was" in text for text in told)
+
+
+def test_nothing_is_there(bucket: Dark, view: Callable[..., Fleet]) -> None:
+    with pytest.raises(NoReplicaError):
+        view()
+    bucket.is_dark = True
+    with pytest.raises(UnreachableError):
+        view()
+
+
+def test_what_is_put_back_is_on_record(host: Make, view: Callable[..., Fleet]) -> None:
+    one = host("mx1")
+    one.put(3)
+    one.ship(full=True)
+    fleet = view()
+    (id_, *_) = one.mails
+    writer = fleet.start_writing_beside("operator")
+    run = ReplayRun(run="1", time_us=1, selection=b"s" * 16, owner="o", messages=0, finished=False)
+    fact = Replay(delivery=id_, time_us=2, run="1", recipient=ANNA, downstream="x", reply=b"250 ok")
+    writer.submit(Submission(entries=[run, fact], done=lambda _error: None))
+    fleet.close()
+    again = view()
+    assert again.last_run(b"s" * 16) == ("1", False)
+    assert again.replays_in("1", id_) == {ANNA: fact}
+    assert again.delivery(id_).replays == (fact,)
+    assert all_of(again) == one.mails
+
+
+def test_a_sealed_host_is_read_with_an_identity_alone(
+    host: Make, bucket: Dark, view: Callable[..., Fleet], tmp_path: Path
+) -> None:
+    secret, public = new_identity()
+    (identity,) = parse_identities(secret.encode(), "key", "")
+    one = host("mx1", recipients=[public])
+    one.put(10)
+    one.ship(full=True)
+    one.put(2)
+    one.ship()
+    assert not [name for name in bucket.objects if "/index/" in name], "its index would tell of addresses"
+    with pytest.raises(SealedError):
+        view()
+    assert all_of(view(identities=[identity])) == one.mails
+    record = tmp_path / "view" / "record"
+    assert ANNA not in b"".join(path.read_bytes() for path in record.rglob("*") if path.is_file())
+    assert in_name("mx1") == "mx1"
