@@ -24,6 +24,7 @@ BENCHES = (
     "audit",
     "find",
     "replay",
+    "fleet",
 )
 GROUPS = {"store": ("size", "ingest", "sealed", "read", "compaction")}
 

@@ -32,10 +32,11 @@ def weed() -> str | None:
 
 class Seaweed:
     """One server with master, filer and S3 gateway, and one or three volume servers; three keep each object
-    twice (replication 001), so that one may be killed. A context manager."""
+    twice (replication 001), so that one may be killed. Volumes have 64 MB each. A context manager."""
 
-    def __init__(self, directory: Path, *, volume_servers: int = 1) -> None:
+    def __init__(self, directory: Path, *, volume_servers: int = 1, most_volumes: int = 20) -> None:
         self.directory = directory
+        self._most_volumes = most_volumes
         self.master, self.filer, self.s3 = (_grpc_too() for _ in range(3))
         self._volumes = [_grpc_too() for _ in range(volume_servers)]
         self._processes: list[subprocess.Popen[bytes]] = []
@@ -92,7 +93,8 @@ class Seaweed:
         self._wait(f"http://127.0.0.1:{self.master}/cluster/status")
         for number, port in enumerate(self._volumes):
             self._run(
-                "volume", *common, f"-port={port}", f"-mserver=127.0.0.1:{self.master}", "-max=20",
+                "volume", *common, f"-port={port}", f"-mserver=127.0.0.1:{self.master}",
+                f"-max={self._most_volumes}",
                 f"-dir={self._made(f'volume{number}')}",
             )  # fmt: skip
         self._run(
