@@ -85,6 +85,8 @@ class PackReader:
         """A record's raw block; of a large one that is asked for the first time, only its first `upto` bytes
         may be unpacked: on average half of what a single message costs."""
         name = (where.stream, where.pack, where.offset)
+        if self._fill is not all_here and name not in self._blocks:
+            self._have(where)
         with self._lock:
             cached = self._blocks.get(name)
             if cached is not None and upto is not None and len(cached) < upto:
@@ -95,12 +97,10 @@ class PackReader:
                 return cached
             fd, key = self._pack(where)
             try:
-                self._fill(self._path(where), where.offset, where.offset + _FIRST_READ_BYTES)
                 data = os.pread(fd, _FIRST_READ_BYTES, where.offset)
                 header = layout.decode_record_header(data, key)
                 size = layout.RECORD_HEADER_BYTES + header.length if header else 0
                 if size > len(data):
-                    self._fill(self._path(where), where.offset, where.offset + size)
                     data += os.pread(fd, size - len(data), where.offset + len(data))
             except OSError as exc:
                 raise DamagedError(f"{self._path(where)} at byte {where.offset}: {exc.strerror}") from exc
@@ -126,6 +126,17 @@ class PackReader:
                 self._cached -= len(self._blocks.popitem(last=False)[1])
         return raw
 
+    def _have(self, where: Location) -> None:
+        """See to it that a record can be read: without the lock, so that several are fetched at once."""
+        path = self._path(where)
+        self._fill(path, 0, layout.PACK_HEADER_BYTES)
+        self._fill(path, where.offset, where.offset + _FIRST_READ_BYTES)
+        with self._lock:
+            fd, key = self._pack(where)
+            header = layout.decode_record_header(os.pread(fd, _FIRST_READ_BYTES, where.offset), key)
+        if header:
+            self._fill(path, where.offset, where.offset + layout.RECORD_HEADER_BYTES + header.length)
+
     def _pack(self, where: Location) -> tuple[int, bytes]:
         found = self._open.get((where.stream, where.pack))
         if found:
@@ -133,7 +144,6 @@ class PackReader:
             return found
         path = self._path(where)
         try:
-            self._fill(path, 0, _FIRST_READ_BYTES)
             key = key_of_pack(path, self._store_id)
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError as exc:

@@ -13,12 +13,20 @@ if TYPE_CHECKING:
 
 
 def command(
-    context: typer.Context, *, json: options.JsonOption = False, config: options.ConfigOption = None
+    context: typer.Context,
+    *,
+    url: Annotated[
+        str | None,
+        typer.Option("--url", metavar="URL", help="This replica; default: those of [[replica]]."),
+    ] = None,
+    json: options.JsonOption = False,
+    config: options.ConfigOption = None,
 ) -> None:
-    """What the replicas of [[replica]] have: for each host its last round, and what is wrong with it.
+    """What replicas have: for each host its last round, how old it is, and what is wrong with it.
 
     \b
     Example: mailkeep replica
+    Example: mailkeep replica --url s3://mail-backup/all
     Exit codes: 0 all can be read; 1 something is wrong, as told; 2 wrong usage or configuration;
     50 to 52 a replica cannot be read, as the message says.
     """
@@ -27,19 +35,21 @@ def command(
     from sidecar.config import load_default
     from sidecar.present import print_json
     from sidecar.readable import escaped
-    from sidecar.replication import open_configured
-    from sidecar.units import format_size, format_time, iso_time
+    from sidecar.replication import open_named
+    from sidecar.units import exact_duration, format_size, format_time, iso_time
+    from store.ids import now_us
     from store.replicas.reader import Replica
 
+    known = options.configured(config) if url else load_default(config)
+    urls = [url] if url else [replica.url for replica in known.replica] if known else []
     faults = 0
-    for number, configured in enumerate(load_default(config).replica, 1):
-        if not configured.url:
+    for number, place in enumerate(urls, 1):
+        if not place:
             continue
-        remote = open_configured(configured)
-        replica = Replica(remote)
+        replica = Replica(open_named(place, known))
         hosts = replica.hosts()
         if not hosts and not json:
-            print(f"{number}  {configured.url}: nothing is there")
+            print(f"{number}  {place}: nothing is there")
         for host in hosts:
             reading = replica.read(host)
             faults += len(reading.faults)
@@ -47,16 +57,18 @@ def command(
             if json:
                 print_json(
                     {
-                        "replica": number, "url": configured.url, "host": host, "round": contents.number,
+                        "replica": number, "url": place, "host": host, "round": contents.number,
                         "time": iso_time(contents.time_us), "bytes": contents.size,
                         "packs": sum(len(stream.packs) for stream in contents.streams.values()),
+                        "index": contents.index is not None and not contents.regrouped,
                         "faults": reading.faults,
                     }
                 )  # fmt: skip
                 continue
+            age = exact_duration((now_us() - contents.time_us) // 1_000_000)
             print(
-                f"{number}  {configured.url}  {escaped(host)}: round {contents.number} of "
-                f"{format_time(contents.time_us)}, {format_size(contents.size)}"
+                f"{number}  {place}  {escaped(host)}: round {contents.number} of "
+                f"{format_time(contents.time_us)}, {age} ago, {format_size(contents.size)}"
             )
             for fault in reading.faults:
                 print(f"   {escaped(fault)}")

@@ -18,6 +18,7 @@ from sidecar.replay.targets import Target
 from sidecar.units import Address
 from store.errors import StoreError
 from store.fleet import Archive
+from store.ids import ContentId
 
 CONNECT_TIMEOUT_S = 30.0
 REPLY_TIMEOUT_S = 300.0
@@ -95,7 +96,7 @@ class _Lane:
                 await self._step_by_step(await self._connected(), target, answered, failed)
                 continue
             try:
-                message = self._store.read_small(target.delivery.content)
+                message = await self._read(target.delivery.content)
             except StoreError as exc:
                 failed(target, str(exc))
                 continue
@@ -106,6 +107,11 @@ class _Lane:
             size += len(message)
         await self._at_once(connection, joined, answered)
         self._busy = False
+
+    async def _read(self, content: ContentId) -> bytes:
+        if self._store.is_remote:  # the other lanes go on while it is fetched
+            return await asyncio.to_thread(self._store.read_small, content)
+        return self._store.read_small(content)
 
     async def _connected(self) -> Downstream:
         if self._connection is None or self._connection.lost:

@@ -87,6 +87,11 @@ class Hollow:
             file.map_path.unlink(missing_ok=True)
         path.unlink(missing_ok=True)
 
+    def forget(self) -> None:
+        """All files, and what was fetched of them."""
+        for path in list(self._files):
+            self.remove(path)
+
     def size(self, path: Path) -> int | None:
         """How long a file was laid out; None if it was not."""
         file = self._files.get(path)

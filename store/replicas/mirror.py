@@ -25,7 +25,7 @@ from pathlib import Path
 import msgspec
 from blake3 import blake3
 
-from store.errors import DamagedError
+from store.errors import DamagedError, StoreError
 from store.index import Index
 from store.index_copy import take_copy
 from store.replicas.contents import Contents, regroups
@@ -72,6 +72,7 @@ class Mirror:
         self._saved: _Saved | None = None
         self._stamp: tuple[int, int] | None = None
         self._lock = threading.RLock()
+        self._is_open = False
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         with self._alone():
             self._hollow.begin()
@@ -99,21 +100,42 @@ class Mirror:
         """Look at what was shipped since; what is wrong with it, in words."""
         with self._alone():
             self._load()
+            known = self.contents
+            number = known.number if known else 0
             reading = self._read()
-            self._saved = _Saved(reading.contents, self._saved.runs if self._saved else {})
-            self._save()
-            self._lay_out()
+            if known and reading.contents.store_id != known.store_id:
+                self._begin_anew("it is another store's now")
+            if reading.contents is not known or reading.contents.number != number:
+                self._saved = _Saved(reading.contents, self._saved.runs if self._saved else {})
+                self._save()
+                self._lay_out()
             return reading.faults
 
     def _read(self) -> Reading:
         known = self.contents
         if known:
-            newest = self._replica.full_rounds(self.host, after=known.full_number)
-            if not newest:
+            newest = max(self._replica.full_rounds(self.host), default=0)
+            if newest == known.full_number:
                 reading = Reading(known)
                 self._replica.follow(reading, taken=self._take_up)
                 return reading
+            if newest < known.full_number:
+                self._begin_anew(f"it was set back, from round {known.number}")
         return self._replica.read(self.host, taken=self._take_up)
+
+    def _begin_anew(self, why: str) -> None:
+        """What is here is of a history that the replica has no more."""
+        what = f"{self._replica.source.url}: what {self.host} ships is not what was there before: {why}"
+        if self._is_open:
+            raise StoreError(f"{what}. The same command begins anew")
+        log.warning("%s; all is fetched anew", what)
+        self._hollow.forget()
+        for name in ("contents", "streams", "index", "rounds", "search"):
+            if (self.path / name).is_dir():
+                shutil.rmtree(self.path / name)
+            else:
+                (self.path / name).unlink(missing_ok=True)
+        self._saved = self._stamp = None
 
     def _take_up(self, contents: Contents, round_: Round, data: bytes) -> bool:
         """Keep the bytes of packs that a round holds. Where compaction comes to be seen of which the index at
@@ -141,6 +163,7 @@ class Mirror:
                 self._prepare(about.id, keyring)
             store = Store(self.path, about.id, about.key, keyring=keyring, fill=self.fill)
             self._sweep()
+        self._is_open = True
         return store
 
     def refresh(self, store: Store) -> list[str]:

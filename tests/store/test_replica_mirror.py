@@ -11,6 +11,7 @@ import pytest
 
 from store.compact import CompactOptions, Compactor
 from store.deliveries import Query, RemovedError
+from store.errors import StoreError
 from store.index_copy import copy_of
 from store.replicas.layout import index_under
 from store.replicas.mirror import Mirror
@@ -203,3 +204,56 @@ def test_many_threads_read_at_once(store: Store, shipping: Shipper, mirror: Mirr
         for thread in threads:
             thread.join()
     assert failed == []
+
+
+def test_a_replica_that_was_begun_anew_is_read_anew(
+    store: Store, path: Path, bucket: Counting, shipping: Shipper, tmp_path: Path
+) -> None:
+    fill(store, range(30))
+    for _ in range(5):
+        shipping.round(full=True)
+    first = Mirror(Replica(bucket), "mx1", tmp_path / "mirror")
+    first.follow()
+    first.open().close()
+    bucket.objects.clear()
+    with Store.open(tmp_path / "other", create=True) as other:
+        other.start_writing("mx1")
+        again = Shipper(
+            tmp_path / "other", bucket, "mx1",
+            ShipOptions(index=lambda: copy_of(other.index, other.view.names())),
+        )  # fmt: skip
+        again.round()
+        with pytest.raises(StoreError, match="begins anew"):
+            first.follow()  # whoever has it open would go on with the old one's index
+        first.close()
+        mails = fill(other, range(100, 120))
+        for _ in range(8):
+            again.round(full=True)
+        second = Mirror(Replica(bucket), "mx1", tmp_path / "mirror")
+        second.follow()
+        with second.open() as opened:
+            assert all_of(opened) == mails
+        second.close()
+
+
+def test_a_map_of_an_earlier_boot_is_not_believed(
+    store: Store, bucket: Counting, shipping: Shipper, tmp_path: Path
+) -> None:
+    mails = fill(store, range(50))
+    shipping.round(full=True)
+    first = Mirror(Replica(bucket), "mx1", tmp_path / "mirror")
+    first.follow()
+    with first.open() as opened:
+        assert all_of(opened) == mails
+    first.close()
+    for file in (tmp_path / "mirror" / "streams").glob("*/*.pack"):  # what a crash may leave of it
+        size = file.stat().st_size
+        file.write_bytes(b"")
+        with file.open("r+b") as emptied:
+            emptied.truncate(size)
+    (tmp_path / "mirror" / "here" / "boot").write_text("another")
+    second = Mirror(Replica(bucket), "mx1", tmp_path / "mirror")
+    second.follow()
+    with second.open() as opened:
+        assert all_of(opened) == mails
+    second.close()
