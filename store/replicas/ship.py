@@ -37,6 +37,7 @@ from store.replicas.layout import (
     piece_name,
 )
 from store.replicas.local import Local, LocalStream, slices
+from store.replicas.mend import Mending
 from store.replicas.named import segments_to_name, stretches, what_goes
 from store.replicas.reader import Replica
 from store.replicas.source import Target
@@ -110,6 +111,7 @@ class Shipper:
         self._contents = standing.contents
         self._due_full = standing.due_full
         self._memory.keep(self._contents, self._writer)
+        self._mending = Mending(path, target.url, host)
         self._pending: tuple[Round, bytes] | None = None
         self._whole: dict[tuple[str, int], int] = {}
         """how far packs are there, as far as that has been looked up"""
@@ -156,16 +158,21 @@ class Shipper:
         if self._pending:
             self._put_pending()
             parts = list(self._missing(local))
+        if self._mending.look(self._contents):
+            self._due_full = True
         if self._due_full:
             self._put_full()
-        due = full or self._is_full_due()
+        due = full or self._is_full_due() or self._mending.due_full
         left, unread = self._ship(local, parts, prepare=due)
         if full or (due and self._prepared):
             self._put_full()
+        if self._contents.full_number != last_full:
+            self._mending.look(self._contents)
+        self._mend()
         self._note(left + unread, looked)
         return Shipped(
             sum(part.size for part in parts) - self.lag_bytes, self._sent, self._objects,
-            self._contents.full_number != last_full, bool(left),
+            self._contents.full_number != last_full, bool(left) or self._mending.waits,
         )  # fmt: skip
 
     def _note(self, missing: list[_Part], since: float) -> None:
@@ -262,11 +269,18 @@ class Shipper:
         for at, data in slices(path, start, end, self._options.piece_bytes):
             yield self._piece(stream, pack, at, data)
 
-    def _piece(self, stream: str, pack: int, at: int, data: bytes) -> Extent:
-        """Create a piece. Where one of that name is damaged, and may not be removed, beside it."""
+    def _mend(self) -> None:
+        """Some of the pieces that a check has asked for; never while we are to end."""
+        until = time.monotonic() + self._options.pieces_s
+        if not self._options.stop():
+            self._mending.go_on(self._piece, lambda: time.monotonic() >= until or self._options.stop())
+
+    def _piece(self, stream: str, pack: int, at: int, data: bytes, first: int = 0) -> Extent:
+        """Create a piece. Where one of that name is damaged, and may not be removed, beside it; `first` is
+        the first copy that will do."""
         if stream not in self._listed:
             self._listed[stream] = {name for name, _ in self._target.list(f"packs/{in_name(stream)}/")}
-        for copy in range(100):
+        for copy in range(first, first + 100):
             extent = extent_of(at, data, copy=copy)
             piece = piece_name(stream, pack, extent)
             if piece in self._created:
@@ -346,9 +360,11 @@ class Shipper:
         """A round that says all that counts, with every byte in pieces."""
         streams = self._contents.as_changes()
         for name, change in streams.items():
-            for pack, extents in change.packs.items():
+            for pack, there in change.packs.items():
+                extents = self._mending.instead(name, pack, there)
                 if any(extent.inline for extent in extents):
-                    change.packs[pack] = self._as_pieces(name, pack, extents)
+                    extents = self._as_pieces(name, pack, extents)
+                change.packs[pack] = extents
         self._put(self._next(streams=streams, full=True), [])
 
     def _to_pieces(self, changes: dict[str, StreamChange], until: float) -> bool:
