@@ -27,6 +27,7 @@ from store.replicas.errors import MissingObjectError
 from store.replicas.fetch import cover
 from store.replicas.layout import Extent, RoundError, piece_name
 from store.replicas.reader import NoReplicaError, Reading, Replica
+from store.sample import Sample
 from store.segments import pack_path, stream_files
 
 _SLICE_BYTES = 8 << 20
@@ -45,12 +46,13 @@ class Compared:
 
 
 def compare(
-    replica: Replica, path: Path, store_id: bytes, *, read_data: bool = False,
+    replica: Replica, path: Path, store_id: bytes, *, read_data: Sample | None = None,
     compared: Compared | None = None, step: Callable[[int], None] = lambda _size: None,
     wrongs: list[Wrong] | None = None,
 ) -> Iterator[Finding]:  # fmt: skip
     """What is wrong, of every host of this store that ships there. Kinds: `replica` (something is wrong
-    there), `local` (a pack here is missing, or has other bytes than were shipped). `wrongs` gets what is
+    there), `local` (a pack here is missing, or has other bytes than were shipped). `read_data`: of which
+    pieces the bytes are read. `wrongs` gets what is
     wrong there as `mend` takes it. Raises `StoreError`."""
     compared = compared or Compared()
     url = replica.source.url
@@ -78,7 +80,8 @@ def compare(
             if not extent.inline:
                 named.add(piece_name(stream, pack, extent))
                 yield from listed_wrong(url, sizes, (stream, pack, extent), wrong)
-                if read_data and not wrong.has(piece_name(stream, pack, extent)):
+                is_read = read_data is not None and read_data.takes(extent.digest)
+                if is_read and not wrong.has(piece_name(stream, pack, extent)):
                     yield from read_wrong(replica, (stream, pack, extent), wrong)
             step(extent.length)
             if ours:

@@ -19,6 +19,7 @@ from store.replicas.mend import BeginAnewError, Mended, ask, mend
 from store.replicas.reader import Replica
 from store.replicas.remote import Remote
 from store.replicas.ship import ShipOptions, Shipper
+from store.sample import Sample
 from store.store import Query, Store
 from tests.store.conftest import put_message
 
@@ -51,7 +52,7 @@ class Shipped:
         options = ShipOptions(**({"piece_bytes": 10_000} | how))  # type: ignore[arg-type]  # keywords
         return Shipper(self.path, self.remote, "host", options)
 
-    def check(self, **how: bool) -> tuple[list[Finding], list[Wrong], Compared]:
+    def check(self, **how: Sample) -> tuple[list[Finding], list[Wrong], Compared]:
         wrongs: list[Wrong] = []
         compared = Compared()
         findings = list(
@@ -60,7 +61,7 @@ class Shipped:
         return findings, wrongs, compared
 
     def mend(self) -> Mended:
-        _, wrongs, _ = self.check(read_data=True)
+        _, wrongs, _ = self.check(read_data=Sample())
         return mend(self.remote, self.path, wrongs)
 
     def ship(self) -> int:
@@ -74,7 +75,7 @@ class Shipped:
 
     def is_right(self, again: Path) -> bool:
         """Nothing is wrong there, and it has everything."""
-        assert self.check(read_data=True)[0] == []
+        assert self.check(read_data=Sample())[0] == []
         shutil.rmtree(again, ignore_errors=True)
         assert Fetching(Replica(self.remote), again).run().faults == []
         with Store.open(again) as opened:
@@ -266,7 +267,7 @@ def test_what_another_ships_is_not_mended_from_here(shipped: Shipped) -> None:
     shutil.rmtree(other / "jobs")
     flip(shipped.pieces()[0])
     flip(shipped.rounds("rounds")[-1])
-    _, wrongs, _ = shipped.check(read_data=True)
+    _, wrongs, _ = shipped.check(read_data=Sample())
     mended = mend(shipped.remote, other, wrongs)
     assert len(mended.left) == 2
     assert all("not shipped from here" in text for text in mended.left)
