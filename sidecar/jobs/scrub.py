@@ -129,9 +129,7 @@ def _scrub_one(store: Store, replica: ReplicaConfig, host: str, portion: Portion
         mended = Mended()
         if scrubbed.wrong.anew and replica.url.startswith("file:"):
             # As a directory looks on which nothing is mounted: it must not fill the disk below.
-            mended.left.append(
-                "nothing is there any more; if it is mounted, restart `serve` to ship all anew"
-            )
+            mended.left.append("it is empty; if that is mounted, restart `serve`: all is shipped anew")
         else:
             ask(store.path, replica.url, scrubbed.wrong, mended, step)
         if waited_s > _LATE_S:

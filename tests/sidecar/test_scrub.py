@@ -36,10 +36,10 @@ class Shipping:
         self.url = f"file://{replica}"
 
     def send(self) -> None:
-        sent = time.time()
         with smtplib.LMTP("127.0.0.1", self.service.port) as client:
             client.sendmail("bert@example.com", ["anna@example.org"], b"Subject: one more\r\n\r\n")
-        self.catch_up(sent)
+        for _ in range(2):  # the first may have looked before it was there
+            self.catch_up(time.time())
 
     def catch_up(self, since: float) -> None:
         done = wait_until(lambda: self.metric("last_success_timestamp_seconds") > since, timeout_s=15)
@@ -133,7 +133,8 @@ def test_what_cannot_be_mended_is_told(shipping: Shipping) -> None:
     assert shipping.metric("unmended_objects") == 1
     assert shipping.metric("scrub_timestamp_seconds") == 0
     shutil.rmtree(shipping.replica)
-    assert "if it is mounted" in shipping.scrub().out
+    ran = shipping.scrub()
+    assert "if that is mounted" in ran.out + ran.err
     assert shipping.notes() == []
 
 
