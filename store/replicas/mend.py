@@ -141,13 +141,13 @@ class Mending:
         do. Raises `BeginAnewError`."""
         notes = self._asked.notes()
         if not notes and not self.waits:
-            self._settled.clear()
             return False
         pieces = contents.pieces()
         self._copies = {name: copy for name, copy in self._copies.items() if name in pieces}
         self._todo = {}
         self._damaged = {name for wish in notes.values() for name in wish.damaged}
         full_due = False
+        asked_for: set[str] = set()
         for note, wish in notes.items():
             if wish.anew:
                 self._asked.done(note)
@@ -157,8 +157,11 @@ class Mending:
             due = bool(wish.full_after) and contents.full_number <= wish.full_after <= contents.number
             if not named and not due:
                 self._asked.done(note)
+            else:
+                asked_for.update(wish.missing, wish.damaged)
             full_due |= due
             self._todo |= {name: pieces[name] for name in sorted(named - self._copies.keys())}
+        self._settled &= asked_for
         return full_due
 
     def go_on(self, create: Create, late: Callable[[], bool]) -> None:

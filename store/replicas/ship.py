@@ -275,15 +275,15 @@ class Shipper:
         if not self._options.stop():
             self._mending.go_on(self._piece, lambda: time.monotonic() >= until or self._options.stop())
 
-    def _piece(self, stream: str, pack: int, at: int, data: bytes, first: int = 0) -> Extent:
-        """Create a piece. Where one of that name is damaged, and may not be removed, beside it; `first` is
-        the first copy that will do."""
+    def _piece(self, stream: str, pack: int, at: int, data: bytes, first: int | None = None) -> Extent:
+        """Create a piece. Where one of that name is damaged, and may not be removed, beside it; `first`,
+        where it is known to be gone or damaged, is the copy to begin with."""
         if stream not in self._listed:
             self._listed[stream] = {name for name, _ in self._target.list(f"packs/{in_name(stream)}/")}
-        for copy in range(first, first + 100):
+        for copy in range(first or 0, (first or 0) + 100):
             extent = extent_of(at, data, copy=copy)
             piece = piece_name(stream, pack, extent)
-            if piece in self._created:
+            if piece in self._created and first is None:
                 return extent
             try:
                 # What an earlier run had sent is not sent once more to be told that it is there.
