@@ -55,8 +55,9 @@ def check_replica(
                 print_json({**asdict(finding), "hint": _HINTS.get(finding.kind, "")})
             else:
                 print(escaped(f"{finding.kind}: {finding.where}: {finding.what}"))
-    mended = repair(replica, path, findings, _tell) if mend_here else 0
+    # In this order: what comes from there is nothing that it lacks.
     there = mend(remote, path, wrongs) if mend_there else Mended()
+    mended = repair(replica, path, findings, _tell) if mend_here else 0
     for text in there.left:
         _tell(f"not mended: {text}")
     if json:
@@ -76,8 +77,8 @@ def check_replica(
         print("Restart `serve`, and run `mailkeep rebuild`.")
     if mend_there:
         print(
-            f"{there.created} objects created there again, {there.asked} left to `serve`, which mends them "
-            f"with its next round; {len(there.left)} cannot be mended from here"
+            f"there: {there.created} created again, {there.asked} left to `serve`, which mends them with its "
+            f"next round, {len(there.left)} cannot be mended from here"
         )
     return 1 if findings else 0
 

@@ -141,7 +141,8 @@ def _scrub_one(store: Store, replica: ReplicaConfig, host: str, portion: Portion
         log.error("scrub: %s: %s", finding.where, finding.what)
     for text in mended.left[:FINDINGS_TOLD]:
         log.error("scrub: %s: not mended: %s", replica.url, text)
-    found = f"{len(scrubbed.findings)} findings" if scrubbed.findings else "nothing wrong"
+    findings = len(scrubbed.findings)
+    found = "1 finding" if findings == 1 else f"{findings} findings" if findings else "nothing wrong"
     if mended.left:
         raise StillWrongError(f"{found}, {len(mended.left)} cannot be mended from here: {mended.left[0]}")
     mending = f", {mended.asked} being mended" if mended.asked else ""

@@ -33,6 +33,7 @@ from store.store import Query, Store
 from tests.store.conftest import put_message
 from tests.support.fault_proxy import FaultProxy
 from tests.support.lmtp_sink import LmtpSink
+from tests.support.mailstore import mailkeep
 from tests.support.seaweed import Seaweed, weed
 from tests.support.service import Service
 from tests.support.sink_thread import SinkThread
@@ -360,3 +361,23 @@ def test_a_bucket_that_keeps_no_promise_is_told(service: Service, proxy: FaultPr
     assert wait_until(lambda: "does not honour If-None-Match" in service.log_text(), timeout_s=10)
     Mail(service).send(1)
     assert not any("rounds" in request for request in proxy.requests), "nothing was shipped there"
+
+
+def test_a_bucket_that_was_emptied_is_shipped_to_anew(
+    service: Service, remote: Remote, tmp_path: Path
+) -> None:
+    service.configure(scheduler={"scrub": "", "search": "", "nice": 0})
+    service.start()
+    mail = Mail(service)
+    mail.send(5)
+    sent = time.time()
+    assert wait_until(lambda: caught_up(service, sent), timeout_s=15), service.tail()
+    remote.delete([name for prefix in ("hosts/", "packs/") for name, _ in remote.list(prefix)])
+    ran = mailkeep("jobs", "run", "scrub", "--wait", "--config", service.config_file)
+    assert "1 finding, 1 being mended" in ran.out, ran.err
+    assert wait_until(lambda: bool(list(remote.list("hosts/host/full/"))), timeout_s=15), service.tail()
+    sent = time.time()
+    assert wait_until(lambda: caught_up(service, sent), timeout_s=15), service.tail()
+    assert "nothing any more of what was shipped (All is shipped anew.)" in service.log_text()
+    assert service.stop() == 0
+    assert set(restored(remote, tmp_path / "again")) == mail.taken

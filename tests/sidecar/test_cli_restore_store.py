@@ -67,11 +67,11 @@ def test_the_copy_is_mended(path: Path, url: str, tmp_path: Path) -> None:
     piece.unlink()
     ran = mailkeep("check", "--replica", url, "--store", path)
     assert ran.code == 1
-    assert f"--repair-to {url}" in ran.out or "--repair-to URL" in ran.out
+    assert "--repair-to URL" in ran.out
     assert not piece.exists()
     ran = mailkeep("check", "--repair-to", url, "--store", path)
     assert ran.code == 1
-    assert "1 objects created there again, 0 left to `serve`" in ran.out
+    assert "there: 1 created again, 0 left to `serve`" in ran.out
     assert piece.read_bytes() == whole
     piece.write_bytes(b"?" + whole[1:])
     assert mailkeep("check", "--repair-to", url, "--store", path).code == 0, "it was not read"
