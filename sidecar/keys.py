@@ -13,6 +13,7 @@ from dataclasses import Field, dataclass
 from pathlib import Path
 from typing import Any
 
+from sidecar.portion import Portion
 from sidecar.scheduler.schedule import Schedule
 from sidecar.scheduler.window import Window
 from sidecar.units import DURATION_EXAMPLES, Address, exact_duration, exact_size, parse_duration, parse_size
@@ -160,6 +161,7 @@ ADDRESS_OR_NONE = Kind(
 MAILBOX = Kind("a mail address", '"drill@example.org"', _read_mailbox)
 DURATION = Kind("a duration", '"30s", "5m" or "1h30m"', _positive_duration, exact_duration, suffix="_s")
 SIZE = Kind("a size", '"64MiB" or "1GiB"', parse_size, exact_size, suffix="_bytes")
+PORTION = Kind("a size or a share", '"256MiB" or "5%"', Portion.parse)
 SCHEDULE = Kind(
     "a schedule", '"30 3 * * *", "@daily" or "every 6h"', Schedule.parse, lambda schedule: str(schedule.text)
 )

@@ -16,7 +16,7 @@ REASONS = ("full", "failed", "timeout", "internal")
 CLASSES = ("2xx", "4xx", "5xx")
 CLASS_OF = {2: "2xx", 4: "4xx", 5: "5xx"}
 SOURCES = ("downstream", "mailkeep", "earlier")
-JOBS = ("compact", "expire", "check", "search", "drill", "witness", "audit")
+JOBS = ("compact", "expire", "check", "scrub", "search", "drill", "witness", "audit")
 """the kinds of background jobs"""
 REPLICAS = tuple("12345678")
 """by their places in the configuration"""
@@ -119,6 +119,15 @@ TABLE = (
     Spec("counter", "replica_uploaded_bytes_total", "Bytes sent to the replica.", ("replica",)),
     Spec("counter", "replica_requests_total", "Requests made of the replica.", ("replica",)),
     Spec("counter", "replica_failures_total", "Times that shipping to the replica failed.", ("replica",)),
+    Spec(
+        "gauge",
+        "replica_scrub_timestamp_seconds",
+        "Time of the last scrub with nothing wrong, or nothing but what is being mended; 0 before the first.",
+        ("replica",),
+    ),
+    Spec("gauge", "replica_missing_objects", "Objects that the last scrub missed there.", ("replica",)),
+    Spec("gauge", "replica_damaged_objects", "Objects that the last scrub found damaged.", ("replica",)),
+    Spec("gauge", "replica_unmended_objects", "Of them those that stay so, as the log tells.", ("replica",)),
     Spec("gauge", "workers_running", "Processes that are ready to take mail."),
     Spec("counter", "worker_restarts_total", "Workers that ended by themselves and were started again."),
     Spec("gauge", "build_info", "Always 1; the label names the running version.", ("version",)),

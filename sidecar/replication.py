@@ -255,12 +255,14 @@ class Replication:
 
     def _failed(self, exc: Exception, *, begin_anew: bool = False) -> None:
         from store.replicas.chain import RivalError
+        from store.replicas.mend import BeginAnewError
 
         self.failures += 1
         least, most = _BACK_OFF_S
         self._waiting_s = min(most, max(least, 2 * self._waiting_s)) * random.uniform(0.8, 1.2)  # noqa: S311 - not for secrets
-        if begin_anew or isinstance(exc, RivalError):
+        if begin_anew or isinstance(exc, RivalError | BeginAnewError):
             self._shipper = None  # all is asked anew, should an operator have mended it
+        if begin_anew or isinstance(exc, RivalError):
             self._waiting_s = most
         text, told = self._told
         if str(exc) != text or time.monotonic() - told > _TOLD_AGAIN_S:

@@ -23,6 +23,7 @@ from sidecar.keys import (
     PATH,
     PATH_OR_NONE,
     PATTERN,
+    PORTION,
     RECIPIENTS,
     REPLICA,
     SCHEDULE,
@@ -37,6 +38,7 @@ from sidecar.keys import (
     count,
     key,
 )
+from sidecar.portion import Portion
 from sidecar.scheduler.schedule import Schedule
 from sidecar.scheduler.window import Window
 from sidecar.units import Address
@@ -186,6 +188,9 @@ class SchedulerConfig:
     )
     expire: Schedule = key("30 3 * * *", SCHEDULE, "When mail past its time is dropped.", reload=True)
     check: Schedule = key("0 4 * * 0", SCHEDULE, "When the store is verified.", reload=True)
+    scrub: Schedule = key(
+        "30 4 * * *", SCHEDULE, "When replicas are looked over, and mended from the store.", reload=True
+    )
     audit: Schedule = key(
         "", SCHEDULE, "When mailboxes are compared with the store; needs [imap].", reload=True
     )
@@ -395,6 +400,12 @@ class ReplicaConfig:
         default=False,
         kind=SWITCH,
         help_text="Remove what no reader needs any more from the replica, after each full round.",
+        reload=True,
+    )
+    scrub_read: Portion = key(
+        "256MiB",
+        PORTION,
+        "What each scrub reads back and compares, in turn: a size, a share such as 5%, or 0.",
         reload=True,
     )
 

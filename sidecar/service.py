@@ -220,6 +220,7 @@ class Service:
             latency_s=self._latency_s, events=job_events(self._metrics),
         )  # fmt: skip
         watch_jobs(self._metrics, self._scheduler)
+        jobs.watch_scrubs(self._metrics, self._config)
         self._scheduler.start()
 
     def _latency_s(self) -> float:

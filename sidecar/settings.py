@@ -32,6 +32,7 @@ def job_settings(config: Config) -> Settings:
             "compact": scheduler.compact,
             "expire": scheduler.expire,
             "check": scheduler.check,
+            "scrub": scheduler.scrub,
             "drill": scheduler.drill,
             "search": scheduler.search,
             "witness": config.witness.every,

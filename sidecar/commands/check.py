@@ -90,6 +90,14 @@ def command(
             help="The same, and make packs here again that are damaged or missing.",
         ),
     ] = None,
+    repair_to: Annotated[
+        str | None,
+        typer.Option(
+            "--repair-to",
+            metavar="URL",
+            help="The same, and have mended what is damaged or missing there.",
+        ),
+    ] = None,
     endpoint: options.EndpointOption = None,
     credentials: options.CredentialsOption = None,
     key: KeyOption = None,
@@ -117,24 +125,31 @@ def command(
 
     With --replica every stretch of every pack that the replica counts is compared with what is here; with
     --read-data what lies there is read as well. --repair-from mends what is here (the damaged pack stays
-    beside, as .damaged; restart `serve` then, and run `mailkeep rebuild`). Kinds: replica, local.
+    beside, as .damaged; restart `serve` then, and run `mailkeep rebuild`). --repair-to mends what is there,
+    out of packs that are right here: what is missing is created again, and for what is damaged `serve` makes
+    copies and a round that names them, with its next round. Kinds: replica, local.
 
     \b
     Example: mailkeep check
     Example: mailkeep check --read-data
     Example: mailkeep check --replica s3://mail-backup/mx1
+    Example: mailkeep check --repair-to s3://mail-backup/mx1 --read-data
     Example: mailkeep check --read-data=2/5 --threads 4 --resume
     Example: mailkeep check --since-head /mnt/elsewhere/head.txt --key mx1.key.pub
     Exit codes: 0 nothing wrong; 1 something is wrong; 2 wrong usage or configuration;
     10 and above: the store cannot be read, as the message says.
     """
-    if replica or repair_from:
+    if urls := {url for url in (replica, repair_from, repair_to) if url}:
         from sidecar.commands.check_replica import check_replica
 
+        if len(urls) > 1:
+            raise typer.BadParameter(
+                "--replica, --repair-from and --repair-to are about one replica at a time"
+            )
         raise typer.Exit(
             check_replica(
-                repair_from or replica or "", config, store, endpoint=endpoint, credentials=credentials,
-                read_data=read_data is not None, mend=repair_from is not None, json=json,
+                urls.pop(), config, store, endpoint=endpoint, credentials=credentials, read_data=read_data,
+                mend_here=repair_from is not None, mend_there=repair_to is not None, json=json,
             )
         )  # fmt: skip
     began = time.monotonic()

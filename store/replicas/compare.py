@@ -2,13 +2,15 @@
 
 Every extent that a replica counts is compared with the bytes of the pack here, by its digest: that reads all
 of this store, and of the replica only names, sizes and rounds. With `read_data` its pieces are read as well.
+What is wrong there `store.replicas.mend` mends from here.
 A message is lost only where neither side has a pack's bytes.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,10 +20,14 @@ from store.errors import StoreError
 from store.files import adopt, sync_directory, write_all
 from store.findings import Finding
 from store.layout import FIRST_COMPACTED
+from store.replicas.asked import Place, Wrong
+from store.replicas.chain import Memory
 from store.replicas.contents import Contents
+from store.replicas.errors import MissingObjectError
 from store.replicas.fetch import cover
-from store.replicas.layout import Extent, piece_name
-from store.replicas.reader import NoReplicaError, Replica
+from store.replicas.layout import Extent, RoundError, piece_name
+from store.replicas.reader import NoReplicaError, Reading, Replica
+from store.sample import Sample
 from store.segments import pack_path, stream_files
 
 _SLICE_BYTES = 8 << 20
@@ -40,38 +46,43 @@ class Compared:
 
 
 def compare(
-    replica: Replica, path: Path, store_id: bytes, *, read_data: bool = False,
+    replica: Replica, path: Path, store_id: bytes, *, read_data: Sample | None = None,
     compared: Compared | None = None, step: Callable[[int], None] = lambda _size: None,
+    wrongs: list[Wrong] | None = None,
 ) -> Iterator[Finding]:  # fmt: skip
     """What is wrong, of every host of this store that ships there. Kinds: `replica` (something is wrong
-    there), `local` (a pack here is missing, or has other bytes than were shipped). Raises `StoreError`."""
+    there), `local` (a pack here is missing, or has other bytes than were shipped). `read_data`: of which
+    pieces the bytes are read. `wrongs` gets what is
+    wrong there as `mend` takes it. Raises `StoreError`."""
     compared = compared or Compared()
     url = replica.source.url
     hosts = replica.hosts()
     if not hosts:
         raise NoReplicaError(f"{url} holds no replica")
+    readings = [read_surely(replica, path, host) for host in hosts]
+    # In this order: what a round names was there before it.
     sizes = dict(replica.source.list("packs/"))
     named: set[str] = set()
-    for host in hosts:
-        reading = replica.read(host)
+    for host, reading in zip(hosts, readings, strict=True):
         yield from (Finding("replica", url, fault) for fault in reading.faults)
         if reading.contents.store_id != store_id:
             yield Finding("replica", url, f"{host} ships another store ({reading.contents.store_id.hex()})")
             continue
         compared.hosts += 1
+        wrong = wrong_rounds(replica, path, reading)
+        if wrongs is not None:
+            wrongs.append(wrong)
         # Another host's streams need not be here.
         ours = any((path / "streams" / name).is_dir() for name in (host, *reading.contents.streams))
         for stream, pack, extent in reading.contents.extents():
             compared.extents += 1
             compared.bytes += extent.length
             if not extent.inline:
-                name = piece_name(stream, pack, extent)
-                named.add(name)
-                if sizes.get(name) != extent.length:
-                    has = "is missing" if name not in sizes else f"has {sizes[name]} bytes"
-                    yield Finding("replica", url, f"{name} {has}")
-                elif read_data:
-                    yield from _read(replica, host, stream, pack, extent)
+                named.add(piece_name(stream, pack, extent))
+                yield from listed_wrong(url, sizes, (stream, pack, extent), wrong)
+                is_read = read_data is not None and read_data.takes(extent.digest)
+                if is_read and not wrong.has(piece_name(stream, pack, extent)):
+                    yield from read_wrong(replica, (stream, pack, extent), wrong)
             step(extent.length)
             if ours:
                 yield from _local(path, stream, pack, extent)
@@ -85,12 +96,60 @@ def compare(
     compared.unnamed = len(sizes.keys() - named)
 
 
-def _read(replica: Replica, host: str, stream: str, pack: int, extent: Extent) -> Iterator[Finding]:
-    try:
-        for _ in replica.extent(host, stream, pack, extent):
-            pass
-    except StoreError as exc:
-        yield Finding("replica", replica.source.url, str(exc))
+def read_surely(replica: Replica, path: Path, host: str) -> Reading:
+    """A host's rounds, and whether the last is there that was shipped from here. What seems wrong is read
+    twice: a full round that comes to be while rounds are listed looks as if it were missing. Raises
+    `NoReplicaError`, `StoreError`."""
+    remembered = Memory(path, replica.source.url, host).last()
+    reading = replica.read(host)
+    if reading.faults:
+        reading = replica.read(host)
+    if remembered and remembered[0] > reading.contents.number and not reading.faults:
+        reading.faults.append(f"round {remembered[0]} of {host} was shipped from here and is missing")
+    return reading
+
+
+def wrong_rounds(replica: Replica, path: Path, reading: Reading) -> Wrong:
+    """What is wrong with a host's rounds; its pieces are not looked at yet."""
+    wrong = Wrong(reading.contents.host, rounds=len(reading.faults))
+    if wrong.rounds:
+        names = replica.round_names(wrong.host, before=sys.maxsize)
+        remembered = Memory(path, replica.source.url, wrong.host).last()
+        wrong.last = max(remembered[0] if remembered else 0, *(int(n.rpartition("/")[2]) for n in names), 0)
+    return wrong
+
+
+def listed_wrong(url: str, sizes: Mapping[str, int], place: Place, wrong: Wrong) -> Iterator[Finding]:
+    """What a list of the objects shows to be wrong with a piece."""
+    name = piece_name(*place)
+    size = sizes.get(name)
+    if size is None:
+        wrong.missing[name] = place
+        yield Finding("replica", url, f"{name} is missing")
+    elif size != place[2].length:
+        wrong.damaged[name] = place
+        yield Finding("replica", url, f"{name} has {size} bytes")
+
+
+def read_wrong(
+    replica: Replica, place: Place, wrong: Wrong, step: Callable[[int], None] = lambda _size: None
+) -> Iterator[Finding]:
+    """What its bytes show to be wrong with a piece; what is wrong is read twice."""
+    name = piece_name(*place)
+    for last in (False, True):
+        try:
+            for data in replica.extent(wrong.host, *place):
+                step(len(data))
+        except StoreError as exc:
+            if not last:
+                continue
+            if isinstance(exc, MissingObjectError):
+                wrong.missing[name] = place
+            elif isinstance(exc, RoundError):
+                wrong.damaged[name] = place
+            yield Finding("replica", replica.source.url, str(exc))
+        else:
+            return
 
 
 def _local(path: Path, stream: str, pack: int, extent: Extent) -> Iterator[Finding]:
@@ -99,7 +158,7 @@ def _local(path: Path, stream: str, pack: int, extent: Extent) -> Iterator[Findi
     directory = path / "streams" / stream
     file = pack_path(directory, pack)
     found = _digest(file, extent)
-    if found == extent.digest or (found is None and not _counts(directory, pack)):
+    if found == extent.digest or (found is None and not counts_here(directory, pack)):
         return
     what = "is missing" if not file.exists() else "has other bytes than were shipped, or fewer"
     yield Finding("local", f"{file}:{extent.offset}", f"{extent.length} bytes: the pack {what}")
@@ -121,7 +180,7 @@ def _digest(file: Path, extent: Extent) -> bytes | None:
     return hasher.digest()
 
 
-def _counts(directory: Path, pack: int) -> bool:
+def counts_here(directory: Path, pack: int) -> bool:
     """Whether a pack should be here: it is listed, or nothing stands for it."""
     if not directory.is_dir():
         return True

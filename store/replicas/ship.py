@@ -45,6 +45,7 @@ from store.replicas.layout import (
     piece_name,
 )
 from store.replicas.local import Local, LocalStream, slices
+from store.replicas.mend import Mending
 from store.replicas.named import segments_to_name, stretches, what_goes
 from store.replicas.reader import Replica
 from store.replicas.source import Target
@@ -120,6 +121,7 @@ class Shipper:
         self._contents = standing.contents
         self._due_full = standing.due_full
         self._memory.keep(self._contents, self._writer)
+        self._mending = Mending(path, target.url, host)
         self._pending: tuple[Round, bytes] | None = None
         self._whole: dict[tuple[str, int], int] = {}
         """how far packs are there, as far as that has been looked up"""
@@ -160,7 +162,9 @@ class Shipper:
         self._sent = self._objects = 0
         last_full = self._contents.full_number
         looked = time.monotonic()
-        due = full or self._is_full_due()
+        if self._mending.look(self._contents):
+            self._due_full = True
+        due = full or self._is_full_due() or self._mending.due_full
         lacking = self._contents.index is None or self._contents.regrouped
         copy = self._options.index() if due or lacking else None  # before the look at what it knows
         local = self._local.look()
@@ -174,12 +178,16 @@ class Shipper:
             self._put_full()
         left, unread = self._ship(local, parts, prepare=due or copy is not None)
         index = self._send_index(copy, wait=full) if copy and not left else None
-        if full or (self._prepared and (index or (due and (copy is None or self._is_overdue())))):
+        at_once = copy is None or self._mending.due_full or self._is_overdue()
+        if full or (self._prepared and (index or (due and at_once))):
             self._put_full(index)
+        if self._contents.full_number != last_full:
+            self._mending.look(self._contents)
+        self._mend()
         self._note(left + unread, looked)
         return Shipped(
             sum(part.size for part in parts) - self.lag_bytes, self._sent, self._objects,
-            self._contents.full_number != last_full, bool(left),
+            self._contents.full_number != last_full, bool(left) or self._mending.waits,
         )  # fmt: skip
 
     def _note(self, missing: list[_Part], since: float) -> None:
@@ -276,22 +284,31 @@ class Shipper:
         for at, data in slices(path, start, end, self._options.piece_bytes):
             yield self._piece(stream, pack, at, data)
 
-    def _piece(self, stream: str, pack: int, at: int, data: bytes) -> Extent:
+    def _mend(self) -> None:
+        """Some of the pieces that a check has asked for; never while we are to end."""
+        until = time.monotonic() + self._options.pieces_s
+        if not self._options.stop():
+            self._mending.go_on(self._piece, lambda: time.monotonic() >= until or self._options.stop())
+
+    def _piece(self, stream: str, pack: int, at: int, data: bytes, first: int | None = None) -> Extent:
         under = f"packs/{in_name(stream)}/"
-        return self._create(under, at, data, lambda extent: piece_name(stream, pack, extent))
+        return self._create(under, at, data, lambda extent: piece_name(stream, pack, extent), first)
 
     def _piece_of_index(self, at: int, data: bytes) -> Extent:
         under = index_under(self._host) + "/"
         return self._create(under, at, data, lambda extent: index_piece_name(self._host, extent))
 
-    def _create(self, under: str, at: int, data: bytes, name: Callable[[Extent], str]) -> Extent:
-        """Create a piece. Where one of that name is damaged, and may not be removed, beside it."""
+    def _create(
+        self, under: str, at: int, data: bytes, name: Callable[[Extent], str], first: int | None = None
+    ) -> Extent:
+        """Create a piece. Where one of that name is damaged, and may not be removed, beside it; `first`,
+        where it is known to be gone or damaged, is the copy to begin with."""
         if under not in self._listed:
             self._listed[under] = {name for name, _ in self._target.list(under)}
-        for copy in range(100):
+        for copy in range(first or 0, (first or 0) + 100):
             extent = extent_of(at, data, copy=copy)
             piece = name(extent)
-            if piece in self._created:
+            if piece in self._created and first is None:
                 return extent
             try:
                 # What an earlier run had sent is not sent once more to be told that it is there.
@@ -392,9 +409,11 @@ class Shipper:
         """A round that says all that counts, with every byte in pieces."""
         streams = self._contents.as_changes()
         for name, change in streams.items():
-            for pack, extents in change.packs.items():
+            for pack, there in change.packs.items():
+                extents = self._mending.instead(name, pack, there)
                 if any(extent.inline for extent in extents):
-                    change.packs[pack] = self._as_pieces(name, pack, extents)
+                    extents = self._as_pieces(name, pack, extents)
+                change.packs[pack] = extents
         self._put(self._next(streams=streams, full=True, index=index), [])
 
     def _to_pieces(self, changes: dict[str, StreamChange], until: float) -> bool:

@@ -20,14 +20,21 @@ from sidecar.demo.ports import wait_until
 from store.check import check
 from store.deliveries import Query
 from store.findings import Checked
+from store.replicas.asked import Wrong
+from store.replicas.compare import compare
 from store.replicas.errors import DiffersError, RefusedError, UnfitError, UnreachableError
 from store.replicas.fetch import Fetching
+from store.replicas.mend import Mended, mend
 from store.replicas.probe import probe
 from store.replicas.reader import Replica
 from store.replicas.remote import Remote, RemoteOptions
+from store.replicas.ship import ShipOptions, Shipper
+from store.sample import Sample
 from store.store import Store
+from tests.store.conftest import put_message
 from tests.support.fault_proxy import FaultProxy
 from tests.support.lmtp_sink import LmtpSink
+from tests.support.mailstore import mailkeep
 from tests.support.seaweed import Seaweed, weed
 from tests.support.service import Service
 from tests.support.sink_thread import SinkThread
@@ -61,6 +68,13 @@ def url() -> str:
 @pytest.fixture
 def remote(seaweed: Seaweed, proxy: FaultProxy, url: str) -> Remote:
     return Remote.open(url, seaweed.options(proxy.address, timeout_s=2, tries_s=3))
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    with Store.open(tmp_path / "mended", create=True) as opened:
+        opened.start_writing("host")
+        yield opened
 
 
 # -- objects
@@ -153,6 +167,31 @@ def test_wrong_credentials(seaweed: Seaweed, url: str, tmp_path: Path) -> None:
     wrong.write_text("access_key_id = testkey\n")
     with pytest.raises(RefusedError, match="no line `secret_access_key"):
         Remote.open(url, RemoteOptions(endpoint=seaweed.endpoint, credentials=wrong))
+
+
+def test_what_is_missing_or_altered_is_mended(remote: Remote, store: Store, tmp_path: Path) -> None:
+    for number in range(4):
+        put_message(store, b"Subject: %d\r\n\r\n" % number + os.urandom(20_000))
+        store.writer.roll()
+    shipper = Shipper(store.path, remote, "host", ShipOptions(piece_bytes=8_000))
+    shipper.round()
+    put_message(store, b"Subject: last\r\n\r\n")
+    shipper.round()
+    first, second, *_ = (name for name, _ in remote.list("packs/"))
+    last = max(name for name, _ in remote.list("hosts/host/rounds/"))
+    altered = bytearray(remote.get(second))
+    altered[100] ^= 1
+    remote.delete([first, second, last])
+    remote.create(second, bytes(altered))
+    wrongs: list[Wrong] = []
+    found = list(compare(Replica(remote), store.path, store.id, read_data=Sample(), wrongs=wrongs))
+    assert len(found) == 3
+    assert mend(remote, store.path, wrongs) == Mended(created=1, asked=2)
+    while shipper.round().more:
+        pass
+    assert list(compare(Replica(remote), store.path, store.id, read_data=Sample())) == []
+    assert (f"{second}.1", len(altered)) in list(remote.list("packs/"))
+    assert len(restored(remote, tmp_path / "again")) == 5
 
 
 # -- serve
@@ -323,3 +362,23 @@ def test_a_bucket_that_keeps_no_promise_is_told(service: Service, proxy: FaultPr
     assert wait_until(lambda: "does not honour If-None-Match" in service.log_text(), timeout_s=10)
     Mail(service).send(1)
     assert not any("rounds" in request for request in proxy.requests), "nothing was shipped there"
+
+
+def test_a_bucket_that_was_emptied_is_shipped_to_anew(
+    service: Service, remote: Remote, tmp_path: Path
+) -> None:
+    service.configure(scheduler={"scrub": "", "search": "", "nice": 0})
+    service.start()
+    mail = Mail(service)
+    mail.send(5)
+    sent = time.time()
+    assert wait_until(lambda: caught_up(service, sent), timeout_s=15), service.tail()
+    remote.delete([name for prefix in ("hosts/", "packs/") for name, _ in remote.list(prefix)])
+    ran = mailkeep("jobs", "run", "scrub", "--wait", "--config", service.config_file)
+    assert "1 finding, 1 being mended" in ran.out, ran.err
+    assert wait_until(lambda: bool(list(remote.list("hosts/host/full/"))), timeout_s=15), service.tail()
+    sent = time.time()
+    assert wait_until(lambda: caught_up(service, sent), timeout_s=15), service.tail()
+    assert "nothing any more of what was shipped (All is shipped anew.)" in service.log_text()
+    assert service.stop() == 0
+    assert set(restored(remote, tmp_path / "again")) == mail.taken

@@ -122,7 +122,7 @@ def test_pause_restart_resume(serving: Serving) -> None:
     assert wait_until(lambda: metrics(serving)['job_paused{job="expire"}'] == 1, timeout_s=10)
     assert steps(serving) == stood
     assert done(serving, "resume", "all") == (
-        "resumed: compact, expire, check, search, drill, witness, audit\n"
+        "resumed: compact, expire, check, scrub, search, drill, witness, audit\n"
     )
     assert wait_until(lambda: len(steps(serving)) > len(stood), timeout_s=10)
     (serving.directory / "finish").touch()

@@ -58,3 +58,45 @@ def test_the_host_is_gone(url: str, tmp_path: Path) -> None:
     assert "20 deliveries of host" in ran.out
     assert len(mailkeep("list", "--json", "--store", tmp_path / "again").objects) == 20
     assert mailkeep("restore-store", url, tmp_path / "again").code != 0
+
+
+def test_the_copy_is_mended(path: Path, url: str, tmp_path: Path) -> None:
+    Shipper(path, Remote.open(url), "host").round(full=True)
+    (piece,) = (tmp_path / "copy").glob("packs/host/*/*")
+    whole = piece.read_bytes()
+    piece.unlink()
+    ran = mailkeep("check", "--replica", url, "--store", path)
+    assert ran.code == 1
+    assert "--repair-to URL" in ran.out
+    assert not piece.exists()
+    ran = mailkeep("check", "--repair-to", url, "--store", path)
+    assert ran.code == 1
+    assert "there: 1 created again, 0 left to `serve`" in ran.out
+    assert piece.read_bytes() == whole
+    piece.write_bytes(b"?" + whole[1:])
+    assert mailkeep("check", "--repair-to", url, "--store", path).code == 0, "it was not read"
+    *_, summary = mailkeep("check", "--repair-to", url, "--read-data", "--json", "--store", path).objects
+    assert [summary[name] for name in ("findings", "created", "asked", "left")] == [1, 0, 1, 0]
+    Shipper(path, Remote.open(url), "host").round()
+    ran = mailkeep("check", "--replica", url, "--read-data", "--store", path)
+    assert ran.code == 1, "the copy is there, and the next round names it"
+    shipper = Shipper(path, Remote.open(url), "host")
+    while shipper.round().more:
+        pass
+    assert mailkeep("check", "--replica", url, "--read-data", "--store", path).code == 0
+
+
+def test_both_ways_at_once(path: Path, url: str, tmp_path: Path) -> None:
+    Shipper(path, Remote.open(url), "host").round(full=True)
+    (piece,) = (tmp_path / "copy").glob("packs/host/*/*")
+    piece.unlink()
+    pack = next(path.glob("streams/host/*.pack"))
+    whole = pack.read_bytes()
+    pack.write_bytes(whole[:700] + b"x" + whole[701:])
+    ran = mailkeep("check", "--repair-to", url, "--repair-from", url, "--store", path)
+    assert ran.code == 1
+    assert "not mended" in ran.err, "neither side has it"
+    assert "1 cannot be mended from here" in ran.out
+    ran = mailkeep("check", "--repair-to", url, "--repair-from", f"{url}2", "--store", path)
+    assert ran.code == 2
+    assert "one replica at a time" in ran.err

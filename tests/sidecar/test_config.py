@@ -366,4 +366,5 @@ def test_timeouts_caps_policy_jobs_and_rules_are_reloadable() -> None:
         ("replica", "interval"),
         ("replica", "bandwidth"),
         ("replica", "delete"),
+        ("replica", "scrub_read"),
     }

@@ -291,7 +291,7 @@ def test_by_serve(keeper: Keeper, tmp_path: Path) -> None:
             assert 'mailkeep_job_runs_total{job="witness",result="failed"} 1.0' in metrics
             asyncio.run(send(serving.port))
             listed = mailkeep("jobs", "--json", "--config", serving.config).objects
-            kinds = {"compact", "expire", "check", "search", "drill", "witness", "audit"}
+            kinds = {"compact", "expire", "check", "scrub", "search", "drill", "witness", "audit"}
             assert {one["kind"] for one in listed} == kinds
         finally:
             assert serving.stop() == 0

@@ -15,6 +15,7 @@ from store.findings import Checked, Finding
 from store.rebuild import rebuild
 from store.replicas.compare import Compared, compare, repair
 from store.replicas.reader import Replica
+from store.sample import Sample
 from store.store import Store
 from tests.store.conftest import put_message
 from tests.store.test_replica_ship import Bucket, shipper
@@ -40,7 +41,7 @@ def shipped(path: Path, bucket: Bucket) -> Path:
     return path
 
 
-def found(bucket: Bucket, path: Path, **how: bool) -> list[Finding]:
+def found(bucket: Bucket, path: Path, **how: Sample) -> list[Finding]:
     with Store.open(path) as store:
         id_ = store.id
     return list(compare(Replica(bucket), path, id_, **how))
@@ -49,7 +50,7 @@ def found(bucket: Bucket, path: Path, **how: bool) -> list[Finding]:
 def test_nothing_is_wrong(shipped: Path, bucket: Bucket) -> None:
     compared = Compared()
     with Store.open(shipped) as store:
-        found_ = list(compare(Replica(bucket), shipped, store.id, read_data=True, compared=compared))
+        found_ = list(compare(Replica(bucket), shipped, store.id, read_data=Sample(), compared=compared))
         assert found_ == []
         assert compared.bytes == store.pack_bytes()
     assert (compared.hosts, compared.behind_bytes, compared.unnamed) == (1, 0, 0)
@@ -80,7 +81,7 @@ def test_a_flipped_bit_there_is_seen_when_it_is_read(shipped: Path, bucket: Buck
     data[len(data) // 2] ^= 1
     bucket.objects[name] = bytes(data)
     assert found(bucket, shipped) == []
-    (finding,) = found(bucket, shipped, read_data=True)
+    (finding,) = found(bucket, shipped, read_data=Sample())
     assert finding.kind == "replica"
     assert name in finding.what
 

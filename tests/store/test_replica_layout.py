@@ -29,6 +29,7 @@ from store.replicas.layout import (
 
 STORE = bytes(range(16))
 NAMES = st.text(string.printable + "ü=/%", min_size=1, max_size=20)
+STREAMS = NAMES.filter(lambda name: "/" not in name and bool(name.strip(".")))
 
 
 def inline(offset: int, data: bytes) -> Extent:
@@ -64,12 +65,12 @@ def test_names_sort_as_numbers_do() -> None:
 @settings(max_examples=50)
 @given(
     st.dictionaries(
-        NAMES,
+        STREAMS,
         st.tuples(
             st.dictionaries(
                 st.integers(1, 1 << 32), st.lists(st.binary(max_size=40), max_size=4), max_size=3
             ),
-            st.dictionaries(NAMES, st.text(max_size=50), max_size=2),
+            st.dictionaries(STREAMS.map(lambda name: f"{name}.segment"), st.text(max_size=50), max_size=2),
             st.lists(st.integers(1, 1 << 32), max_size=3),
             st.lists(NAMES, max_size=2),
         ),
@@ -171,3 +172,20 @@ def test_contents_follow_the_rounds() -> None:
     take(full=True, **before)
     assert contents.as_changes() == before
     assert (contents.full_number, contents.inline_bytes) == (contents.number, 0)
+
+
+@pytest.mark.parametrize(
+    "streams",
+    [
+        {"../../etc": StreamChange()},
+        {"..": StreamChange()},
+        {"a/b": StreamChange()},
+        {"a": StreamChange(segments={"../x.segment": ""})},
+        {"a": StreamChange(segments={"0000000001.pack": ""})},
+    ],
+)
+def test_a_name_that_leads_elsewhere_is_refused(streams: dict[str, StreamChange]) -> None:
+    round_ = a_round()
+    round_.streams = streams
+    with pytest.raises(RoundError, match=r"no (stream|segment)'s name"):
+        decode_round(encode_round(round_, []))

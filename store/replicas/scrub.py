@@ -1,0 +1,115 @@
+"""Look over what one host has in a replica: by names and sizes all of it, by its bytes a part, in turn.
+
+It reads nothing of the store here; `store.replicas.mend` does, for what is wrong. Pieces are read in the
+order of their names, behind the one that was read last, so that each has its turn.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from store.findings import Finding
+from store.replicas.asked import Place, Wrong
+from store.replicas.chain import Memory
+from store.replicas.compare import listed_wrong, read_surely, read_wrong, wrong_rounds
+from store.replicas.errors import ReplicaError
+from store.replicas.layout import in_name
+from store.replicas.reader import NoReplicaError, Replica
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScrubOptions:
+    """How much to read. `portion`: so many bytes of so many that there are in pieces; `after`: the piece that
+    was read last. `reached` is told of each that has been read, `step` of bytes."""
+
+    portion: Callable[[int], int] = lambda _total: 0
+    after: str = ""
+    reached: Callable[[str], None] = lambda _name: None
+    step: Callable[[int], None] = lambda _size: None
+
+
+@dataclass(slots=True)
+class Scrubbed:
+    """What came of it: pieces that count, of them those whose bytes were read, and what is wrong."""
+
+    wrong: Wrong
+    findings: list[Finding] = field(default_factory=list)
+    pieces: int = 0
+    bytes: int = 0
+    read_pieces: int = 0
+    read_bytes: int = 0
+
+
+def scrub(replica: Replica, path: Path, store_id: bytes, host: str, options: ScrubOptions) -> Scrubbed:
+    """Look it over; what is wrong is in the result. Raises `StoreError`: for what cannot be reached, or
+    where nothing was ever shipped to."""
+    url = replica.source.url
+    try:
+        reading = read_surely(replica, path, host)
+    except NoReplicaError as exc:
+        return _without_rounds(replica, path, host, exc)
+    contents = reading.contents
+    if contents.store_id != store_id:
+        raise ReplicaError(f"{url}: another store ({contents.store_id.hex()}) is shipped there as {host}")
+    scrubbed = Scrubbed(wrong_rounds(replica, path, reading))
+    wrong = scrubbed.wrong
+    # In this order: what a round names was there before it.
+    sizes: dict[str, int] = {}
+    for stream in contents.streams:
+        for name, size in replica.source.list(f"packs/{in_name(stream)}/"):
+            sizes[name] = size
+            options.step(0)
+    pieces = contents.pieces()
+    found: dict[str, Finding] = {}
+    for name, place in pieces.items():
+        scrubbed.pieces += 1
+        scrubbed.bytes += place[2].length
+        for finding in listed_wrong(url, sizes, place, wrong):
+            found[name] = finding
+        options.step(0)
+    sound = {name: place for name, place in pieces.items() if not wrong.has(name)}
+    found |= _read(replica, sound, scrubbed, options)
+    if found:
+        _forget(wrong, found, replica.read(host).contents.pieces())
+    scrubbed.findings = [Finding("replica", url, fault) for fault in reading.faults] + list(found.values())
+    return scrubbed
+
+
+def _without_rounds(replica: Replica, path: Path, host: str, exc: NoReplicaError) -> Scrubbed:
+    """No round can be read; where none is there it may be that nothing was ever shipped."""
+    remembered = Memory(path, replica.source.url, host).last()
+    names = replica.round_names(host, before=sys.maxsize)
+    if not names and not (remembered and remembered[0]):
+        raise exc
+    last = max([remembered[0] if remembered else 0, *(int(name.rpartition("/")[2]) for name in names)])
+    wrong = Wrong(host, rounds=len(names), last=last, anew=not names)
+    return Scrubbed(wrong, [Finding("replica", replica.source.url, str(exc))])
+
+
+def _read(
+    replica: Replica, pieces: dict[str, Place], scrubbed: Scrubbed, options: ScrubOptions
+) -> dict[str, Finding]:
+    found: dict[str, Finding] = {}
+    wanted = options.portion(sum(place[2].length for place in pieces.values()))
+    for name in sorted(pieces, key=lambda name: (name <= options.after, name)):
+        if scrubbed.read_bytes >= wanted:
+            break
+        for finding in read_wrong(replica, pieces[name], scrubbed.wrong, options.step):
+            if not scrubbed.wrong.has(name):
+                raise ReplicaError(finding.what)  # it cannot be told whether it is right
+            found[name] = finding
+        scrubbed.read_pieces += 1
+        scrubbed.read_bytes += pieces[name][2].length
+        options.reached(name)
+    return found
+
+
+def _forget(wrong: Wrong, found: dict[str, Finding], now: dict[str, Place]) -> None:
+    """What does not count any more may have been removed while we looked."""
+    for name in found.keys() - now.keys():
+        del found[name]
+        wrong.missing.pop(name, None)
+        wrong.damaged.pop(name, None)
