@@ -27,7 +27,7 @@ from store.ids import now_us
 from store.index_copy import IndexCopy
 from store.replicas.chain import Memory, RivalError, stand
 from store.replicas.contents import Contents
-from store.replicas.errors import DamagedUploadError, DiffersError, MissingObjectError, ReplicaError
+from store.replicas.errors import DamagedUploadError, DiffersError, MissingObjectError
 from store.replicas.index_files import IndexSender, is_at_one
 from store.replicas.layout import (
     INLINE,
@@ -47,6 +47,7 @@ from store.replicas.layout import (
 from store.replicas.local import Local, LocalStream, slices
 from store.replicas.mend import Mending
 from store.replicas.named import segments_to_name, stretches, what_goes
+from store.replicas.pieces import Pieces
 from store.replicas.reader import Replica
 from store.replicas.source import Target
 from store.replicas.told import told_of
@@ -112,6 +113,7 @@ class Shipper:
         self._path = path
         self._about = About.read(path)
         self._target = target
+        self._made = Pieces(target)
         self._host = host
         self._options = options or ShipOptions()
         self._writer = secrets.token_hex(4)
@@ -131,14 +133,9 @@ class Shipper:
         """packs that cannot be read here; each was told once"""
         self._looked: set[str] = set()
         """streams whose segments were compared with what is named since the start"""
-        self._listed: dict[str, set[str]] = {}
-        """the pieces of a stream that were there when we first had one for it"""
         self._prepared = False
         """whether what is in rounds is in pieces, too, for the full round that is due"""
         self._index = IndexSender(self._piece_of_index, self._options.piece_bytes)
-        self._created: set[str] = set()
-        """pieces that are there, and that no round names yet"""
-        self._sent = self._objects = 0
         self._behind_since: float | None = None
         self._last_look = time.monotonic()
         self.lag_bytes = 0
@@ -159,7 +156,7 @@ class Shipper:
     def round(self, *, full: bool = False) -> Shipped:
         """Ship what is new; nothing new, nothing sent. Raises `StoreError`, `RivalError`, `OSError`; what had
         been sent by then is not sent again."""
-        self._sent = self._objects = 0
+        self._made.begin_round()
         last_full = self._contents.full_number
         looked = time.monotonic()
         if self._mending.look(self._contents):
@@ -186,7 +183,7 @@ class Shipper:
         self._mend()
         self._note(left + unread, looked)
         return Shipped(
-            sum(part.size for part in parts) - self.lag_bytes, self._sent, self._objects,
+            sum(part.size for part in parts) - self.lag_bytes, self._made.sent_bytes, self._made.objects,
             self._contents.full_number != last_full, bool(left) or self._mending.waits,
         )  # fmt: skip
 
@@ -292,37 +289,11 @@ class Shipper:
 
     def _piece(self, stream: str, pack: int, at: int, data: bytes, first: int | None = None) -> Extent:
         under = f"packs/{in_name(stream)}/"
-        return self._create(under, at, data, lambda extent: piece_name(stream, pack, extent), first)
+        return self._made.create(under, at, data, lambda extent: piece_name(stream, pack, extent), first)
 
     def _piece_of_index(self, at: int, data: bytes) -> Extent:
         under = index_under(self._host) + "/"
-        return self._create(under, at, data, lambda extent: index_piece_name(self._host, extent))
-
-    def _create(
-        self, under: str, at: int, data: bytes, name: Callable[[Extent], str], first: int | None = None
-    ) -> Extent:
-        """Create a piece. Where one of that name is damaged, and may not be removed, beside it; `first`,
-        where it is known to be gone or damaged, is the copy to begin with."""
-        if under not in self._listed:
-            self._listed[under] = {name for name, _ in self._target.list(under)}
-        for copy in range(first or 0, (first or 0) + 100):
-            extent = extent_of(at, data, copy=copy)
-            piece = name(extent)
-            if piece in self._created and first is None:
-                return extent
-            try:
-                # What an earlier run had sent is not sent once more to be told that it is there.
-                if piece in self._listed[under] and self._target.holds(piece, data):
-                    return extent
-                self._target.create(piece, data)
-            except (DiffersError, DamagedUploadError) as exc:
-                log.error("replica: %s", exc)
-                continue
-            self._created.add(piece)
-            self._objects += 1
-            self._sent += len(data)
-            return extent
-        raise ReplicaError(f"{self._target.url}: {piece} arrives damaged again and again")
+        return self._made.create(under, at, data, lambda extent: index_piece_name(self._host, extent))
 
     def _send_index(self, copy: IndexCopy, *, wait: bool) -> IndexFiles | None:
         """Have a copy of the index be there, if it says what counts; None if it does not, or is not yet."""
@@ -368,9 +339,8 @@ class Shipper:
                 self._pass_over(round_, there, exc)
                 raise
         self._pending = None
-        self._objects += 1
-        self._sent += len(whole)
-        self._created.clear()
+        self._made.count(len(whole))
+        self._made.all_named(list_anew=round_.full)
         self._contents.apply(round_)
         for name, change in round_.streams.items():
             for pack in change.packs:
@@ -381,7 +351,6 @@ class Shipper:
         self._memory.keep(self._contents, self._writer)
         if round_.full:
             self._due_full = False
-            self._listed = {}
 
     def _pass_over(self, round_: Round, there: bytes, exc: StoreError) -> None:
         """Another object has the round's number: a rival's, or ours, that was damaged on its way. Then a
