@@ -161,7 +161,7 @@ def _take_down(record: Record, scrubbed: Scrubbed, mended: Mended) -> None:
     wrong = scrubbed.wrong
     record.last = time.time()
     record.missing = len(wrong.missing) + wrong.anew
-    record.damaged = len(wrong.damaged) + wrong.rounds
+    record.damaged = len(wrong.damaged) + len(wrong.index) + wrong.rounds
     record.unmended = len(mended.left)
     if not mended.left:
         record.last_right = record.last

@@ -27,18 +27,19 @@ Place = tuple[str, int, Extent]
 
 @dataclass(slots=True)
 class Wrong:
-    """What is wrong with one host's part of a replica: pieces by name, and how many rounds. `last`: the
-    highest number of a round, there or remembered; `anew`: none is there."""
+    """What is wrong with one host's part of a replica: pieces by name, those of its index, and how many
+    rounds. `last`: the highest number of a round, there or remembered; `anew`: none is there."""
 
     host: str
     missing: dict[str, Place] = field(default_factory=dict)
     damaged: dict[str, Place] = field(default_factory=dict)
+    index: list[str] = field(default_factory=list)
     rounds: int = 0
     last: int = 0
     anew: bool = False
 
     def __bool__(self) -> bool:
-        return bool(self.missing or self.damaged or self.rounds or self.anew)
+        return bool(self.missing or self.damaged or self.index or self.rounds or self.anew)
 
     def has(self, name: str) -> bool:
         """Whether something is wrong with a piece."""
@@ -47,16 +48,18 @@ class Wrong:
 
 @dataclass(slots=True)
 class Wish:
-    """What is to be mended: pieces, by name, that are missing or damaged; a full round behind `full_after`,
-    where a round is missing or damaged; `anew`: nothing of the host is there any more."""
+    """What is to be mended: pieces, by name, that are missing or damaged, and those of the index; a full
+    round behind `full_after`, where a round is missing or damaged; `anew`: nothing of the host is there any
+    more."""
 
     missing: list[str] = field(default_factory=list)
     damaged: list[str] = field(default_factory=list)
+    index: list[str] = field(default_factory=list)
     full_after: int = 0
     anew: bool = False
 
     def __bool__(self) -> bool:
-        return bool(self.missing or self.damaged or self.full_after or self.anew)
+        return bool(self.missing or self.damaged or self.index or self.full_after or self.anew)
 
 
 class Asked:
@@ -71,7 +74,11 @@ class Asked:
     def ask(self, wish: Wish) -> None:
         """Leave a note; durable when this returns. Raises `OSError`."""
         told: dict[str, object] = dict(self._told)
-        told |= {"missing": sorted(wish.missing), "damaged": sorted(wish.damaged)}
+        told |= {
+            "missing": sorted(wish.missing),
+            "damaged": sorted(wish.damaged),
+            "index": sorted(wish.index),
+        }
         told |= {"full_after": wish.full_after, "anew": wish.anew}
         text = json.dumps(told).encode() + b"\n"
         if not self._directory.exists():
@@ -97,7 +104,7 @@ class Asked:
                 told = json.loads(note.read_bytes())
                 found[note] = Wish(
                     [str(name) for name in told["missing"]], [str(name) for name in told["damaged"]],
-                    int(told["full_after"]), bool(told["anew"]),
+                    [str(name) for name in told["index"]], int(told["full_after"]), bool(told["anew"]),
                 )  # fmt: skip
             except FileNotFoundError:
                 continue

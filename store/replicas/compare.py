@@ -25,7 +25,7 @@ from store.replicas.chain import Memory
 from store.replicas.contents import Contents
 from store.replicas.errors import MissingObjectError
 from store.replicas.fetch import cover
-from store.replicas.layout import Extent, RoundError, piece_name
+from store.replicas.layout import Extent, RoundError, index_under, piece_name
 from store.replicas.reader import NoReplicaError, Reading, Replica
 from store.sample import Sample
 from store.segments import pack_path, stream_files
@@ -74,6 +74,7 @@ def compare(
             wrongs.append(wrong)
         # Another host's streams need not be here.
         ours = any((path / "streams" / name).is_dir() for name in (host, *reading.contents.streams))
+        yield from wrong_index(replica, reading, wrong, read_data)
         for stream, pack, extent in reading.contents.extents():
             compared.extents += 1
             compared.bytes += extent.length
@@ -117,6 +118,27 @@ def wrong_rounds(replica: Replica, path: Path, reading: Reading) -> Wrong:
         remembered = Memory(path, replica.source.url, wrong.host).last()
         wrong.last = max(remembered[0] if remembered else 0, *(int(n.rpartition("/")[2]) for n in names), 0)
     return wrong
+
+
+def wrong_index(
+    replica: Replica, reading: Reading, wrong: Wrong, read_data: Sample | None = None
+) -> Iterator[Finding]:
+    """What is wrong with the pieces of a host's index: by a list of them, and of some by their bytes."""
+    index, host, url = reading.contents.index, reading.contents.host, replica.source.url
+    if index is None:
+        return
+    sizes = dict(replica.source.list(f"{index_under(host)}/"))
+    for name, extent in index.pieces(host).items():
+        what = ""
+        if name not in sizes:
+            what = "is missing"
+        elif sizes[name] != extent.length:
+            what = f"has {sizes[name]} bytes"
+        elif read_data is not None and read_data.takes(extent.digest):
+            what = "" if blake3(replica.source.get(name)).digest() == extent.digest else "is damaged"
+        if what:
+            wrong.index.append(name)
+            yield Finding("replica", url, f"{name} {what}: single messages cannot be read from there")
 
 
 def listed_wrong(url: str, sizes: Mapping[str, int], place: Place, wrong: Wrong) -> Iterator[Finding]:

@@ -9,12 +9,16 @@ from __future__ import annotations
 import mmap
 import os
 import threading
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from blake3 import blake3
+
 from store.files import write_all
+from store.replicas.layout import RoundError
 
 PAGE_BYTES = 128 << 10
 _FETCH_BYTES = 4 << 20
@@ -25,12 +29,14 @@ _HERE = b"\x01"
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Bytes of a file from `offset` on: `length` of them, from `at` on in what `name` names."""
+    """Bytes of a file from `offset` on: `length` of them, from `at` on in what `name` names. With a `digest`
+    (BLAKE3) they are fetched as a whole and compared; then parts begin at pages."""
 
     offset: int
     length: int
     name: str
     at: int = 0
+    digest: bytes = b""
 
     @property
     def end(self) -> int:
@@ -71,7 +77,7 @@ class Hollow:
         with self._lock:
             known = self._files.get(path)
             if known and known.size == size:
-                known.parts = parts
+                known.consist_of(parts)
                 return
             file = _File(path, self._maps / name, parts, size)
             self._files[path] = file
@@ -116,7 +122,12 @@ class Hollow:
             done.result()
 
     def _fetch(self, file: _File, start: int, end: int) -> None:
-        got = [self._get(part.name, at, size) for part, at, size in file.pieces(start, end)]
+        got = []
+        for part, at, size in file.pieces(start, end):
+            data = self._get(part.name, at, size)
+            if part.digest and blake3(data).digest() != part.digest:
+                raise RoundError(f"{part.name} is damaged")
+            got.append(data)
         file.put(start, b"".join(got))
         with self._lock:
             self.fetched_bytes += end - start
@@ -135,8 +146,8 @@ class _File:
 
     def __init__(self, path: Path, map_path: Path, parts: Sequence[Part], size: int) -> None:
         self.map_path = map_path
-        self.parts = parts
         self.size = size
+        self.consist_of(parts)
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         had = os.fstat(self._fd).st_size
@@ -145,6 +156,10 @@ class _File:
         self._map = _open_map(map_path, max(1, -(-size // PAGE_BYTES)))
         if had < size and had % PAGE_BYTES:  # the page in which it ended has more now
             self._map[had // PAGE_BYTES] = 0
+
+    def consist_of(self, parts: Sequence[Part]) -> None:
+        self.parts = parts
+        self._begins = [part.offset for part in parts]
 
     def has(self, start: int, end: int) -> bool:
         return self._map.find(b"\0", start // PAGE_BYTES, -(-min(end, self.size) // PAGE_BYTES)) < 0
@@ -156,8 +171,17 @@ class _File:
         while (page := self._map.find(b"\0", page, last)) >= 0:
             until = self._map.find(_HERE, page, last)
             until = min(last if until < 0 else until, page + _FETCH_BYTES // PAGE_BYTES)
-            yield page * PAGE_BYTES, min(until * PAGE_BYTES, self.size)
-            page = until
+            start, end = self._whole(page * PAGE_BYTES, min(until * PAGE_BYTES, self.size))
+            yield start, end
+            page = -(-end // PAGE_BYTES)
+
+    def _whole(self, start: int, end: int) -> tuple[int, int]:
+        """A range, widened to where parts begin and end that are compared."""
+        if not self.parts or not self.parts[0].digest:
+            return start, end
+        first = self.parts[bisect_right(self._begins, start) - 1]
+        last = self.parts[bisect_left(self._begins, end) - 1]
+        return first.offset, last.end
 
     def pieces(self, start: int, end: int) -> Iterator[tuple[Part, int, int]]:
         """Where a range's bytes are: part, place in what it names, length."""

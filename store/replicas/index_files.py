@@ -14,6 +14,15 @@ from store.replicas.layout import Extent, IndexFiles
 from store.replicas.named import packs_of
 from store.runs import Run
 
+_PIECE_BYTES = (256 << 10, 16 << 20)
+_PIECES = 512
+
+
+def _piece_bytes(size: int) -> int:
+    """Of a file's pieces: readers fetch them whole, and full rounds name them all."""
+    least, most = _PIECE_BYTES
+    return min(most, least * max(1, size // (least * _PIECES)))
+
 
 def is_at_one(copy: IndexCopy, contents: Contents) -> bool:
     """Whether all that the index knows of counts in the replica and lies there where it says; and whether it
@@ -37,9 +46,8 @@ def is_at_one(copy: IndexCopy, contents: Contents) -> bool:
 class IndexSender:
     """Sends copies of an index. `put` has some bytes of a file, from a place on, be in a piece."""
 
-    def __init__(self, put: Callable[[int, bytes], Extent], piece_bytes: int) -> None:
+    def __init__(self, put: Callable[[int, bytes], Extent]) -> None:
         self._put = put
-        self._piece_bytes = piece_bytes
         self._sent: dict[tuple[int, int, bytes], list[Extent]] = {}
 
     def send(self, copy: IndexCopy, late: Callable[[], bool]) -> IndexFiles | None:
@@ -50,10 +58,8 @@ class IndexSender:
         for name, run in zip(names, copy.runs, strict=True):
             if not self._send_run(run, self._sent.setdefault(name, []), late):
                 return None
-        state = [
-            self._put(at, copy.state[at : at + self._piece_bytes])
-            for at in range(0, len(copy.state), self._piece_bytes)
-        ]
+        size = _piece_bytes(len(copy.state))
+        state = [self._put(at, copy.state[at : at + size]) for at in range(0, len(copy.state), size)]
         return IndexFiles(tuple(state), tuple(tuple(self._sent[name]) for name in names))
 
     def _send_run(self, run: Run, sent: list[Extent], late: Callable[[], bool]) -> bool:
@@ -61,7 +67,7 @@ class IndexSender:
         while at < run.size:
             if late():
                 return False
-            data = run.pread(min(self._piece_bytes, run.size - at), at)
+            data = run.pread(min(_piece_bytes(run.size), run.size - at), at)
             sent.append(self._put(at, data))
             at += len(data)
         return True

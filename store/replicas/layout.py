@@ -82,9 +82,10 @@ class IndexFiles:
     state: tuple[Extent, ...]
     runs: tuple[tuple[Extent, ...], ...]
 
-    def names(self, host: str) -> set[str]:
-        """The objects of its pieces."""
-        return {index_piece_name(host, extent) for file in (self.state, *self.runs) for extent in file}
+    def pieces(self, host: str) -> dict[str, Extent]:
+        """Its pieces by the names of their objects."""
+        files = (self.state, *self.runs)
+        return {index_piece_name(host, extent): extent for file in files for extent in file}
 
 
 @dataclass(slots=True)

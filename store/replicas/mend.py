@@ -87,11 +87,12 @@ def ask(
     if not wrong:
         return
     if Memory(path, url, wrong.host).last() is None:
-        mended.left += [f"{name}: not shipped from here" for name in (*wrong.missing, *wrong.damaged)]
+        wrong_names = (*wrong.missing, *wrong.damaged, *wrong.index)
+        mended.left += [f"{name}: not shipped from here" for name in wrong_names]
         if wrong.rounds or wrong.anew:
             mended.left.append(f"the rounds of {wrong.host}: not shipped from here")
         return
-    wish = Wish(full_after=wrong.last if wrong.rounds else 0, anew=wrong.anew)
+    wish = Wish(index=wrong.index, full_after=wrong.last if wrong.rounds else 0, anew=wrong.anew)
     for places, names in ((wrong.missing, wish.missing), (wrong.damaged, wish.damaged)):
         for name, place in places.items():
             data = _wanted(path, name, place, mended)
@@ -100,7 +101,7 @@ def ask(
                 step(len(data))
     if wish:
         Asked(path, url, wrong.host).ask(wish)
-    mended.asked += len(wish.missing) + len(wish.damaged) + wrong.rounds + wrong.anew
+    mended.asked += len(wish.missing) + len(wish.damaged) + len(wish.index) + wrong.rounds + wrong.anew
 
 
 def _wanted(path: Path, name: str, place: Place, mended: Mended) -> bytes | None:
@@ -123,6 +124,8 @@ class Mending:
         self._damaged: set[str] = set()
         self._copies: dict[str, Extent] = {}
         """what stands for a damaged piece in the next full round"""
+        self.index: set[str] = set()
+        """pieces of the index that are missing or damaged, and that the last full round names"""
         self._settled: set[str] = set()
         """of what the notes ask for: created again, or not to be mended from here"""
 
@@ -140,12 +143,14 @@ class Mending:
         """What is asked for now; whether a full round is due at once. Takes away notes with nothing left to
         do. Raises `BeginAnewError`."""
         notes = self._asked.notes()
+        self.index = set()
         if not notes and not self.waits:
             return False
         pieces = contents.pieces()
         self._copies = {name: copy for name, copy in self._copies.items() if name in pieces}
         self._todo = {}
         self._damaged = {name for wish in notes.values() for name in wish.damaged}
+        named_by_index = set(contents.index.pieces(contents.host)) if contents.index else set()
         full_due = False
         asked_for: set[str] = set()
         for note, wish in notes.items():
@@ -155,14 +160,21 @@ class Mending:
             named = {name for name in (*wish.missing, *wish.damaged) if name in pieces} - self._settled
             # A number beyond ours is of a chain that is no more.
             due = bool(wish.full_after) and contents.full_number <= wish.full_after <= contents.number
-            if not named and not due:
+            of_index = (named_by_index & set(wish.index)) - self._settled
+            self.index |= of_index
+            if not named and not due and not of_index:
                 self._asked.done(note)
             else:
-                asked_for.update(wish.missing, wish.damaged)
+                asked_for.update(wish.missing, wish.damaged, wish.index)
             full_due |= due
             self._todo |= {name: pieces[name] for name in sorted(named - self._copies.keys())}
         self._settled &= asked_for
         return full_due
+
+    def index_sent(self) -> None:
+        """The index was shipped anew: what was missing is there under its name, and of what was damaged
+        there is a copy."""
+        self._settled |= self.index
 
     def go_on(self, create: Create, late: Callable[[], bool]) -> None:
         """Create what is asked for, until it is late; one piece at least. Raises `StoreError`, `OSError`."""

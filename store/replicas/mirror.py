@@ -6,9 +6,9 @@ With the index that full rounds bring, a message is found and read by a few rang
 indexed from its bytes. Without one (a sealed store; a version with other tables) all packs are fetched once.
 What is fetched stays; all of it may be removed at any time.
 
-Ranges are not compared with the digests of the pieces that they are of. Each record and each block of the
-index has its checksum, and a message its hash, so what is damaged is found; to find what somebody forged who
-can write to the bucket takes `restore-store` or `check --replica --read-data`.
+Pieces of the index are compared with their digests; ranges of packs are not, since theirs are those of whole
+pieces. Each record has its checksum, and a message its hash, so what is damaged is found; to find what
+somebody forged who can write to the bucket takes `restore-store` or `check --replica --read-data`.
 """
 
 from __future__ import annotations
@@ -235,7 +235,7 @@ class Mirror:
         return Part(extent.offset, extent.length, piece_name(stream, pack, extent))
 
     def _index_parts(self, extents: Sequence[Extent]) -> list[Part]:
-        return [Part(e.offset, e.length, index_piece_name(self.host, e)) for e in extents]
+        return [Part(e.offset, e.length, index_piece_name(self.host, e), 0, e.digest) for e in extents]
 
     def _sweep(self) -> None:
         """Remove what counts no more, once the index knows."""

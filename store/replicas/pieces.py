@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from store.replicas.errors import DamagedUploadError, DiffersError, ReplicaError
 from store.replicas.layout import Extent, extent_of
@@ -23,7 +23,12 @@ class Pieces:
         """what was there below a prefix when we first had a piece for it"""
         self._created: set[str] = set()
         """pieces that are there, and that no round names yet"""
+        self._shunned: set[str] = set()
         self.objects = self.sent_bytes = 0
+
+    def shun(self, names: Iterable[str]) -> None:
+        """What has these names is damaged, whatever a look at it says."""
+        self._shunned.update(names)
 
     def begin_round(self) -> None:
         """Count from nothing."""
@@ -51,6 +56,8 @@ class Pieces:
         for copy in range(first or 0, (first or 0) + _COPIES):
             extent = extent_of(at, data, copy=copy)
             piece = name(extent)
+            if piece in self._shunned and piece in self._listed[under]:
+                continue
             if piece in self._created and first is None:
                 return extent
             try:

@@ -26,7 +26,7 @@ def removable(target: Target, host: str, *, keep_us: int = KEEP_US) -> list[str]
     for other in replica.hosts():
         kept = replica.full_rounds(other)[-2:]
         for round_ in replica.rounds(other, kept[0]):
-            named.update(round_.index.names(other) if round_.index else ())
+            named.update(round_.index.pieces(other) if round_.index else ())
             for stream, change in round_.streams.items():
                 if other == host:
                     streams.add(stream)

@@ -14,7 +14,7 @@ from pathlib import Path
 from store.findings import Finding
 from store.replicas.asked import Place, Wrong
 from store.replicas.chain import Memory
-from store.replicas.compare import listed_wrong, read_surely, read_wrong, wrong_rounds
+from store.replicas.compare import listed_wrong, read_surely, read_wrong, wrong_index, wrong_rounds
 from store.replicas.errors import ReplicaError
 from store.replicas.layout import in_name
 from store.replicas.reader import NoReplicaError, Replica
@@ -56,6 +56,7 @@ def scrub(replica: Replica, path: Path, store_id: bytes, host: str, options: Scr
         raise ReplicaError(f"{url}: another store ({contents.store_id.hex()}) is shipped there as {host}")
     scrubbed = Scrubbed(wrong_rounds(replica, path, reading))
     wrong = scrubbed.wrong
+    indexed = list(wrong_index(replica, reading, wrong))
     # In this order: what a round names was there before it.
     sizes: dict[str, int] = {}
     for stream in contents.streams:
@@ -74,7 +75,8 @@ def scrub(replica: Replica, path: Path, store_id: bytes, host: str, options: Scr
     found |= _read(replica, sound, scrubbed, options)
     if found:
         _forget(wrong, found, replica.read(host).contents.pieces())
-    scrubbed.findings = [Finding("replica", url, fault) for fault in reading.faults] + list(found.values())
+    faults = [Finding("replica", url, fault) for fault in reading.faults]
+    scrubbed.findings = [*faults, *indexed, *found.values()]
     return scrubbed
 
 

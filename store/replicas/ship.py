@@ -135,7 +135,7 @@ class Shipper:
         """streams whose segments were compared with what is named since the start"""
         self._prepared = False
         """whether what is in rounds is in pieces, too, for the full round that is due"""
-        self._index = IndexSender(self._piece_of_index, self._options.piece_bytes)
+        self._index = IndexSender(self._piece_of_index)
         self._behind_since: float | None = None
         self._last_look = time.monotonic()
         self.lag_bytes = 0
@@ -162,7 +162,10 @@ class Shipper:
         if self._mending.look(self._contents):
             self._due_full = True
         due = full or self._is_full_due() or self._mending.due_full
-        lacking = self._contents.index is None or self._contents.regrouped
+        if self._mending.index:
+            self._made.shun(self._mending.index)
+            self._index.forget()
+        lacking = self._contents.index is None or self._contents.regrouped or bool(self._mending.index)
         copy = self._options.index() if due or lacking else None  # before the look at what it knows
         local = self._local.look()
         parts = list(self._missing(local))
@@ -178,6 +181,8 @@ class Shipper:
         at_once = copy is None or self._mending.due_full or self._is_overdue()
         if full or (self._prepared and (index or (due and at_once))):
             self._put_full(index)
+            if index:
+                self._mending.index_sent()
         if self._contents.full_number != last_full:
             self._mending.look(self._contents)
         self._mend()
@@ -307,7 +312,7 @@ class Shipper:
             return None
         # What took days to send, and was named by nothing, may have been removed.
         there = {name for name, _ in self._target.list(index_under(self._host) + "/")}
-        if not there.issuperset(files.names(self._host)):
+        if not there.issuperset(files.pieces(self._host)):
             self._index.forget()
             return None
         return files

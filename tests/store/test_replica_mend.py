@@ -12,11 +12,14 @@ import pytest
 from store.compact import CompactOptions, Compactor
 from store.deliveries import Query
 from store.findings import Finding
+from store.index_copy import copy_of
 from store.replicas import ship
 from store.replicas.asked import Asked, Wish, Wrong
 from store.replicas.compare import Compared, compare
 from store.replicas.fetch import Fetching
+from store.replicas.layout import IndexFiles, RoundError, index_piece_name
 from store.replicas.mend import BeginAnewError, Mended, ask, mend
+from store.replicas.mirror import Mirror
 from store.replicas.reader import Replica
 from store.replicas.remote import Remote
 from store.replicas.ship import ShipOptions, Shipper
@@ -52,6 +55,16 @@ class Shipped:
     def start(self, **how: object) -> Shipper:
         options = ShipOptions(**({"piece_bytes": 10_000} | how))  # type: ignore[arg-type]  # keywords
         return Shipper(self.path, self.remote, "host", options)
+
+    def ship_index(self) -> IndexFiles:
+        """From now on with the index, a run and the rest of it; as it is there then."""
+        self.store.settle_index()
+        with self.store.index.update() as update:
+            update.fold()
+        self.shipper = self.start(index=lambda: copy_of(self.store.index, self.store.view.names()))
+        self.shipper.round(full=True)
+        assert self.shipper.contents.index is not None
+        return self.shipper.contents.index
 
     def check(self, **how: Sample) -> tuple[list[Finding], list[Wrong], Compared]:
         wrongs: list[Wrong] = []
@@ -347,3 +360,32 @@ def test_notes_that_cannot_be_read_and_old_ones(shipped: Shipped, caplog: pytest
     assert shipped.remote.counted.sent_bytes == sent, "there is a full round since, and no such piece"
     assert shipped.notes() == []
     assert "cannot be read" in caplog.text
+
+
+@pytest.mark.parametrize("how", [flip, cut, Path.unlink])
+def test_the_index_is_shipped_anew(shipped: Shipped, how: Callable[[Path], None], tmp_path: Path) -> None:
+    for name in shipped.ship_index().pieces("host"):
+        how(shipped.files / name)
+    findings, _, _ = shipped.check(read_data=Sample())
+    assert len(findings) == 2
+    assert shipped.mend().asked == 2
+    shipped.ship()
+    assert shipped.notes() == [], "nothing of it is left to do"
+    assert shipped.is_right(tmp_path / "again")
+    mirror = Mirror(Replica(shipped.remote), "host", tmp_path / "mirror")
+    assert mirror.follow() == []
+    with mirror.open() as opened:
+        found = {b"".join(opened.read(one.delivery.content)) for one in opened.deliveries(Query())}
+    mirror.close()
+    assert found == shipped.mails
+
+
+def test_a_damaged_index_is_told_and_not_believed(shipped: Shipped, tmp_path: Path) -> None:
+    for run in shipped.ship_index().runs:
+        for extent in run:
+            flip(shipped.files / index_piece_name("host", extent))
+    mirror = Mirror(Replica(shipped.remote), "host", tmp_path / "mirror")
+    mirror.follow()
+    with pytest.raises(RoundError, match=r"index/.* is damaged"):
+        mirror.open()
+    mirror.close()
