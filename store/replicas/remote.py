@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import html
 import os
 import re
 import secrets
@@ -25,8 +26,10 @@ from urllib.parse import urlsplit
 from store.files import sync_directory, write_all
 from store.loopback import LOOPBACK
 from store.replicas.errors import (
+    ClockError,
     DamagedUploadError,
     DiffersError,
+    FullError,
     MissingObjectError,
     RefusedError,
     ReplicaError,
@@ -296,12 +299,14 @@ class Remote:
             raise MissingObjectError(f"{where} is missing") from exc
         except (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError, PermissionError) as exc:
             self._count(failures=1)
-            raise RefusedError(f"{where}: {_words(exc)}") from exc
+            text = _words(exc)
+            raise _kind_of(text, RefusedError)(f"{where}: {text}") from exc
         except (exceptions.BaseError, OSError, ValueError) as exc:
             self._count(failures=1)
             text = _words(exc)
             refused = re.search(r"^40[0-5] |another region|redentials", text)
-            raise (RefusedError if refused else UnreachableError)(f"{where}: {text}") from exc
+            kind = _kind_of(text, RefusedError if refused else UnreachableError)
+            raise kind(f"{where}: {text}") from exc
 
 
 def read_credentials(path: Path) -> tuple[str, str]:
@@ -418,6 +423,14 @@ def _is_md5_of(e_tag: str, data: bytes) -> bool:
     return bool(_MD5.fullmatch(tag)) and hashlib.md5(data, usedforsecurity=False).hexdigest() == tag
 
 
+def _kind_of(text: str, otherwise: type[ReplicaError]) -> type[ReplicaError]:
+    """What is wrong, where a code of the store's tells it: 403 has many reasons."""
+    if "RequestTimeTooSkewed" in text:
+        return ClockError
+    # Ceph's QuotaExceeded, MinIO's XMinioStorageFull and XMinioAdminBucketQuotaExceeded; RFC 4918, 11.5.
+    return FullError if re.match("507 ", text) or re.search("QuotaExceeded|StorageFull", text) else otherwise
+
+
 def _words(exc: Exception) -> str:
     """What the store says, without what is for obstore's own developers."""
     text = str(exc).partition("\n\nDebug source")[0]
@@ -428,7 +441,7 @@ def _words(exc: Exception) -> str:
             re.search("<Message>([^<]*)</Message>", text),
             re.search(r"status(?: code)?:? (\d{3})", text),
         )
-        said = code[1] + (f": {message[1]}" if message else "")
+        said = code[1] + (f": {html.unescape(message[1])}" if message and message[1] else "")
         return f"{status[1]} {said}" if status else said
     # Without address, time and number of tries: what is said again and again shall be the same.
     said = " ".join(text.rpartition(" - ")[2].split()).rstrip(":")[:300]
