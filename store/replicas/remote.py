@@ -298,15 +298,21 @@ class Remote:
                 raise RefusedError(f"{where}: {_words(exc)}") from exc
             raise MissingObjectError(f"{where} is missing") from exc
         except (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError, PermissionError) as exc:
-            self._count(failures=1)
-            text = _words(exc)
-            raise _kind_of(text, RefusedError)(f"{where}: {text}") from exc
+            raise self._failure(where, exc, RefusedError) from exc
         except (exceptions.BaseError, OSError, ValueError) as exc:
-            self._count(failures=1)
-            text = _words(exc)
-            refused = re.search(r"^40[0-5] |another region|redentials", text)
-            kind = _kind_of(text, RefusedError if refused else UnreachableError)
-            raise kind(f"{where}: {text}") from exc
+            refused = re.search(r"^40[0-5] |another region|redentials", _words(exc))
+            raise self._failure(where, exc, RefusedError if refused else UnreachableError) from exc
+
+    def _failure(self, where: str, exc: Exception, otherwise: type[ReplicaError]) -> ReplicaError:
+        self._count(failures=1)
+        text = _words(exc)
+        kind = _kind_of(text, otherwise)
+        if kind is RefusedError and self._directory is None:
+            # Credentials may be put right; a client keeps for an hour what it has read.
+            with self._lock:
+                self._store = self._make(self._options.timeout_s)
+                self._patient = (self._options.timeout_s, self._store)
+        return kind(f"{where}: {text}")
 
 
 def read_credentials(path: Path) -> tuple[str, str]:

@@ -31,7 +31,7 @@ from tests.support.lmtp_sink import LmtpSink
 from tests.support.s3_request import make_locked_bucket, signed
 from tests.support.seaweed import Seaweed, weed
 from tests.support.service import Service
-from tests.support.shipping import Mail, caught_up, restored, skewed_clock
+from tests.support.shipping import Mail, catches_up, caught_up, restored, skewed_clock
 from tests.support.sink_thread import SinkThread
 
 pytestmark = pytest.mark.skipif(
@@ -323,6 +323,23 @@ def test_a_bucket_that_keeps_no_promise_is_told(service: Service, proxy: FaultPr
     assert wait_until(lambda: "does not honour If-None-Match" in service.log_text(), timeout_s=10)
     Mail(service).send(1)
     assert not any("rounds" in request for request in proxy.requests), "nothing was shipped there"
+
+
+def test_credentials_that_are_put_right(
+    service: Service, seaweed: Seaweed, remote: Remote, tmp_path: Path
+) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("access_key_id = testkey\nsecret_access_key = another\n")
+    service.configure(**{"[replica]": {"credentials": str(keys)}})
+    service.start()
+    mail = Mail(service)
+    mail.send(5)
+    assert wait_until(lambda: "403 SignatureDoesNotMatch" in service.log_text(), timeout_s=10), service.tail()
+    assert "Look at the credentials" in service.log_text()
+    keys.write_bytes(seaweed.credentials.read_bytes())
+    assert catches_up(service, timeout_s=20), service.tail()
+    assert service.stop() == 0
+    assert set(restored(remote, tmp_path / "again")) == mail.taken
 
 
 def test_clocks_that_differ(
