@@ -5,7 +5,7 @@ PYTEST := $(VENV)/bin/python -m pytest -W error
 # Many tests wait for clocks and processes more than for a core: three at a time on two cores are done in a third of the time.
 AT_ONCE := -n $(shell expr $$(nproc) + 1) --dist worksteal
 
-.PHONY: help setup packages demo test check e2e bench bench-scale crash fuzz format clean
+.PHONY: help setup packages demo test check e2e ceph bench bench-scale crash fuzz format clean
 
 help:
 	@echo "make demo       see it work: private Postfix and Dovecot, mail captured, deleted and put back"
@@ -13,6 +13,7 @@ help:
 	@echo "make setup      only .venv, with the command at $(VENV)/bin/mailkeep"
 	@echo "make check      format, lint, import rules, types, tests without real servers"
 	@echo "make e2e        tests with real Postfix and Dovecot"
+	@echo "make ceph       replicas in a real Ceph, and clocks that are wrong: installs Debian's ceph and faketime"
 	@echo "make crash      the service killed 200 times under load"
 	@echo "make bench      the mail path and the store against named peers"
 	@echo "make bench-scale  ten million deliveries: an hour or more, 50 GB of free disk"
@@ -40,10 +41,15 @@ check: setup
 	$(VENV)/bin/ruff check --quiet .
 	$(VENV)/bin/lint-imports --no-logo
 	$(VENV)/bin/mypy
-	$(PYTEST) -q $(AT_ONCE) tests --ignore=tests/e2e --ignore=tests/fuzz --ignore=tests/bench
+	$(PYTEST) -q $(AT_ONCE) tests --ignore=tests/e2e --ignore=tests/ceph --ignore=tests/fuzz --ignore=tests/bench
 
 e2e: setup
 	$(PYTEST) -q $(AT_ONCE) tests/e2e
+
+# Not in `make test`: the packages are large. Here nothing may be skipped.
+ceph: setup
+	@deploy/setup/packages.sh ceph
+	CI=true $(PYTEST) -q tests/ceph
 
 crash: setup
 	MAILKEEP_KILLS=200 MAILKEEP_LOSSES=50 $(PYTEST) -q -s tests/crash

@@ -114,7 +114,8 @@ class Replication:
         self._asked = threading.Event()
         self._wake = threading.Event()
         self._until: float | None = None
-        self._told: tuple[str, float] = ("", 0.0)
+        self._told: dict[tuple[type[Exception], str], float] = {}
+        """when what was told that has been wrong since the last success"""
         self._waiting_s = 0.0
         self._pruning: threading.Thread | None = None
         self._began = time.monotonic()
@@ -201,7 +202,7 @@ class Replication:
         if self._waiting_s:
             log.info("replica %s: goes on", self._replica.url)
         self._waiting_s = 0.0
-        self._told = ("", 0.0)
+        self._told.clear()
         if not shipped.more and not shipper.lag_bytes:
             self.last_success = time.time()
         if shipped.full and self._replica.delete and not (self._pruning and self._pruning.is_alive()):
@@ -264,11 +265,13 @@ class Replication:
             self._shipper = None  # all is asked anew, should an operator have mended it
         if begin_anew or isinstance(exc, RivalError):
             self._waiting_s = most
-        text, told = self._told
-        if str(exc) != text or time.monotonic() - told > _TOLD_AGAIN_S:
+        # The same of another object is no news: a piece of what waits has another name when more waits.
+        what = (type(exc), str(exc).rpartition(": ")[2])
+        now = time.monotonic()
+        if now - self._told.get(what, -_TOLD_AGAIN_S) >= _TOLD_AGAIN_S:
             hint = getattr(exc, "hint", "")
             log.error("replica: %s%s", exc, f" ({hint})" if hint else "")
-            self._told = (str(exc), time.monotonic())
+            self._told[what] = now
 
 
 def _piece_bytes(bandwidth_bytes: int) -> int:

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs the system packages that building, testing and the demo need, and only those that are missing;
-# `packages.sh bench` also the programs that the benchmarks compare with.
+# `packages.sh bench` also the programs that the benchmarks compare with, `packages.sh ceph` what `make ceph` starts.
 #
 # Never removes or replaces a package (another mail server stays), never starts a service, changes
 # nothing in /etc that a package does not bring itself. Without root, sudo or apt it prints what to
@@ -42,6 +42,13 @@ if [ "${1:-}" = bench ]; then
     command -v restic >/dev/null || peers+=(restic)
     command -v borg >/dev/null || peers+=(borgbackup)
     command -v zstd >/dev/null || peers+=(zstd)
+fi
+if [ "${1:-}" = ceph ]; then
+    command -v ceph-mon >/dev/null || peers+=(ceph-mon)   # brings monmaptool
+    command -v ceph-osd >/dev/null || peers+=(ceph-osd)
+    command -v ceph >/dev/null || peers+=(ceph-common)
+    command -v radosgw >/dev/null || peers+=(radosgw)
+    compgen -G '/usr/lib/*/faketime/libfaketime.so.1' >/dev/null || peers+=(libfaketime)
 fi
 
 missing=("${build[@]}" "${servers[@]}" "${postfix[@]}" "${peers[@]}")
@@ -120,9 +127,12 @@ if [ ${#postfix[@]} -gt 0 ]; then
 fi
 # What was not there before this run shall not start at the next boot either.
 if [ -d /run/systemd/system ]; then
-    for package in "${servers[@]}" "${postfix[@]}"; do
+    for package in "${servers[@]}" "${postfix[@]}" "${peers[@]}"; do
         case $package in
             dovecot-core) "${root[@]}" systemctl disable --quiet dovecot.service dovecot.socket 2>/dev/null || true ;;
+            ceph-mon) "${root[@]}" systemctl disable --quiet ceph.target ceph-mon.target ceph-crash.service rbdmap.service 2>/dev/null || true ;;
+            ceph-osd) "${root[@]}" systemctl disable --quiet ceph-osd.target 2>/dev/null || true ;;
+            radosgw) "${root[@]}" systemctl disable --quiet ceph-radosgw.target 2>/dev/null || true ;;
             postfix) "${root[@]}" systemctl disable --quiet postfix.service 2>/dev/null || true ;;
         esac
     done

@@ -22,6 +22,21 @@ class RefusedError(ReplicaError):
     hint = "Look at the credentials and their rights, the bucket's name and region, and this host's clock."
 
 
+class ClockError(RefusedError):
+    """It does not let us, for the time of our requests is not its own."""
+
+    hint = (
+        "This host's clock and the bucket's are too far apart: set this one (`timedatectl`, "
+        "`chronyc tracking`). Capture goes on; what is missing is shipped by itself once the clock is right."
+    )
+
+
+class FullError(ReplicaError):
+    """It has no room for more, or a quota is used up."""
+
+    hint = "Make room there, or raise its quota. Capture goes on; what is missing is shipped by itself then."
+
+
 class MissingObjectError(ReplicaError):
     """An object is not there."""
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import html
 import os
 import re
 import secrets
@@ -25,8 +26,10 @@ from urllib.parse import urlsplit
 from store.files import sync_directory, write_all
 from store.loopback import LOOPBACK
 from store.replicas.errors import (
+    ClockError,
     DamagedUploadError,
     DiffersError,
+    FullError,
     MissingObjectError,
     RefusedError,
     ReplicaError,
@@ -304,13 +307,21 @@ class Remote:
                 raise RefusedError(f"{where}: {_words(exc)}") from exc
             raise MissingObjectError(f"{where} is missing") from exc
         except (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError, PermissionError) as exc:
-            self._count(failures=1)
-            raise RefusedError(f"{where}: {_words(exc)}") from exc
+            raise self._failure(where, exc, RefusedError) from exc
         except (exceptions.BaseError, OSError, ValueError) as exc:
-            self._count(failures=1)
-            text = _words(exc)
-            refused = re.search(r"^40[0-5] |another region|redentials", text)
-            raise (RefusedError if refused else UnreachableError)(f"{where}: {text}") from exc
+            refused = re.search(r"^40[0-5] |another region|redentials", _words(exc))
+            raise self._failure(where, exc, RefusedError if refused else UnreachableError) from exc
+
+    def _failure(self, where: str, exc: Exception, otherwise: type[ReplicaError]) -> ReplicaError:
+        self._count(failures=1)
+        text = _words(exc)
+        kind = _kind_of(text, otherwise)
+        if kind is RefusedError and self._directory is None:
+            # Credentials may be put right; a client keeps for an hour what it has read.
+            with self._lock:
+                self._store = self._make(self._options.timeout_s)
+                self._patient = (self._options.timeout_s, self._store)
+        return kind(f"{where}: {text}")
 
 
 def read_credentials(path: Path) -> tuple[str, str]:
@@ -427,6 +438,14 @@ def _is_md5_of(e_tag: str, data: bytes) -> bool:
     return bool(_MD5.fullmatch(tag)) and hashlib.md5(data, usedforsecurity=False).hexdigest() == tag
 
 
+def _kind_of(text: str, otherwise: type[ReplicaError]) -> type[ReplicaError]:
+    """What is wrong, where a code of the store's tells it: 403 has many reasons."""
+    if "RequestTimeTooSkewed" in text:
+        return ClockError
+    # Ceph's QuotaExceeded, MinIO's XMinioStorageFull and XMinioAdminBucketQuotaExceeded; RFC 4918, 11.5.
+    return FullError if re.match("507 ", text) or re.search("QuotaExceeded|StorageFull", text) else otherwise
+
+
 def _words(exc: Exception) -> str:
     """What the store says, without what is for obstore's own developers."""
     text = str(exc).partition("\n\nDebug source")[0]
@@ -437,7 +456,7 @@ def _words(exc: Exception) -> str:
             re.search("<Message>([^<]*)</Message>", text),
             re.search(r"status(?: code)?:? (\d{3})", text),
         )
-        said = code[1] + (f": {message[1]}" if message else "")
+        said = code[1] + (f": {html.unescape(message[1])}" if message and message[1] else "")
         return f"{status[1]} {said}" if status else said
     # Without address, time and number of tries: what is said again and again shall be the same.
     said = " ".join(text.rpartition(" - ")[2].split()).rstrip(":")[:300]

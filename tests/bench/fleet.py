@@ -157,7 +157,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="mailkeep-bench-") as scratch:
         where = Path(scratch).resolve()
         (where / "weed").mkdir()
-        with Seaweed(where / "weed", most_volumes=400) as seaweed:
+        with Seaweed(where / "weed", volumes=400) as seaweed:
             Remote.open("s3://mail/first", seaweed.options()).create("a", b"a")
             began = time.perf_counter()
             shipped = ship(where, seaweed)

@@ -22,7 +22,8 @@ from store.deliveries import Query
 from store.ids import ContentId, content_id
 from store.store import Store
 from tests.support.lmtp_sink import LmtpSink
-from tests.support.seaweed import KEY, SECRET, Seaweed, weed
+from tests.support.s3_request import KEY, SECRET
+from tests.support.seaweed import Seaweed, weed
 from tests.support.serving import COMMAND, Client, Serving
 from tests.support.sink_thread import SinkThread
 

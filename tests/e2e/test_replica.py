@@ -6,10 +6,9 @@ import base64
 import hashlib
 import itertools
 import os
-import shutil
 import signal
-import smtplib
 import time
+import urllib.error
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -17,13 +16,16 @@ from pathlib import Path
 import pytest
 
 from sidecar.demo.ports import wait_until
-from store.check import check
-from store.deliveries import Query
-from store.findings import Checked
 from store.replicas.asked import Wrong
 from store.replicas.compare import compare
-from store.replicas.errors import DiffersError, RefusedError, UnfitError, UnreachableError
-from store.replicas.fetch import Fetching
+from store.replicas.errors import (
+    ClockError,
+    DiffersError,
+    FullError,
+    RefusedError,
+    UnfitError,
+    UnreachableError,
+)
 from store.replicas.mend import Mended, mend
 from store.replicas.probe import probe
 from store.replicas.reader import Replica
@@ -35,8 +37,10 @@ from tests.store.conftest import put_message
 from tests.support.fault_proxy import FaultProxy
 from tests.support.lmtp_sink import LmtpSink
 from tests.support.mailstore import mailkeep
+from tests.support.s3_request import make_locked_bucket, signed
 from tests.support.seaweed import Seaweed, weed
 from tests.support.service import Service
+from tests.support.shipping import Mail, catches_up, caught_up, restored, skewed_clock
 from tests.support.sink_thread import SinkThread
 
 pytestmark = pytest.mark.skipif(
@@ -139,7 +143,7 @@ def test_checksums_go_with_uploads_where_they_are_wanted(
 
 
 def test_a_bucket_that_locks(seaweed: Seaweed) -> None:
-    seaweed.make_locked_bucket("locked", 30)
+    make_locked_bucket(seaweed.endpoint, "locked", 30)
     remote = Remote.open("s3://locked/x", seaweed.options(checksums=True))
     probe(remote, "host", lock_days=30)
     until = remote.locked_until("probe/host")
@@ -156,6 +160,39 @@ def test_a_service_that_lies_is_refused(remote: Remote, proxy: FaultProxy) -> No
     proxy.lies = False
     with pytest.raises(UnfitError, match="does not lock what is new for 30 days, but not at all"):
         probe(remote, "host", lock_days=30)
+
+
+_AWS = (
+    b'<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>%s</Code><Message>%s</Message>'
+    b"<RequestId>4442587FB7D0A2F9</RequestId></Error>"
+)
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "kind", "words"),
+    [
+        (403, _AWS % (b"QuotaExceeded", b""), FullError, "403 QuotaExceeded$"),  # Ceph
+        (
+            507,
+            _AWS % (b"XMinioStorageFull", b"Storage backend full"),
+            FullError,
+            "507 XMinioStorageFull: Stor",
+        ),
+        (507, b"", FullError, "507 Insufficient Storage"),
+        (503, _AWS % (b"ServiceUnavailable", b"Later"), UnreachableError, "503 ServiceUnavailable: Later$"),
+        (403, _AWS % (b"RequestTimeTooSkewed", b"it&#39;s late"), ClockError, "TooSkewed: it's late$"),
+        (403, _AWS % (b"AccessDenied", b"Access Denied"), RefusedError, "403 AccessDenied: Access Denied$"),
+    ],
+)
+def test_what_a_service_says_is_understood(
+    remote: Remote, proxy: FaultProxy, status: int, body: bytes, kind: type[Exception], words: str
+) -> None:
+    proxy.answer = status, body
+    with pytest.raises(kind, match=words) as raised:
+        remote.create("a", b"a")
+    assert type(raised.value) is kind
+    proxy.heal()
+    assert remote.create("a", b"a")
 
 
 def test_wrong_credentials(seaweed: Seaweed, url: str, tmp_path: Path) -> None:
@@ -197,21 +234,6 @@ def test_what_is_missing_or_altered_is_mended(remote: Remote, store: Store, tmp_
 # -- serve
 
 
-class Mail:
-    """Sends mail, and knows all that was taken."""
-
-    def __init__(self, service: Service) -> None:
-        self._service = service
-        self.taken: set[bytes] = set()
-
-    def send(self, count: int) -> None:
-        with smtplib.LMTP("127.0.0.1", self._service.port) as client:
-            for _ in range(count):
-                mail = b"Subject: %d\r\n\r\n%s\r\n" % (len(self.taken), os.urandom(2000).hex().encode())
-                client.sendmail("bert@example.com", ["anna@example.org"], mail)
-                self.taken.add(mail)
-
-
 @pytest.fixture
 def sink() -> Iterator[SinkThread]:
     with SinkThread(LmtpSink()) as running:
@@ -228,26 +250,6 @@ def service(
     yield made
     if made.running:
         made.kill()
-
-
-def caught_up(service: Service, since: float) -> bool:
-    told = service.metrics()
-    return (
-        told['replica_last_success_timestamp_seconds{replica="1"}'] > since
-        and told['replica_lag_bytes{replica="1"}'] == 0
-    )
-
-
-def restored(remote: Remote, where: Path) -> list[bytes]:
-    shutil.rmtree(where, ignore_errors=True)
-    fetched = Fetching(Replica(remote), where).run()
-    assert fetched.faults == []
-    with Store.open(where) as store:
-        assert store.damage == []
-        assert list(check(store, Checked(), read_data=True)) == []
-        found = [b"".join(store.read(one.delivery.content)) for one in store.deliveries(Query())]
-    # A line that says how it came to us stands before each message.
-    return [b"Subject: " + mail.partition(b"Subject: ")[2] for mail in found]
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -382,3 +384,36 @@ def test_a_bucket_that_was_emptied_is_shipped_to_anew(
     assert "nothing any more of what was shipped (All is shipped anew.)" in service.log_text()
     assert service.stop() == 0
     assert set(restored(remote, tmp_path / "again")) == mail.taken
+
+
+def test_credentials_that_are_put_right(
+    service: Service, seaweed: Seaweed, remote: Remote, tmp_path: Path
+) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("access_key_id = testkey\nsecret_access_key = another\n")
+    service.configure(**{"[replica]": {"credentials": str(keys)}})
+    service.start()
+    mail = Mail(service)
+    mail.send(5)
+    assert wait_until(lambda: "403 SignatureDoesNotMatch" in service.log_text(), timeout_s=10), service.tail()
+    assert "Look at the credentials" in service.log_text()
+    keys.write_bytes(seaweed.credentials.read_bytes())
+    assert catches_up(service, timeout_s=20), service.tail()
+    assert service.stop() == 0
+    assert set(restored(remote, tmp_path / "again")) == mail.taken
+
+
+def test_clocks_that_differ(
+    service: Service, seaweed: Seaweed, proxy: FaultProxy, remote: Remote, tmp_path: Path
+) -> None:
+    """What SeaweedFS answers to a request of 20 minutes ago is what all of ours are answered."""
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        signed(seaweed.endpoint, "GET", "/mail", age=timedelta(minutes=20))
+    with refused.value as answer:
+        body = answer.read()
+
+    def skew() -> None:
+        proxy.answer = refused.value.code, body
+
+    service.start()
+    skewed_clock(service, remote, tmp_path, skew=skew, mend=proxy.heal)

@@ -16,14 +16,15 @@ from urllib.parse import urlsplit
 class FaultProxy:
     """A context manager; `address` is where it listens. Faults are set while it runs:
 
-    `storm`: so many requests are answered 503 (-1: all). `drop_answers`: so many uploads arrive, and nobody
-    hears. `truncate`: so many downloads end half-way. `delay_s`: before each answer. `lies`: "there already"
-    becomes "created". `flip_uploads`: a bit of so many uploads' bodies is turned over on the way, and the
-    service's word on it is as if it were not.
+    `storm`: so many requests are answered 503 (-1: all). `answer`: all are answered with this status and
+    body. `drop_answers`: so many uploads arrive, and nobody hears. `truncate`: so many downloads end
+    half-way. `delay_s`: before each answer. `lies`: "there already" becomes "created". `flip_uploads`: a bit
+    of so many uploads' bodies is turned over on the way, and the service's word on it is as if it were not.
     """
 
     def __init__(self, upstream: str) -> None:
         self.storm = 0
+        self.answer: tuple[int, bytes] | None = None
         self.drop_answers = 0
         self.truncate = 0
         self.delay_s = 0.0
@@ -62,7 +63,7 @@ class FaultProxy:
     def heal(self) -> None:
         """No fault any more."""
         self.storm = self.drop_answers = self.truncate = self.flip_uploads = 0
-        self.delay_s, self.lies = 0.0, False
+        self.delay_s, self.lies, self.answer = 0.0, False, None
 
     def take(self, fault: str) -> bool:
         """Whether it is this request's turn."""
@@ -87,6 +88,9 @@ class _Handler(BaseHTTPRequestHandler):
         time.sleep(faults.delay_s)
         if faults.take("storm"):
             self._answer(503, {}, b"<Error><Code>SlowDown</Code><Message>please</Message></Error>")
+            return
+        if faults.answer:
+            self._answer(faults.answer[0], {}, faults.answer[1])
             return
         status, headers, answer = self._ask(body)
         is_upload = self.command == "PUT"

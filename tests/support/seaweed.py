@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import json
 import os
 import shutil
@@ -13,15 +11,13 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from sidecar.demo.ports import free_port, is_free
 from store.replicas.remote import RemoteOptions
-
-KEY, SECRET = "testkey", "testsecret"
+from tests.support.s3_request import KEY, SECRET
 
 
 def weed() -> str | None:
@@ -32,11 +28,14 @@ def weed() -> str | None:
 
 class Seaweed:
     """One server with master, filer and S3 gateway, and one or three volume servers; three keep each object
-    twice (replication 001), so that one may be killed. Volumes have 64 MB each. A context manager."""
+    twice (replication 001), so that one may be killed. Each has room for so many volumes of so many MB.
+    A context manager."""
 
-    def __init__(self, directory: Path, *, volume_servers: int = 1, most_volumes: int = 20) -> None:
+    def __init__(
+        self, directory: Path, *, volume_servers: int = 1, volumes: int = 20, volume_mb: int = 64
+    ) -> None:
         self.directory = directory
-        self._most_volumes = most_volumes
+        self._room = volumes, volume_mb
         self.master, self.filer, self.s3 = (_grpc_too() for _ in range(3))
         self._volumes = [_grpc_too() for _ in range(volume_servers)]
         self._processes: list[subprocess.Popen[bytes]] = []
@@ -88,15 +87,11 @@ class Seaweed:
         common = ["-ip=127.0.0.1", "-ip.bind=127.0.0.1"]
         self._run(
             "master", *common, f"-port={self.master}", f"-mdir={self._made('master')}",
-            f"-defaultReplication={copies}", "-volumeSizeLimitMB=64",
+            f"-defaultReplication={copies}", f"-volumeSizeLimitMB={self._room[1]}",
         )  # fmt: skip
         self._wait(f"http://127.0.0.1:{self.master}/cluster/status")
-        for number, port in enumerate(self._volumes):
-            self._run(
-                "volume", *common, f"-port={port}", f"-mserver=127.0.0.1:{self.master}",
-                f"-max={self._most_volumes}",
-                f"-dir={self._made(f'volume{number}')}",
-            )  # fmt: skip
+        for number in range(len(self._volumes)):
+            self._run_volume_server(number)
         self._run(
             "filer", *common, f"-port={self.filer}", f"-master=127.0.0.1:{self.master}",
             f"-defaultReplicaPlacement={copies}", "-s3", f"-s3.port={self.s3}",
@@ -105,41 +100,21 @@ class Seaweed:
         self._wait(self.endpoint)
         self._make_bucket()
 
-    def make_locked_bucket(self, name: str, days: int) -> None:
-        """One that locks what is new for so many days."""
-        self._signed("PUT", f"/{name}", "", b"", {"x-amz-bucket-object-lock-enabled": "true"})
-        rule = f"<Mode>GOVERNANCE</Mode><Days>{days}</Days>"
-        body = (
-            '<ObjectLockConfiguration xmlns="http://s3.amazonaws.com/doc/2006-03-01/">'
-            "<ObjectLockEnabled>Enabled</ObjectLockEnabled>"
-            f"<Rule><DefaultRetention>{rule}</DefaultRetention></Rule></ObjectLockConfiguration>"
-        )
-        self._signed("PUT", f"/{name}", "object-lock=", body.encode(), {})
-
-    def _signed(self, method: str, path: str, query: str, body: bytes, more: dict[str, str]) -> None:
-        """A request with a signature of version 4, for what obstore does not ask."""
-        now = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
-        digest = hashlib.sha256(body).hexdigest()
-        headers = {"host": self.endpoint[7:], "x-amz-content-sha256": digest, "x-amz-date": now, **more}
-        names = ";".join(sorted(headers))
-        lines = [f"{name}:{headers[name]}" for name in sorted(headers)]
-        canonical = hashlib.sha256("\n".join([method, path, query, *lines, "", names, digest]).encode())
-        scope = f"{now[:8]}/us-east-1/s3/aws4_request"
-        signing = f"AWS4{SECRET}".encode()
-        for part in (*scope.split("/"), f"AWS4-HMAC-SHA256\n{now}\n{scope}\n{canonical.hexdigest()}"):
-            signing = hmac.new(signing, part.encode(), hashlib.sha256).digest()
-        headers["authorization"] = (
-            f"AWS4-HMAC-SHA256 Credential={KEY}/{scope}, SignedHeaders={names}, Signature={signing.hex()}"
-        )
-        url = self.endpoint + path + (f"?{query.rstrip('=')}" if query else "")
-        request = urllib.request.Request(url, body, headers, method=method)
-        urllib.request.urlopen(request, timeout=10).close()
-
     def kill_volume_server(self, number: int = 0) -> None:
         """SIGKILL."""
         process = self._processes[1 + number]
         process.kill()
         process.wait()
+
+    def add_volume_server(self) -> None:
+        """Room for more."""
+        self._volumes.append(_grpc_too())
+        self._room = 20, self._room[1]
+        self._run_volume_server(len(self._volumes) - 1)
+
+    def stored_bytes(self, number: int) -> int:
+        """On the disk of a volume server."""
+        return sum(file.stat().st_size for file in self._made(f"volume{number}").glob("*.dat"))
 
     def stop(self) -> None:
         """End all of it."""
@@ -153,6 +128,13 @@ class Seaweed:
                 process.kill()
                 process.wait()
         self._processes = []
+
+    def _run_volume_server(self, number: int) -> None:
+        self._run(
+            "volume", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-port={self._volumes[number]}",
+            f"-mserver=127.0.0.1:{self.master}", f"-max={self._room[0]}",
+            f"-dir={self._made(f'volume{number}')}",
+        )  # fmt: skip
 
     def _made(self, name: str) -> Path:
         (self.directory / name).mkdir(exist_ok=True)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -42,6 +43,8 @@ class Service:
         }
         if "lmtp" in sections:
             self.sections["lmtp"] = {"listen": f"{LOOPBACK}:{free_port()}"}
+        self.environment: dict[str, str] = {}
+        """of the process, beside ours"""
         self.process: subprocess.Popen[bytes] | None = None
         self.configure(**sections)
 
@@ -99,8 +102,9 @@ class Service:
         assert not self.running
         with self.log_file.open("ab") as log:
             self.process = subprocess.Popen(
-                [*COMMAND, "serve", "--config", str(self.config_file)], stdout=log, stderr=log
-            )
+                [*COMMAND, "serve", "--config", str(self.config_file)], stdout=log, stderr=log,
+                env={**os.environ, **self.environment},
+            )  # fmt: skip
         settled = wait_until(lambda: not self.running or self.answers(), timeout_s=START_TIMEOUT_S)
         assert settled, self.tail()
         assert self.running, self.tail()

