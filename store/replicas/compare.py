@@ -87,11 +87,7 @@ def compare(
             step(extent.length)
             if ours:
                 yield from _local(path, stream, pack, extent)
-        for name, stream_contents in reading.contents.streams.items():
-            for pack in stream_contents.packs:
-                if stream_contents.has_hole(pack):
-                    what = f"pack {pack} of {name} has a hole at byte {stream_contents.end(pack)}"
-                    yield Finding("replica", url, what)
+        yield from (Finding("replica", url, what) for what in reading.contents.holes())
         if ours:
             compared.behind_bytes += _behind(path, reading.contents)
     compared.unnamed = len(sizes.keys() - named)

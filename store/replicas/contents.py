@@ -94,6 +94,13 @@ class Contents:
                 for extent in extents:
                     yield name, pack, extent
 
+    def holes(self) -> Iterator[str]:
+        """Where bytes are missing before others that are there, in words."""
+        for name, stream in self.streams.items():
+            for pack in stream.packs:
+                if stream.has_hole(pack):
+                    yield f"pack {pack} of {name} has a hole at byte {stream.end(pack)}"
+
     def pieces(self) -> dict[str, tuple[str, int, Extent]]:
         """The objects of pieces that count, by name."""
         return {

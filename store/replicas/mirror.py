@@ -109,7 +109,7 @@ class Mirror:
                 self._saved = _Saved(reading.contents, self._saved.runs if self._saved else {})
                 self._save()
                 self._lay_out()
-            return reading.faults
+            return [*reading.faults, *reading.contents.holes()]
 
     def _read(self) -> Reading:
         known = self.contents
