@@ -43,11 +43,14 @@ class Fleet:
         self,
         stores: Sequence[Store],
         record: Store,
+        name: str,
         refresh: Callable[[], None] = lambda: None,
         close: Callable[[], None] = lambda: None,
     ) -> None:
-        """`refresh` has in the stores what came since; `close` is called when they are closed."""
+        """`name` is what an operator knows it by. `refresh` has in the stores what came since; `close` is
+        called when they are closed."""
         self.members = tuple(stores)
+        self.name = name
         self._record = record
         self._refresh = refresh
         self._close = close

@@ -154,6 +154,11 @@ class Store:
         """Whether anything that is sealed can be opened."""
         return bool(self.keyring.identities)
 
+    @property
+    def name(self) -> str:
+        """What an operator knows it by."""
+        return str(self.path)
+
     is_remote = False
     """whether it is a replica, read where it is"""
 

@@ -215,7 +215,7 @@ class Browser(App[None]):
     def _show_title(self) -> None:
         said = Text("mailkeep  ", "bold", no_wrap=True, overflow="ellipsis")
         said.append(escaped(self.asked.line) or "everything, newest first")
-        said.append(f"  {escaped(str(self.store.path))}", "dim")
+        said.append(f"  {escaped(self.store.name)}", "dim")
         self._base.query_one("#title", Static).update(said)
 
     def _show_status(self) -> None:

@@ -62,7 +62,7 @@ def open_fleet(
             store.close()
         close()
         raise
-    return Fleet(stores, record, refresh, close)
+    return Fleet(stores, record, replica.source.url, refresh, close)
 
 
 def _hosts(replica: Replica, directory: Path, tell: Tell) -> list[str]:

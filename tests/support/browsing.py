@@ -11,15 +11,18 @@ from pathlib import Path
 from textual.pilot import Pilot
 
 from sidecar.browse.app import Browser, Setting
+from store.fleet import Archive
 from store.store import Store
 
 SMALL = (80, 24)
 
 
 @contextlib.asynccontextmanager
-async def browsing(path: Path, setting: Setting | None = None) -> AsyncIterator[tuple[Browser, Pilot[None]]]:
+async def browsing(
+    path: Path | Archive, setting: Setting | None = None
+) -> AsyncIterator[tuple[Browser, Pilot[None]]]:
     """The browser at 80x24, its first page loaded."""
-    with Store.open(path) as store:
+    with Store.open(path) if isinstance(path, Path) else path as store:
         browser = Browser(store, setting)
         async with browser.run_test(size=SMALL) as pilot:
             await until(lambda: not browser.is_loading)
