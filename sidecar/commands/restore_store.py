@@ -50,6 +50,8 @@ def command(
     Exit codes: 0 all is there; 1 something was missing or damaged, as told, and the rest is there;
     2 wrong usage; 50 to 52 the replica, as the message says.
     """
+    import time
+
     from sidecar.bar import Bar
     from sidecar.identity import load_identities
     from sidecar.present import print_json
@@ -63,6 +65,7 @@ def command(
     from store.replicas.reader import Replica
     from store.store import Store
 
+    times = [time.monotonic()]
     identities = load_identities(identity) if identity else []
     remote = open_remote(url, endpoint=endpoint, credentials=credentials)
     replica = Replica(remote, VerifyKey.parse(key.read_text()) if key else None)
@@ -75,17 +78,24 @@ def command(
     with Bar("restore-store", fetching.total_bytes, quiet=json) as bar:
         fetched = fetching.run(bar.advance)
     faults = list(fetched.faults)
+    times.append(time.monotonic())
     with Store.open(path, identities=identities) as store:
+        times.append(time.monotonic())
         faults += store.damage
         if not no_check:
             faults += [f"{found.kind}: {found.where}: {found.what}" for found in check(store, Checked())]
         deliveries = sum(store.stats().counters.deliveries.values())
+    times.append(time.monotonic())
     if json:
         print_json(
             {
                 "hosts": fetched.hosts, "streams": fetched.streams, "packs": fetched.packs,
                 "bytes": fetched.bytes, "kept_bytes": fetched.kept_bytes, "as_of_us": fetched.as_of_us,
                 "deliveries": deliveries, "faults": faults,
+                "seconds": {
+                    name: round(end - began, 3)
+                    for name, began, end in zip(("fetch", "index", "check"), times, times[1:], strict=False)
+                },
             }
         )  # fmt: skip
     else:
