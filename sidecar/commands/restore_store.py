@@ -58,8 +58,7 @@ def command(
     from sidecar.replication import open_remote
     from sidecar.select import moment_us
     from sidecar.units import format_size, format_time
-    from store.check import check
-    from store.findings import Checked
+    from store.check import Checker, CheckOptions
     from store.notes import VerifyKey
     from store.replicas.fetch import Fetching, FetchOptions
     from store.replicas.reader import Replica
@@ -72,18 +71,19 @@ def command(
     fetching = Fetching(
         replica, path,
         FetchOptions(
-            hosts=tuple(host or ()), as_of_us=moment_us(as_of), threads=threads, identities=identities
+            hosts=tuple(host or ()), as_of_us=moment_us(as_of), threads=threads, identities=identities,
+            check_ahead=not no_check,
         ),
     )  # fmt: skip
     with Bar("restore-store", fetching.total_bytes, quiet=json) as bar:
-        fetched = fetching.run(bar.advance)
+        fetched = fetching.run(bar.advance, lambda: times.append(time.monotonic()))
     faults = list(fetched.faults)
-    times.append(time.monotonic())
     with Store.open(path, identities=identities) as store:
         times.append(time.monotonic())
-        faults += store.damage
-        if not no_check:
-            faults += [f"{found.kind}: {found.where}: {found.what}" for found in check(store, Checked())]
+        faults += dict.fromkeys([*fetched.damage, *store.damage])
+        if not no_check:  # what was checked while the rest came is not checked again
+            found_all = Checker(store, CheckOptions(resume=True)).run()
+            faults += [f"{found.kind}: {found.where}: {found.what}" for found in found_all]
         deliveries = sum(store.stats().counters.deliveries.values())
     times.append(time.monotonic())
     if json:

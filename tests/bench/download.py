@@ -1,7 +1,7 @@
 """The peer of the recovery bench: a plain parallel download, `URL DIRECTORY [ENDPOINT CREDENTIALS]`.
 
-Every object below the URL, 8 in flight, each written to a file of its own and flushed. A process of its own, as
-`mailkeep restore-store` is; prints objects and bytes.
+Every object below the URL, 8 in flight, each written to a file of its own and flushed. A process of its own,
+as `mailkeep restore-store` is; prints objects and bytes.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""`python -m tests.bench fleet-dedup`: what it would give to deduplicate across the hosts that share a bucket.
+"""`python -m tests.bench fleet-dedup`: what deduplication across the hosts that share a bucket would give.
 
-    a stream of mail --> dealt out to 10 hosts --> 10 stores of their own      against one store with all of it
+    a stream of mail --> dealt out to 10 hosts --> 10 stores of their own    against one store with all of it
 
 Dealt out by recipient (a mailbox lives on one host; a message with several recipients reaches each host that
 has one of them, as a delivery of its own) and by chance (hosts that share the load). One store gets the very
-deliveries that the ten get, in the same order; so it has what a bucket could have at best in which every host
+deliveries that the ten get, in the same order; so it has what a bucket could have at best in which any host
 refers to every other's chunks. Compaction compresses better what it sees together, and a bucket that only
 deduplicates would not have that: distinct chunks, before any compression, say what deduplication alone gives.
 """

@@ -62,8 +62,9 @@ def incompressible(seed: int) -> Iterator[Mail]:
             head = b"From: %s\r\nTo: %s\r\nSubject: mail %d\r\nMessage-ID: <%d@client.example>\r\n" % (
                 mail.sender, mail.recipients[0], number, rng.getrandbits(64),
             )  # fmt: skip
+            kind = b'MIME-Version: 1.0\r\nContent-Type: multipart/mixed; boundary="' + mark
             message = b"".join((
-                head, b'MIME-Version: 1.0\r\nContent-Type: multipart/mixed; boundary="', mark, b'"\r\n\r\n--', mark,
+                head, kind, b'"\r\n\r\n--', mark,
                 b"\r\nContent-Type: application/zip\r\nContent-Transfer-Encoding: base64\r\n\r\n", part,
                 b"\r\n--", mark, b"--\r\n",
             ))  # fmt: skip

@@ -4,8 +4,8 @@
 
 In turns: without a replica, with one in a directory, with one in SeaweedFS, each a service of its own that
 keeps its store over the rounds. The S3 service runs on the same cores, and nobody would have it there; so it
-is counted out: what counts is the CPU time that mailkeep itself takes for a message, until the replica has all
-of the round. The rate by the clock is said besides. Load, sink and S3 service are nicer than mailkeep.
+is counted out: what counts is the CPU time that mailkeep itself takes for a message, until the replica has
+all of the round. The rate by the clock is said besides. Load, sink and S3 service are nicer than mailkeep.
 MAILKEEP_BENCH_MESSAGES a round must last for several intervals of 5 s.
 """
 
