@@ -54,6 +54,7 @@ def command(
 
     from sidecar.bar import Bar
     from sidecar.identity import load_identities
+    from sidecar.interpreter import spare_the_collector
     from sidecar.present import print_json
     from sidecar.replication import open_remote
     from sidecar.select import moment_us
@@ -65,6 +66,7 @@ def command(
     from store.store import Store
 
     times = [time.monotonic()]
+    spare_the_collector()
     identities = load_identities(identity) if identity else []
     remote = open_remote(url, endpoint=endpoint, credentials=credentials)
     replica = Replica(remote, VerifyKey.parse(key.read_text()) if key else None)

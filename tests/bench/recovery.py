@@ -1,12 +1,14 @@
 """`python -m tests.bench recovery`: how fast a store comes back from its replica, against a plain download.
 
-    a store --> its replica, in SeaweedFS and in a directory
+    a store --> its replica, in SeaweedFS (on loopback, and over a link of 1 Gbit/s) and in a directory
     in turns:   download all objects, 8 in flight, each flushed      mailkeep restore-store, the whole command
 
 What `restore-store` does besides: it verifies every byte, builds the index and checks the store. That goes by
 deliveries and not by bytes, so there are two stores: of mail with attachments that do not compress
 (MAILKEEP_BENCH_MAIL_KB in the mean, 42), and a smaller one of the made-up stream, of which packs have about
-as much a delivery as of real mail (5 kB). Both replicas lie in the page cache, if they fit.
+as much a delivery as of real mail (5 kB). The replicas lie in the page cache, if they fit: loopback and
+directory are the hardest to keep up with, the link is what is usual. CPU seconds are told besides, since they
+do not depend on who else uses the cores.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import json
 import math
 import os
 import random
+import resource
 import shutil
 import statistics
 import subprocess
@@ -31,10 +34,11 @@ from store.replicas.remote import Remote, RemoteOptions
 from store.replicas.ship import Shipper
 from store.store import Store
 from tests.bench.capture import Captures, Mail
+from tests.bench.mail import program, wait_for
 from tests.bench.stream import Stream
 from tests.bench.table import Line, conditions, record, show, skipped
 from tests.support.seaweed import Seaweed, weed
-from tests.support.serving import COMMAND
+from tests.support.serving import COMMAND, free_port
 
 ROUNDS = int(os.environ.get("MAILKEEP_BENCH_ROUNDS", "3"))
 STORE_MB = int(os.environ.get("MAILKEEP_BENCH_STORE_MB", "1000"))
@@ -42,6 +46,8 @@ MAIL_KB = float(os.environ.get("MAILKEEP_BENCH_MAIL_KB", "42"))
 STREAM_SHARE = 0.25
 """of the second store's size in the first's"""
 TARGET = 0.7
+LINK_BYTES = 1e9 / 8 * 0.95
+"""a second: 1 Gbit/s less what TCP and Ethernet take"""
 _SPREAD = 40
 """how many times larger the largest mails are than the smallest"""
 PARTS = ("start", "fetch", "index", "check")
@@ -132,20 +138,25 @@ def ship(built: Built, place: Place) -> None:
     assert not shipper.lag_bytes
 
 
-def download(place: Place, target: Path) -> float:
-    """Seconds for the peer."""
+def _cpu_s() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def download(place: Place, target: Path) -> dict[str, float]:
+    """Seconds for the peer, by the clock and of CPU."""
     command = [sys.executable, "-m", "tests.bench.download", place.url, str(target), *place.arguments()]
-    began = time.perf_counter()
+    began, before = time.perf_counter(), _cpu_s()
     subprocess.run(command, capture_output=True, check=True, timeout=1200)
-    return time.perf_counter() - began
+    return {"all": time.perf_counter() - began, "cpu": _cpu_s() - before}
 
 
 def restore(place: Place, target: Path, built: Built) -> dict[str, float]:
-    """Seconds for `restore-store`, "all" of it and its parts."""
+    """Seconds for `restore-store`: all of it, its parts, and of CPU."""
     command = [*COMMAND, "restore-store", place.url, str(target), "--json"]
     if place.options.credentials:
         command += ["--endpoint", place.options.endpoint, "--credentials", str(place.options.credentials)]
-    began = time.perf_counter()
+    began, before = time.perf_counter(), _cpu_s()
     ran = subprocess.run(command, capture_output=True, check=False, timeout=1200)
     took_s = time.perf_counter() - began
     if ran.returncode:
@@ -154,13 +165,12 @@ def restore(place: Place, target: Path, built: Built) -> dict[str, float]:
     assert told["deliveries"] == built.deliveries
     assert not told["faults"]
     seconds: dict[str, float] = told["seconds"]
-    return {"all": took_s, "start": took_s - sum(seconds.values()), **seconds}
+    return {"all": took_s, "cpu": _cpu_s() - before, "start": took_s - sum(seconds.values()), **seconds}
 
 
 def compare(built: Built, place: Place, scratch: Path) -> tuple[Line, str]:
     """Rounds in turns: the line, and what took how long."""
-    ship(built, place)
-    theirs: list[float] = []
+    theirs: list[dict[str, float]] = []
     ours: list[dict[str, float]] = []
     for number in range(ROUNDS):
         turns: list[Callable[[], None]] = [
@@ -172,16 +182,17 @@ def compare(built: Built, place: Place, scratch: Path) -> tuple[Line, str]:
             shutil.rmtree(scratch / "target")
             os.sync()  # what one has left to write is not the next one's
         record("recovery", place=place.name, round=number, theirs=theirs[-1], ours=ours[-1])
-    middle = {part: statistics.median(one[part] for one in ours) for part in ("all", *PARTS)}
-    peer_s = statistics.median(theirs)
+    middle = {part: statistics.median(one[part] for one in ours) for part in ("all", "cpu", *PARTS)}
+    peer_s, peer_cpu_s = (statistics.median(one[what] for one in theirs) for what in ("all", "cpu"))
     line = Line(
         what=f"{place.name}, {built.pack_bytes / built.deliveries / 1e3:.1f} kB of packs a delivery",
         ours=f"{built.pack_bytes / middle['all'] / 1e6:.0f} MB/s, {middle['all']:.1f} s",
         peer=f"{built.pack_bytes / peer_s / 1e6:.0f} MB/s, {peer_s:.1f} s",
-        ratio=statistics.median(peer / one["all"] for peer, one in zip(theirs, ours, strict=True)),
+        ratio=statistics.median(peer["all"] / one["all"] for peer, one in zip(theirs, ours, strict=True)),
         target=TARGET, at_least=True,
     )  # fmt: skip
-    return line, f"{line.what}: " + ", ".join(f"{part} {middle[part]:.2f} s" for part in PARTS)
+    parts = ", ".join(f"{part} {middle[part]:.2f} s" for part in PARTS)
+    return line, f"{line.what}: {parts}; CPU {middle['cpu']:.1f} s, of the peer {peer_cpu_s:.1f} s"
 
 
 def main() -> None:
@@ -199,11 +210,20 @@ def main() -> None:
         else:
             (scratch / "weed").mkdir()
             seaweed = stack.enter_context(Seaweed(scratch / "weed"))
+            port = free_port()
+            upstream = seaweed.endpoint.removeprefix("http://")
+            stack.enter_context(program("tests.bench.link", str(port), upstream, str(LINK_BYTES)))
+            wait_for(port)
         for name, built in stores.items():
             (scratch / f"replica-{name}").mkdir()
-            places = [Place("directory", f"file://{scratch}/replica-{name}", RemoteOptions())]
+            copy = Place("directory", f"file://{scratch}/replica-{name}", RemoteOptions())
+            ship(built, copy)
+            places = [copy]
             if weed() is not None:
-                places.insert(0, Place("SeaweedFS", f"s3://mail/{name}", seaweed.options()))
+                near = Place("SeaweedFS", f"s3://mail/{name}", seaweed.options())
+                ship(built, near)
+                far = Place("SeaweedFS over 1 Gbit/s", near.url, seaweed.options(f"http://127.0.0.1:{port}"))
+                places = [near, far, copy]
             notes.append(f"{name}: {built}")
             for place in places:
                 line, parts = compare(built, place, scratch)
