@@ -133,6 +133,8 @@ class Arrivals:
             self._failure = exc
 
     def _catch_up(self, view: View, stream: str) -> None:
+        if self._ahead:  # what was the last part is not any more
+            self._ahead.tell(stream)
         caught = view.catch_up(stream, self._step)
         self._damage.update(dict.fromkeys(map(str, caught.damage)))
         if self._ahead:

@@ -29,7 +29,7 @@ from tests.bench.stream import Stream
 from tests.bench.table import Line, show
 
 HOSTS = 10
-MESSAGES = int(os.environ.get("MAILKEEP_BENCH_MESSAGES", "20000"))
+MESSAGES = int(os.environ.get("MAILKEEP_BENCH_MESSAGES", "5000"))
 IN_FLIGHT = 32
 
 Deal = Callable[[Mail], Iterator[tuple[int, Mail]]]
