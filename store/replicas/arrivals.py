@@ -65,7 +65,8 @@ class Arrivals:
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="index", daemon=True)
         # What is sealed is checked at the end, where the identity is at hand.
-        self._ahead = _Ahead(path, about) if ahead and not keyring.seals else None
+        self._wants_ahead = ahead and not keyring.seals
+        self._ahead: _Ahead | None = None
 
     def expect(self, stream: str, packs: Iterable[Path], manifests: Mapping[str, str]) -> None:
         """These packs will arrive, and these manifests are theirs; before `start`. Raises `OSError`."""
@@ -102,10 +103,10 @@ class Arrivals:
         """End at once."""
         self._stopped.set()
         self._named.put(None)
-        if self._ahead:
-            self._ahead.kill()
         if self._thread.ident is not None:
             self._thread.join()
+        if self._ahead:
+            self._ahead.kill()
 
     def _name(self, stream: str) -> None:
         """Give their names to what is next in a stream and there."""
@@ -124,6 +125,8 @@ class Arrivals:
         try:
             index = Index(self._path / "index", self._about.id, keyring=self._keyring)
             with contextlib.closing(index):
+                if self._wants_ahead:  # which finds the index made
+                    self._ahead = _Ahead(self._path, self._about)
                 view = View(index, self._path / "streams", self._about.id, self._keyring)
                 while (stream := self._named.get()) is not None:
                     self._catch_up(view, stream)

@@ -58,3 +58,10 @@ def test_the_host_is_gone(url: str, tmp_path: Path) -> None:
     assert "20 deliveries of host" in ran.out
     assert len(mailkeep("list", "--json", "--store", tmp_path / "again").objects) == 20
     assert mailkeep("restore-store", url, tmp_path / "again").code != 0
+
+
+def test_what_took_how_long(url: str, tmp_path: Path) -> None:
+    (told,) = mailkeep("restore-store", url, tmp_path / "again", "--json").objects
+    assert told["deliveries"] == 20
+    assert list(told["seconds"]) == ["fetch", "index", "check"]
+    assert all(0 <= seconds < 60 for seconds in told["seconds"].values())
