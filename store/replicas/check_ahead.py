@@ -14,7 +14,8 @@ from pathlib import Path
 
 from store.check_bookmark import Bookmark
 from store.check_part import PartCheck, PartResult, tasks
-from store.segments import last_of, stream_files
+from store.places import StreamState
+from store.segments import Part, Segment, pack_path, stream_files
 from store.store import Store
 
 
@@ -26,9 +27,16 @@ def check_ahead(store: Store, stream: str, done: dict[str, PartResult]) -> None:
     if state is None:
         return
     for task in tasks(directory, stream_files(directory), state.place, ()):
-        indexed = last_of(task.parts[-1]) <= state.pack
-        if indexed and task.following is not None and task.name not in done:
-            done[task.name] = PartCheck(store, task, lambda _size: None).run()
+        if task.following is None or task.name in done or not _is_indexed(directory, task.parts[-1], state):
+            continue
+        done[task.name] = PartCheck(store, task, lambda _size: None).run()
+
+
+def _is_indexed(directory: Path, part: Part, state: StreamState) -> bool:
+    """Whether all of a part is in the index; it may be in the middle of it."""
+    if isinstance(part, Segment):
+        return state.place >= part.end.place
+    return state.place >= (part, pack_path(directory, part).stat().st_size)
 
 
 def main() -> None:

@@ -9,14 +9,17 @@ from pathlib import Path
 
 import pytest
 
+from store import view
 from store.about import About
 from store.check import Checker, CheckOptions
 from store.check_bookmark import Bookmark
+from store.check_part import PartResult
 from store.compact import CompactOptions, Compactor
 from store.errors import StoreError
 from store.index import Index
 from store.replicas import fetch
 from store.replicas.arrivals import Arrivals, on_its_way
+from store.replicas.check_ahead import check_ahead
 from store.replicas.fetch import Fetching, FetchOptions
 from store.replicas.reader import Replica
 from store.sealing import NO_KEYS
@@ -113,6 +116,38 @@ def test_what_is_there_is_checked_ahead(many: Shelf, tmp_path: Path, mails: set[
         assert list(checker.run()) == []
         assert checker.checked.deliveries == len(mails)
     assert contents(again) == mails
+
+
+class StoppedError(Exception):
+    pass
+
+
+def test_a_part_that_is_half_in_the_index_waits(
+    store: Store, mails: set[bytes], path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(view, "_ENTRIES_PER_UPDATE", 1)
+    again = tmp_path / "again"
+    (again / "streams").mkdir(parents=True)
+    about = About.read(path)
+    with Store(again, about.id, about.key) as other:
+        shutil.copytree(path / "streams/host", again / "streams/host")
+
+        def stop(_size: int) -> None:
+            with other.index.read() as snapshot:
+                state = snapshot.state("host")
+            if state and state.pack == 2:
+                raise StoppedError
+
+        with pytest.raises(StoppedError):
+            other.view.catch_up("host", stop)
+        done: dict[str, PartResult] = {}
+        check_ahead(other, "host", done)
+        assert list(done) == ["host/0000000001"]
+        other.view.catch_up("host")
+        check_ahead(other, "host", done)
+        assert len(done) == PACKS - 1
+        Bookmark(again).save(None, done)
+        assert list(Checker(other, CheckOptions(resume=True)).run()) == []
 
 
 @pytest.mark.parametrize("pack", [1, PACKS])
