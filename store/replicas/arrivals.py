@@ -17,6 +17,7 @@ import queue
 import subprocess
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ from store.view import View
 log = logging.getLogger(__name__)
 PART = ".part"
 _CHECK_S = 3600.0
+_TELL_S = 0.25
 
 
 def on_its_way(path: Path) -> Path:
@@ -136,16 +138,21 @@ class Arrivals:
             self._failure = exc
 
     def _catch_up(self, view: View, stream: str) -> None:
-        if self._ahead:  # what was the last part is not any more
-            self._ahead.tell(stream)
-        caught = view.catch_up(stream, self._step)
+        told = 0.0
+
+        def step(_size: int) -> None:
+            nonlocal told
+            if self._stopped.is_set():
+                raise _StoppedError
+            if self._ahead and time.monotonic() - told >= _TELL_S:  # several packs may have come at once
+                self._ahead.tell(stream)
+                told = time.monotonic()
+
+        step(0)  # what was the last part is not any more
+        caught = view.catch_up(stream, step)
         self._damage.update(dict.fromkeys(map(str, caught.damage)))
         if self._ahead:
             self._ahead.tell(stream)
-
-    def _step(self, _size: int) -> None:
-        if self._stopped.is_set():
-            raise _StoppedError
 
 
 class _StoppedError(Exception):
