@@ -5,7 +5,7 @@ PYTEST := $(VENV)/bin/python -m pytest -W error
 # Many tests wait for clocks and processes more than for a core: three at a time on two cores are done in a third of the time.
 AT_ONCE := -n $(shell expr $$(nproc) + 1) --dist worksteal
 
-.PHONY: help setup packages demo test check e2e ceph bench bench-scale crash fuzz format clean
+.PHONY: help setup packages demo test check e2e ceph bench bench-replica bench-scale crash fuzz format clean
 
 help:
 	@echo "make demo       see it work: private Postfix and Dovecot, mail captured, deleted and put back"
@@ -16,6 +16,7 @@ help:
 	@echo "make ceph       replicas in a real Ceph, and clocks that are wrong: installs Debian's ceph and faketime"
 	@echo "make crash      the service killed 200 times under load"
 	@echo "make bench      the mail path and the store against named peers"
+	@echo "make bench-replica  recovery, replication's cost, deduplication across hosts: 20 minutes, 4 GB of free disk"
 	@echo "make bench-scale  ten million deliveries: an hour or more, 50 GB of free disk"
 	@echo "make fuzz format clean"
 
@@ -60,6 +61,9 @@ fuzz: setup
 bench: setup
 	@deploy/setup/packages.sh bench
 	$(VENV)/bin/python -m tests.bench mail store replay find audit
+
+bench-replica: setup
+	$(VENV)/bin/python -m tests.bench recovery replication fleet-dedup
 
 bench-scale: setup
 	$(VENV)/bin/python -m tests.bench scale

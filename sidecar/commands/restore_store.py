@@ -50,42 +50,54 @@ def command(
     Exit codes: 0 all is there; 1 something was missing or damaged, as told, and the rest is there;
     2 wrong usage; 50 to 52 the replica, as the message says.
     """
+    import time
+
     from sidecar.bar import Bar
     from sidecar.identity import load_identities
+    from sidecar.interpreter import spare_the_collector
     from sidecar.present import print_json
     from sidecar.replication import open_remote
     from sidecar.select import moment_us
     from sidecar.units import format_size, format_time
-    from store.check import check
-    from store.findings import Checked
+    from store.check import Checker, CheckOptions
     from store.notes import VerifyKey
     from store.replicas.fetch import Fetching, FetchOptions
     from store.replicas.reader import Replica
     from store.store import Store
 
+    times = [time.monotonic()]
+    spare_the_collector()
     identities = load_identities(identity) if identity else []
     remote = open_remote(url, endpoint=endpoint, credentials=credentials)
     replica = Replica(remote, VerifyKey.parse(key.read_text()) if key else None)
     fetching = Fetching(
         replica, path,
         FetchOptions(
-            hosts=tuple(host or ()), as_of_us=moment_us(as_of), threads=threads, identities=identities
+            hosts=tuple(host or ()), as_of_us=moment_us(as_of), threads=threads, identities=identities,
+            check_ahead=not no_check,
         ),
     )  # fmt: skip
     with Bar("restore-store", fetching.total_bytes, quiet=json) as bar:
-        fetched = fetching.run(bar.advance)
+        fetched = fetching.run(bar.advance, lambda: times.append(time.monotonic()))
     faults = list(fetched.faults)
     with Store.open(path, identities=identities) as store:
-        faults += store.damage
-        if not no_check:
-            faults += [f"{found.kind}: {found.where}: {found.what}" for found in check(store, Checked())]
+        times.append(time.monotonic())
+        faults += dict.fromkeys([*fetched.damage, *store.damage])
+        if not no_check:  # what was checked while the rest came is not checked again
+            found_all = Checker(store, CheckOptions(resume=True)).run()
+            faults += [f"{found.kind}: {found.where}: {found.what}" for found in found_all]
         deliveries = sum(store.stats().counters.deliveries.values())
+    times.append(time.monotonic())
     if json:
         print_json(
             {
                 "hosts": fetched.hosts, "streams": fetched.streams, "packs": fetched.packs,
                 "bytes": fetched.bytes, "kept_bytes": fetched.kept_bytes, "as_of_us": fetched.as_of_us,
                 "deliveries": deliveries, "faults": faults,
+                "seconds": {
+                    name: round(end - began, 3)
+                    for name, began, end in zip(("fetch", "index", "check"), times, times[1:], strict=False)
+                },
             }
         )  # fmt: skip
     else:

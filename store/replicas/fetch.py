@@ -1,7 +1,8 @@
 """Make a store again from a replica, with nothing else at hand.
 
-Bytes are written to the packs' own names and verified as they come. `mailkeep.store` is written last, so what
-is not whole is no store and nobody takes it for one; the next run keeps what is there and right.
+Bytes are verified as they come, and what is whole is put into the index while more comes (`arrivals`).
+`mailkeep.store` is written last, so what is not whole is no store and nobody takes it for one; the next run
+keeps what is there and right.
 """
 
 from __future__ import annotations
@@ -9,6 +10,9 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
+import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
@@ -20,26 +24,32 @@ from store.about import NAME, About
 from store.errors import StoreError
 from store.files import sync_directory, write_all
 from store.ids import FOREVER_US
+from store.replicas.arrivals import PART, Arrivals, on_its_way
 from store.replicas.contents import StreamContents
 from store.replicas.layout import Extent, RoundError
 from store.replicas.reader import Reading, Replica
 from store.replicas.told import about_of
-from store.sealing import Identity
-from store.segments import pack_path
+from store.sealing import Identity, Keyring, recipients_of
+from store.segments import SUFFIX, pack_path
 
 log = logging.getLogger(__name__)
 _MARK = "restoring.json"
 _SLICE_BYTES = 8 << 20
+_FLUSHED_BYTES = 1 << 20
+"""of an extent, from which on it is flushed by itself, while others come"""
+_AHEAD_BYTES = 64 << 20
+"""of a replica, from which on it is worth while to check in a process of its own"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FetchOptions:
-    """`hosts`: () for all that there are."""
+    """`hosts`: () for all that there are. `check_ahead`: begin with the check that is to be made."""
 
     hosts: tuple[str, ...] = ()
     as_of_us: int = FOREVER_US
     threads: int = 8
     identities: Sequence[Identity] = ()
+    check_ahead: bool = False
 
 
 @dataclass(slots=True)
@@ -55,6 +65,8 @@ class Fetched:
     kept_bytes: int = 0
     """of them what an earlier run had fetched"""
     faults: list[str] = field(default_factory=list)
+    damage: list[str] = field(default_factory=list)
+    """what the index could not take in"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +78,7 @@ class _Part:
     pack: int
     extent: Extent
     path: Path
+    """of the pack, once it has its name"""
 
 
 class Fetching:
@@ -87,16 +100,38 @@ class Fetching:
         """How much there is to fetch."""
         return sum(part.extent.length for part in self._parts)
 
-    def run(self, advance: Callable[[int], None] = lambda _size: None) -> Fetched:
-        """Fetch everything that counts; `advance` is told of bytes that are there now, by any thread. What is
-        damaged is told in the result. Raises `StoreError`."""
+    def run(
+        self,
+        advance: Callable[[int], None] = lambda _size: None,
+        all_there: Callable[[], None] = lambda: None,
+    ) -> Fetched:
+        """Fetch everything that counts, and put it into the index; `advance` is told of bytes that are there
+        now, by any thread, `all_there` is called when all are, and the index is not. What is damaged is told
+        in the result. Raises `StoreError`, `OSError`."""
         _begin(self._path, self._replica.source.url, self._about)
-        for directory in {part.path.parent for part in self._parts}:
+        streams = {part.path.parent for part in self._parts}
+        segments = _segments(self._readings)
+        for directory in streams | {self._path / "streams" / name for name in segments}:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _fetch_all(self._replica, self._parts, self._options.threads, advance, self._fetched)
-        _put_segments(self._path, self._readings)
         _leave_only(self._path, self._parts)
-        _settle(self._parts)
+        keyring = Keyring(recipients_of(self._about.recipients), self._options.identities)
+        ahead = self._options.check_ahead and self.total_bytes >= _AHEAD_BYTES
+        arrivals = Arrivals(self._path, self._about, keyring, ahead=ahead)
+        try:
+            for directory in streams:
+                packs = {part.path for part in self._parts if part.path.parent == directory}
+                arrivals.expect(directory.name, packs, segments.pop(directory.name, {}))
+            for name, texts in segments.items():
+                arrivals.expect(name, (), texts)
+            arrivals.start()
+            _Fetch(self._replica, self._parts, arrivals, advance).run(self._options.threads, self._fetched)
+            all_there()
+            self._fetched.damage = arrivals.finish()
+        except BaseException:
+            arrivals.give_up()
+            raise
+        for directory in {self._path / "streams", *(self._path / "streams").iterdir()}:
+            sync_directory(directory)
         self._about.write(self._path)
         (self._path / _MARK).unlink()
         return self._fetched
@@ -180,47 +215,70 @@ def cover(stream: StreamContents, pack: int) -> Iterator[Extent]:
         end = best.end
 
 
-def _fetch_all(
-    replica: Replica, parts: list[_Part], threads: int, advance: Callable[[int], None], fetched: Fetched
-) -> None:
-    with ThreadPoolExecutor(threads, thread_name_prefix="fetch") as pool:
-        futures = [pool.submit(_fetch_part, replica, part, advance) for part in parts]
+class _Fetch:
+    """The fetching of some parts, by several threads."""
+
+    def __init__(
+        self, replica: Replica, parts: list[_Part], arrivals: Arrivals, advance: Callable[[int], None]
+    ) -> None:
+        self._replica = replica
+        self._parts = parts
+        self._arrivals = arrivals
+        self._advance = advance
+        self._lock = threading.Lock()
+        self._left = Counter(part.path for part in parts)
+
+    def run(self, threads: int, fetched: Fetched) -> None:
+        """All of it. Raises `StoreError`, `OSError`."""
+        with ThreadPoolExecutor(threads, thread_name_prefix="fetch") as pool:
+            futures = [pool.submit(self._fetch, part) for part in self._parts]
+            try:
+                done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+                for future in done:
+                    future.result()
+            except BaseException:
+                for future in futures:
+                    future.cancel()
+                raise
+        for future in futures:
+            kept, got, fault = future.result()
+            fetched.kept_bytes += kept
+            fetched.bytes += kept + got
+            if fault:
+                fetched.faults.append(fault)
+
+    def _fetch(self, part: _Part) -> tuple[int, int, str]:
+        """Bytes that were there, bytes that came, and what is wrong with it."""
+        extent = part.extent
+        fd = os.open(on_its_way(part.path), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            done, _ = wait(futures, return_when=FIRST_EXCEPTION)
-            for future in done:
-                future.result()
-        except BaseException:
-            for future in futures:
-                future.cancel()
-            raise
-    for future in futures:
-        kept, got, fault = future.result()
-        fetched.kept_bytes += kept
-        fetched.bytes += kept + got
-        if fault:
-            fetched.faults.append(fault)
+            kept, got, fault = self._bring(part, fd)
+            with self._lock:
+                self._left[part.path] -= 1
+                whole = not self._left[part.path]
+            if whole or extent.length >= _FLUSHED_BYTES:
+                os.fsync(fd)
+        finally:
+            os.close(fd)
+        if whole:
+            self._arrivals.arrived(part.path)
+        return kept, got, fault
 
-
-def _fetch_part(replica: Replica, part: _Part, advance: Callable[[int], None]) -> tuple[int, int, str]:
-    """Bytes that were there, bytes that came, and what is wrong with it."""
-    extent = part.extent
-    fd = os.open(part.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
+    def _bring(self, part: _Part, fd: int) -> tuple[int, int, str]:
+        extent = part.extent
         if _is_there(fd, extent):
-            advance(extent.length)
+            self._advance(extent.length)
             return extent.length, 0, ""
         at = extent.offset
-        for data in replica.extent(part.host, part.stream, part.pack, extent):
-            write_all(fd, data, at)
-            at += len(data)
-            advance(len(data))
+        try:
+            for data in self._replica.extent(part.host, part.stream, part.pack, extent):
+                write_all(fd, data, at)
+                at += len(data)
+                self._advance(len(data))
+        except RoundError as exc:
+            # Written all the same: what is sound of it can be read, and check tells the rest.
+            return 0, extent.length, f"pack {part.pack} of {part.stream}: {exc}"
         return 0, extent.length, ""
-    except (
-        RoundError
-    ) as exc:  # written all the same: what is sound of it can be read, and check tells the rest
-        return 0, extent.length, f"pack {part.pack} of {part.stream}: {exc}"
-    finally:
-        os.close(fd)
 
 
 def _is_there(fd: int, extent: Extent) -> bool:
@@ -235,30 +293,29 @@ def _is_there(fd: int, extent: Extent) -> bool:
     return hasher.digest() == extent.digest
 
 
-def _put_segments(path: Path, readings: Iterable[Reading]) -> None:
+def _segments(readings: Iterable[Reading]) -> dict[str, dict[str, str]]:
+    """The manifests of each stream, by name. Raises `RoundError` for what cannot be one's name."""
+    found: dict[str, dict[str, str]] = {}
     for reading in readings:
         for name, stream in reading.contents.streams.items():
             for segment, text in stream.segments.items():
-                file = path / "streams" / name / segment
-                file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-                file.write_text(text)
+                found.setdefault(name, {})[segment] = text
+    return found
 
 
 def _leave_only(path: Path, parts: Iterable[_Part]) -> None:
-    """Take away what an earlier run fetched and what does not count any more."""
-    wanted = {part.path for part in parts}
+    """Of what an earlier run left take away what counts no more, and let the rest be on its way again."""
+    ends: dict[Path, int] = {}
+    for part in parts:
+        ends[part.path] = max(ends.get(part.path, 0), part.extent.end)
+    shutil.rmtree(path / "index", ignore_errors=True)
+    for file in [*(path / "streams").glob(f"*/*{SUFFIX}"), *(path / "streams").glob(f"*/*{SUFFIX}{PART}")]:
+        file.unlink()
     for file in (path / "streams").glob("*/*.pack"):
-        if file not in wanted:
+        file.rename(on_its_way(file))
+    for file in (path / "streams").glob(f"*/*.pack{PART}"):
+        end = ends.get(file.with_suffix(""))
+        if end is None:
             file.unlink()
-
-
-def _settle(parts: Iterable[_Part]) -> None:
-    """Make it all durable."""
-    for path in {part.path for part in parts}:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-    for directory in {part.path.parent for part in parts}:
-        sync_directory(directory)
+        elif file.stat().st_size > end:
+            os.truncate(file, end)

@@ -25,6 +25,9 @@ BENCHES = (
     "find",
     "replay",
     "fleet",
+    "recovery",
+    "replication",
+    "fleet-dedup",
 )
 GROUPS = {"store": ("size", "ingest", "sealed", "read", "compaction")}
 
@@ -38,7 +41,7 @@ def main(names: list[str]) -> int:
         print(f"no such bench: {', '.join(unknown)}\n\n{__doc__}", file=sys.stderr)
         return 2
     for name in chosen:
-        importlib.import_module(f"tests.bench.{name}").main()
+        importlib.import_module(f"tests.bench.{name.replace('-', '_')}").main()
     return 0
 
 

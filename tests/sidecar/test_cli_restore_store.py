@@ -100,3 +100,10 @@ def test_both_ways_at_once(path: Path, url: str, tmp_path: Path) -> None:
     ran = mailkeep("check", "--repair-to", url, "--repair-from", f"{url}2", "--store", path)
     assert ran.code == 2
     assert "one replica at a time" in ran.err
+
+
+def test_what_took_how_long(url: str, tmp_path: Path) -> None:
+    (told,) = mailkeep("restore-store", url, tmp_path / "again", "--json").objects
+    assert told["deliveries"] == 20
+    assert list(told["seconds"]) == ["fetch", "index", "check"]
+    assert all(0 <= seconds < 60 for seconds in told["seconds"].values())
