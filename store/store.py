@@ -88,10 +88,12 @@ class Store:
         key: bytes,
         *,
         wait: bool = True,
+        catch_up: bool = True,
         keyring: Keyring = NO_KEYS,
         fill: Fill = all_here,
     ) -> None:
-        """For most `open` is the way in. `fill`: what is to be asked for before a pack or run is read."""
+        """For most `open` is the way in. `fill`: what is to be asked for before a pack or run is read.
+        `catch_up` False: the index is as somebody else leaves it."""
         self.path = path
         self.id = id_
         self.key = key
@@ -108,11 +110,11 @@ class Store:
         self._others: tuple[str, ...] = ()
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
         try:
-            self._open_view(wait=wait)
+            self._open_view(wait=wait, catch_up=catch_up)
         except DamagedError as exc:
             if not self._put_index_aside(exc):
                 raise
-            self._open_view(wait=wait)
+            self._open_view(wait=wait, catch_up=catch_up)
 
     @classmethod
     def open(
@@ -183,7 +185,7 @@ class Store:
         if hidden := self.hidden:
             raise SealedError(f"part of {', '.join(hidden)} is sealed for others: what it holds is not known")
 
-    def _open_view(self, *, wait: bool) -> None:
+    def _open_view(self, *, wait: bool, catch_up: bool) -> None:
         index = self.path / "index"
         if not os.access(self.path, os.W_OK) or (
             index.exists() and not os.access(index / "data.mdb", os.W_OK)
@@ -196,7 +198,7 @@ class Store:
         try:
             self.view = View(self.index, self._streams, self.id, self.keyring, self._fill)
             self._behind = not wait and self.view.behind() > _MUCH_BYTES
-            if not self._behind:
+            if catch_up and not self._behind:
                 for stream in self.view.names():
                     self._note(self.view.catch_up(stream))
             self._reseal_holds()

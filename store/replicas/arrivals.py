@@ -1,6 +1,6 @@
 """Put what a restore fetches into the index, and check it, while the rest is still on its way.
 
-    fetched as NAME.part, flushed --> named, in the order of its stream --> indexed (a thread)
+    fetched as NAME.part, flushed --> named, in the order of its stream --> indexed (a thread), or found so
                                                                        --> checked (`check_ahead`, a process)
 
 A pack gets its name when all that comes before it in its stream has. So the stream is one at every moment,
@@ -24,9 +24,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from store.about import About
+from store.errors import StoreError
 from store.files import write_all
 from store.index import Index
 from store.layout import FIRST_COMPACTED
+from store.replicas.index_fetch import FetchedIndex
 from store.sealing import Keyring
 from store.segments import Segment, pack_path, read
 from store.view import View
@@ -54,8 +56,12 @@ class _Unit:
 class Arrivals:
     """The streams of one store that is being fetched. `arrived` may be called by any thread."""
 
-    def __init__(self, path: Path, about: About, keyring: Keyring, *, ahead: bool) -> None:
-        """`ahead`: check what is there in a process of its own meanwhile."""
+    def __init__(
+        self, path: Path, about: About, keyring: Keyring, *, ahead: bool, copy: FetchedIndex | None = None
+    ) -> None:
+        """`ahead`: check what is there in a process of its own meanwhile. `copy`: of the index, which then
+        need not be made."""
+        self._copy = copy
         self._path = path
         self._about = about
         self._keyring = keyring
@@ -127,15 +133,32 @@ class Arrivals:
         try:
             index = Index(self._path / "index", self._about.id, keyring=self._keyring)
             with contextlib.closing(index):
+                copied = self._take_copy(index)
                 if self._wants_ahead:  # which finds the index made
                     self._ahead = _Ahead(self._path, self._about)
                 view = View(index, self._path / "streams", self._about.id, self._keyring)
                 while (stream := self._named.get()) is not None:
-                    self._catch_up(view, stream)
+                    if not copied:
+                        self._catch_up(view, stream)
+                    elif self._ahead:
+                        self._ahead.tell(stream)
+                if self._stopped.is_set():
+                    return
                 for stream in view.names():
                     self._catch_up(view, stream)
         except BaseException as exc:  # noqa: BLE001 - raised where it is waited for
             self._failure = exc
+
+    def _take_copy(self, index: Index) -> bool:
+        """Whether the index is what the host's was. Until all that it knows of is here, nobody may catch it
+        up: less than it has seen would have it made anew."""
+        if self._copy is None:
+            return False
+        try:
+            return self._copy.take(index)
+        except StoreError as exc:
+            log.warning("%s; it is made from the packs", exc)
+            return False
 
     def _catch_up(self, view: View, stream: str) -> None:
         told = 0.0

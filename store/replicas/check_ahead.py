@@ -46,7 +46,7 @@ def main() -> None:
     path = Path(sys.argv[1])
     id_, key = (bytes.fromhex(word) for word in sys.stdin.readline().split())
     done: dict[str, PartResult] = {}
-    with Store(path, id_, key) as store:
+    with Store(path, id_, key, catch_up=False) as store:
         for line in sys.stdin:
             check_ahead(store, line.removesuffix("\n"), done)
     clean = {name: result for name, result in done.items() if not result.findings and not result.damage}

@@ -26,6 +26,7 @@ from store.files import sync_directory, write_all
 from store.ids import FOREVER_US
 from store.replicas.arrivals import PART, Arrivals, on_its_way
 from store.replicas.contents import StreamContents
+from store.replicas.index_fetch import FetchedIndex
 from store.replicas.layout import Extent, RoundError
 from store.replicas.reader import Reading, Replica
 from store.replicas.told import about_of
@@ -116,7 +117,7 @@ class Fetching:
         _leave_only(self._path, self._parts)
         keyring = Keyring(recipients_of(self._about.recipients), self._options.identities)
         ahead = self._options.check_ahead and self.total_bytes >= _AHEAD_BYTES
-        arrivals = Arrivals(self._path, self._about, keyring, ahead=ahead)
+        arrivals = Arrivals(self._path, self._about, keyring, ahead=ahead, copy=self._index())
         try:
             for directory in streams:
                 packs = {part.path for part in self._parts if part.path.parent == directory}
@@ -135,6 +136,15 @@ class Fetching:
         self._about.write(self._path)
         (self._path / _MARK).unlink()
         return self._fetched
+
+    def _index(self) -> FetchedIndex | None:
+        """The host's own, where it says what counts: of one host, and none that begins later."""
+        if len(self._readings) != 1:
+            return None
+        contents = self._readings[0].contents
+        if contents.index is None or contents.regrouped:
+            return None
+        return FetchedIndex(self._replica, contents.host, contents.index, self._options.threads)
 
 
 def _readings(replica: Replica, options: FetchOptions, fetched: Fetched) -> list[Reading]:

@@ -23,7 +23,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import msgspec
-from blake3 import blake3
 
 from store.errors import DamagedError, StoreError
 from store.index import Index
@@ -31,9 +30,9 @@ from store.index_copy import take_copy
 from store.replicas.contents import Contents, regroups
 from store.replicas.fetch import cover
 from store.replicas.hollow import Hollow, Part
+from store.replicas.index_fetch import FetchedIndex
 from store.replicas.layout import (
     Extent,
-    IndexFiles,
     Round,
     RoundError,
     index_piece_name,
@@ -283,7 +282,7 @@ class Mirror:
         with index.read() as snapshot:
             if snapshot.meta(_COPY) == name:
                 return
-        state = self._state(files)
+        state = FetchedIndex(self._replica, self.host, files, threads=1).state()
         with index.update() as update:
 
             def lay_out(at: int, number: int) -> Path:
@@ -301,16 +300,6 @@ class Mirror:
                 log.warning("the index of %s is of another version of mailkeep: all is fetched", self.host)
             update.put_meta(_COPY, name)
             self._save()  # first: without it nobody could read the runs
-
-    def _state(self, files: IndexFiles) -> bytes:
-        state = b""
-        for extent in files.state:
-            name = index_piece_name(self.host, extent)
-            data = self._replica.source.get(name)
-            if blake3(data).digest() != extent.digest:
-                raise RoundError(f"{self._replica.source.url}: {name} is damaged")
-            state += data
-        return state
 
     # -- what is kept
 

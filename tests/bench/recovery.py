@@ -30,8 +30,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from store.index_copy import copy_of
 from store.replicas.remote import Remote, RemoteOptions
-from store.replicas.ship import Shipper
+from store.replicas.ship import ShipOptions, Shipper
 from store.store import Store
 from tests.bench.capture import Captures, Mail
 from tests.bench.mail import program, wait_for
@@ -132,10 +133,13 @@ class Place:
 
 def ship(built: Built, place: Place) -> None:
     """Put all of it there."""
-    shipper = Shipper(built.path, Remote.open(place.url, place.options), "bench")
-    while shipper.round().more:
-        pass
-    assert not shipper.lag_bytes
+    with Store.open(built.path) as store:
+        options = ShipOptions(index=lambda: copy_of(store.index, store.view.names()))
+        shipper = Shipper(built.path, Remote.open(place.url, place.options), "bench", options)
+        while shipper.round().more:
+            pass
+        shipper.round(full=True)
+        assert not shipper.lag_bytes
 
 
 def _cpu_s() -> float:
