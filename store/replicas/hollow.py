@@ -89,6 +89,12 @@ class Hollow:
             path.unlink(missing_ok=True)
             self._map_path(path).unlink(missing_ok=True)
 
+    def drop(self, path: Path) -> None:
+        """A file that is whole, and was made by somebody else."""
+        with self._lock:
+            self._files.pop(path, None)
+            self._map_path(path).unlink(missing_ok=True)
+
     def _map_path(self, path: Path) -> Path:
         return self._maps / str(path.relative_to(self._root)).replace("/", "=")
 
