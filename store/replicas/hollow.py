@@ -16,7 +16,7 @@ from pathlib import Path
 
 from blake3 import blake3
 
-from store.files import write_all
+from store.files import room_for, write_all
 from store.replicas.layout import RoundError
 
 PAGE_BYTES = 128 << 10
@@ -135,7 +135,8 @@ class Hollow:
             if part.digest and blake3(data).digest() != part.digest:
                 raise RoundError(f"{part.name} is damaged")
             got.append(data)
-        file.put(start, b"".join(got))
+        with room_for(file.path):
+            file.put(start, b"".join(got))
         with self._lock:
             self.fetched_bytes += end - start
 
@@ -150,7 +151,7 @@ class _File:
     """One of them. It holds no descriptor: a replica has more packs than a process may have files open."""
 
     def __init__(self, path: Path, map_path: Path, parts: Sequence[Part], size: int) -> None:
-        self._path = path
+        self.path = path
         self._map_path = map_path
         self.size = size
         self.consist_of(parts)
@@ -229,7 +230,7 @@ class _File:
 
     def put(self, start: int, data: bytes) -> None:
         """Raises `FileNotFoundError` when the file counts no more."""
-        fd = os.open(self._path, os.O_WRONLY | os.O_CLOEXEC)
+        fd = os.open(self.path, os.O_WRONLY | os.O_CLOEXEC)
         try:
             write_all(fd, data, start)
             end = start + len(data)

@@ -26,6 +26,7 @@ import msgspec
 from blake3 import blake3
 
 from store.errors import DamagedError, StoreError
+from store.files import room_for
 from store.index import Index
 from store.index_copy import take_copy
 from store.layout import FIRST_COMPACTED
@@ -454,9 +455,13 @@ class Mirror:
 def _put(path: Path, data: bytes, *, durable: bool = False) -> None:
     """A file that is there whole or not at all; `durable`: also after a crash of the machine."""
     fresh = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_native_id()}.new")
-    with fresh.open("wb") as file:
-        file.write(data)
-        if durable:
+    try:
+        with room_for(path), fresh.open("wb") as file:
+            file.write(data)
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
+    except BaseException:
+        fresh.unlink(missing_ok=True)
+        raise
     fresh.rename(path)

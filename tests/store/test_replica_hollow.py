@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import resource
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from store.errors import StoreFullError
 from store.replicas.hollow import PAGE_BYTES, Hollow, Part
 from store.replicas.layout import RoundError
 
@@ -98,3 +100,21 @@ def test_what_comes_short_is_no_bytes(tmp_path: Path) -> None:
     with pytest.raises(RoundError):
         files.fill(path, 0, 2000)
     files.close()
+
+
+def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was fetched counts; what was not is fetched when there is room."""
+
+    def full(_fd: int, _data: bytes, _at: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    path = tmp_path / "1.pack"
+    with hollow(tmp_path) as files:
+        files.lay_out(path, whole())
+        files.fill(path, 0, PAGE_BYTES)
+        with monkeypatch.context() as patch:
+            patch.setattr("store.replicas.hollow.write_all", full)
+            with pytest.raises(StoreFullError, match=r"1\.pack"):
+                files.fill(path, 0, len(DATA))
+        files.fill(path, 0, len(DATA))
+    assert path.read_bytes() == DATA
