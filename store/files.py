@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import fcntl
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from store.errors import StoreFullError
 
 Fill = Callable[[Path, int, int], None]
 """Sees to it that the bytes of a file from one place up to another can be read. May raise `StoreError`."""
@@ -57,6 +61,17 @@ def write_all(fd: int, data: bytes, offset: int) -> None:
         written = os.pwrite(fd, view, offset)
         offset += written
         view = view[written:]
+
+
+@contextlib.contextmanager
+def room_for(path: Path) -> Iterator[None]:
+    """Raises `StoreFullError`, which names the file, where the disk has no room for it."""
+    try:
+        yield
+    except OSError as exc:
+        if exc.errno not in {errno.ENOSPC, errno.EDQUOT}:
+            raise
+        raise StoreFullError(f"{path}: {exc.strerror}") from exc
 
 
 def settle(path: Path) -> None:

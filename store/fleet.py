@@ -17,7 +17,14 @@ from pathlib import Path
 from typing import Self, TypeAlias, TypeVar
 
 from store.deliveries import Query, StoredDelivery, Told, assemble, candidates, has_terms
-from store.errors import AmbiguousIdError, DamagedError, NotFoundError, SealedError, StoreError
+from store.errors import (
+    AmbiguousIdError,
+    DamagedError,
+    NotFoundError,
+    PackGoneError,
+    SealedError,
+    StoreError,
+)
 from store.ids import FOREVER_US, ChunkId, ContentId, DeliveryId, order
 from store.places import Location
 from store.records import Content, Entry, EntryType, Replay
@@ -105,10 +112,18 @@ class Fleet:
 
     def delivery(self, delivery: DeliveryId, as_of_us: int = FOREVER_US) -> StoredDelivery:
         """See `Store.delivery`."""
+        try:
+            return self._delivery(delivery, as_of_us, PackGoneError)
+        except PackGoneError:  # another process has taken up what compaction did, between two looks
+            return self._delivery(delivery, as_of_us)
+
+    def _delivery(
+        self, delivery: DeliveryId, as_of_us: int, unless: type[DamagedError] | tuple[()] = ()
+    ) -> StoredDelivery:
         told = [entries for store in self._all if (entries := store.told(delivery))]
         if not told:
             raise NotFoundError(f"there is no delivery {delivery.hex()}")
-        return assemble(delivery, told[0] if len(told) == 1 else _together(told), as_of_us)
+        return assemble(delivery, told[0] if len(told) == 1 else _together(told, unless), as_of_us)
 
     def resolve(self, prefix: str) -> DeliveryId:
         """See `Store.resolve`."""
@@ -292,20 +307,26 @@ def _merged(found: Sequence[Iterator[DeliveryId]], *, newest_first: bool) -> Ite
         last = id_
 
 
-def _together(told: Iterable[list[Told]]) -> list[Told]:
+def _together(told: Iterable[list[Told]], unless: type[DamagedError] | tuple[()]) -> list[Told]:
     """What several stores tell of one delivery, the same once. What is damaged in one of them is left out if
-    another one has it. Raises what reading raised otherwise."""
+    another one has it: a removal, if there is one, and else the delivery; `unless` it is one of these.
+    Raises what reading raised otherwise."""
     found: list[tuple[EntryType, Entry]] = []
     why: DamagedError | None = None
+    removed = False
     for entries in told:
         for kind, read in entries:
+            removed = removed or kind in REMOVED
             try:
                 entry = (kind, read())
             except DamagedError as exc:
+                if isinstance(exc, unless):
+                    raise
                 why = exc
                 continue
             if entry not in found:
                 found.append(entry)
-    if why and not any(kind == EntryType.DELIVERY or kind in REMOVED for kind, _ in found):
+    wanted = REMOVED if removed else {EntryType.DELIVERY}
+    if why and not any(kind in wanted for kind, _ in found):
         raise why
     return [(kind, lambda entry=entry: entry) for kind, entry in found]  # type: ignore[misc]  # bound now

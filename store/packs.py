@@ -129,13 +129,16 @@ class PackReader:
     def _have(self, where: Location) -> None:
         """See to it that a record can be read: without the lock, so that several are fetched at once."""
         path = self._path(where)
-        self._fill(path, 0, layout.PACK_HEADER_BYTES)
-        self._fill(path, where.offset, where.offset + _FIRST_READ_BYTES)
-        with self._lock:
-            fd, key = self._pack(where)
-            header = layout.decode_record_header(os.pread(fd, _FIRST_READ_BYTES, where.offset), key)
-        if header:
-            self._fill(path, where.offset, where.offset + layout.RECORD_HEADER_BYTES + header.length)
+        try:
+            self._fill(path, 0, layout.PACK_HEADER_BYTES)
+            self._fill(path, where.offset, where.offset + _FIRST_READ_BYTES)
+            with self._lock:
+                fd, key = self._pack(where)
+                header = layout.decode_record_header(os.pread(fd, _FIRST_READ_BYTES, where.offset), key)
+            if header:
+                self._fill(path, where.offset, where.offset + layout.RECORD_HEADER_BYTES + header.length)
+        except FileNotFoundError as exc:  # another process knows that it counts no more
+            raise PackGoneError(f"{path} is missing") from exc
 
     def _pack(self, where: Location) -> tuple[int, bytes]:
         found = self._open.get((where.stream, where.pack))

@@ -188,6 +188,21 @@ class View:
         self.note_damage(caught.damage, all_of_it=False)
         return caught
 
+    def catch_up_within(self, update: Update, stream: str) -> None:
+        """Apply within a transaction what comes next of a stream, as far as it is whole groups: the rest is
+        for `catch_up`."""
+        directory = self._streams / stream
+        state = update.state(stream) or initial_state(self._store_id, stream)
+        files = stream_files(directory)
+        for part in files.parts:
+            if not isinstance(part, Segment) and part >= state.pack:
+                self._have(directory, part, state.offset if part == state.pack else 0)
+        for found in scan_groups(
+            directory, self._store_id, stream, state, files=files, keyring=self._keyring
+        ):
+            if not isinstance(found, Group) or not apply_group(update, found, self._store_id):
+                return
+
     def _read_sealed(self, stream: str, caught: CaughtUp) -> None:
         """Put into the index what is sealed and could not be read when it was found, now that an identity is
         here. What this one does not open either stays noted."""

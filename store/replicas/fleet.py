@@ -92,7 +92,7 @@ def _one(
     try:
         try:
             faults += mirror.follow()
-        except UnreachableError as exc:
+        except StoreError as exc:
             if mirror.contents is None:
                 raise
             age_s = round((now_us() - mirror.contents.time_us) / 1e6)

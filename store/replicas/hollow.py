@@ -6,7 +6,6 @@ a byte for each page. A crash of the machine may lose pages and keep the map, so
 
 from __future__ import annotations
 
-import mmap
 import os
 import threading
 from bisect import bisect_left, bisect_right
@@ -17,7 +16,7 @@ from pathlib import Path
 
 from blake3 import blake3
 
-from store.files import write_all
+from store.files import room_for, write_all
 from store.replicas.layout import RoundError
 
 PAGE_BYTES = 128 << 10
@@ -60,38 +59,44 @@ class Hollow:
         self._pool: ThreadPoolExecutor | None = None
         self.fetched_bytes = 0
 
-    def begin(self) -> None:
-        """Forget what an earlier boot had fetched. Nobody else may be at it."""
+    def begin(self) -> bool:
+        """Forget what an earlier boot had fetched; whether there was one. Nobody else may be at it."""
         self._maps.mkdir(mode=0o700, parents=True, exist_ok=True)
         boot, mark = _BOOT_ID.read_text(), self._maps / "boot"
-        if not mark.exists() or mark.read_text() != boot:
-            for path in self._maps.iterdir():
-                path.unlink()
-            mark.write_text(boot)
+        if mark.exists() and mark.read_text() == boot:
+            return False
+        for path in self._maps.iterdir():
+            path.unlink()
+        mark.write_text(boot)
+        return True
 
     def lay_out(self, path: Path, parts: Sequence[Part]) -> None:
         """Have a file be there, made of `parts`, which follow on each other and may overlap. One that is
         there already may only grow."""
         size = parts[-1].end if parts else 0
-        name = str(path.relative_to(self._root)).replace("/", "=")
         with self._lock:
             known = self._files.get(path)
-            if known and known.size == size:
+            if known and known.size == size and path.exists():
                 known.consist_of(parts)
-                return
-            file = _File(path, self._maps / name, parts, size)
-            self._files[path] = file
-            if known:
-                known.close()
+            else:
+                # Whoever is fetching into the one before goes on with it: its pages are the same.
+                self._files[path] = _File(path, self._map_path(path), parts, size)
 
     def remove(self, path: Path) -> None:
-        """A file that counts no more."""
+        """A file that counts no more, laid out by whomever."""
         with self._lock:
-            file = self._files.pop(path, None)
-        if file:
-            file.close()
-            file.map_path.unlink(missing_ok=True)
-        path.unlink(missing_ok=True)
+            self._files.pop(path, None)
+            path.unlink(missing_ok=True)
+            self._map_path(path).unlink(missing_ok=True)
+
+    def drop(self, path: Path) -> None:
+        """A file that is whole, and was made by somebody else."""
+        with self._lock:
+            self._files.pop(path, None)
+            self._map_path(path).unlink(missing_ok=True)
+
+    def _map_path(self, path: Path) -> Path:
+        return self._maps / str(path.relative_to(self._root)).replace("/", "=")
 
     def forget(self) -> None:
         """All files, and what was fetched of them."""
@@ -125,37 +130,65 @@ class Hollow:
         got = []
         for part, at, size in file.pieces(start, end):
             data = self._get(part.name, at, size)
+            if len(data) != size:
+                raise RoundError(f"{part.name} has less than {at + size} bytes")
             if part.digest and blake3(data).digest() != part.digest:
                 raise RoundError(f"{part.name} is damaged")
             got.append(data)
-        file.put(start, b"".join(got))
+        with room_for(file.path):
+            file.put(start, b"".join(got))
         with self._lock:
             self.fetched_bytes += end - start
 
     def close(self) -> None:
-        """Close the files."""
+        """Let go of the files."""
         if self._pool:
             self._pool.shutdown()
-        for file in self._files.values():
-            file.close()
         self._files.clear()
 
 
 class _File:
-    """One of them."""
+    """One of them. It holds no descriptor: a replica has more packs than a process may have files open."""
 
     def __init__(self, path: Path, map_path: Path, parts: Sequence[Part], size: int) -> None:
-        self.map_path = map_path
+        self.path = path
+        self._map_path = map_path
         self.size = size
         self.consist_of(parts)
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        had = os.fstat(self._fd).st_size
-        if had < size:
-            os.truncate(self._fd, size)
-        self._map = _open_map(map_path, max(1, -(-size // PAGE_BYTES)))
-        if had < size and had % PAGE_BYTES:  # the page in which it ended has more now
-            self._map[had // PAGE_BYTES] = 0
+        if not path.exists():
+            map_path.unlink(missing_ok=True)  # of an earlier one at this place
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            had = os.fstat(fd).st_size
+            if had < size:
+                self._grow(fd, had)
+        finally:
+            os.close(fd)
+        self._map = self._read_map()
+
+    def _grow(self, fd: int, had: int) -> None:
+        """The page in which it ended has more from now on: said before, should we be killed in between, and
+        after, should another process have said that it is here in between."""
+        if had % PAGE_BYTES:
+            self._say(b"\0", had // PAGE_BYTES)
+        os.truncate(fd, self.size)
+        if had % PAGE_BYTES:
+            self._say(b"\0", had // PAGE_BYTES)
+
+    def _read_map(self) -> bytes:
+        pages = max(1, -(-self.size // PAGE_BYTES))
+        try:
+            return self._map_path.read_bytes()[:pages].ljust(pages, b"\0")
+        except FileNotFoundError:
+            return bytes(pages)
+
+    def _say(self, pages: bytes, first: int) -> None:
+        fd = os.open(self._map_path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            write_all(fd, pages, first)
+        finally:
+            os.close(fd)
 
     def consist_of(self, parts: Sequence[Part]) -> None:
         self.parts = parts
@@ -168,6 +201,7 @@ class _File:
         """What of a range is not here, in whole pages, and not too much at once."""
         end = min(end, self.size)
         page, last = start // PAGE_BYTES, -(-end // PAGE_BYTES)
+        self._map = self._read_map()  # another process may have fetched it
         while (page := self._map.find(b"\0", page, last)) >= 0:
             until = self._map.find(_HERE, page, last)
             until = min(last if until < 0 else until, page + _FETCH_BYTES // PAGE_BYTES)
@@ -195,24 +229,18 @@ class _File:
                     return
 
     def put(self, start: int, data: bytes) -> None:
-        write_all(self._fd, data, start)
-        end = start + len(data)
-        first, last = start // PAGE_BYTES, -(-end // PAGE_BYTES)
-        if end % PAGE_BYTES and os.fstat(self._fd).st_size > end:
-            last -= 1  # another process knows of more of it
-        if last > first:
-            self._map[first:last] = _HERE * (last - first)
-
-    def close(self) -> None:
-        os.close(self._fd)
-        self._map.close()
-
-
-def _open_map(path: Path, size: int) -> mmap.mmap:
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        if os.fstat(fd).st_size < size:
-            os.truncate(fd, size)
-        return mmap.mmap(fd, size)
-    finally:
-        os.close(fd)
+        """Raises `FileNotFoundError` when the file counts no more."""
+        fd = os.open(self.path, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            write_all(fd, data, start)
+            end = start + len(data)
+            first, last = start // PAGE_BYTES, -(-end // PAGE_BYTES)
+            if end % PAGE_BYTES and os.fstat(fd).st_size > end:
+                last -= 1  # another one knows of more of it
+            if last > first:
+                self._say(_HERE * (last - first), first)
+                if end % PAGE_BYTES and os.fstat(fd).st_size > end:  # since a moment ago
+                    self._say(b"\0", end // PAGE_BYTES)
+        finally:
+            os.close(fd)
+        self._map = self._read_map()

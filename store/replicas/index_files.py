@@ -12,7 +12,7 @@ from store.index_copy import IndexCopy
 from store.replicas.contents import Contents
 from store.replicas.layout import Extent, IndexFiles
 from store.replicas.named import packs_of
-from store.runs import Run
+from store.runs import Run, RunDamagedError
 
 _PIECE_BYTES = (256 << 10, 16 << 20)
 _PIECES = 512
@@ -52,7 +52,7 @@ class IndexSender:
 
     def send(self, copy: IndexCopy, late: Callable[[], bool]) -> IndexFiles | None:
         """Have all of it be there. None when it became too `late` for that: the next call goes on. Raises
-        `StoreError`, `OSError`."""
+        `StoreError`, `OSError`, `RunDamagedError`."""
         names = [(run.number, run.size, run.digest) for run in copy.runs]
         self._sent = {name: self._sent[name] for name in names if name in self._sent}
         for name, run in zip(names, copy.runs, strict=True):
@@ -67,7 +67,10 @@ class IndexSender:
         while at < run.size:
             if late():
                 return False
-            data = run.pread(min(_piece_bytes(run.size), run.size - at), at)
+            size = min(_piece_bytes(run.size), run.size - at)
+            data = run.pread(size, at)
+            if len(data) != size:
+                raise RunDamagedError(f"{run.path}: cut short")
             sent.append(self._put(at, data))
             at += len(data)
         return True

@@ -25,8 +25,10 @@ from pathlib import Path
 import msgspec
 
 from store.errors import DamagedError, StoreError
+from store.files import room_for
 from store.index import Index
 from store.index_copy import take_copy
+from store.layout import FIRST_COMPACTED
 from store.replicas.contents import Contents, regroups
 from store.replicas.fetch import cover
 from store.replicas.hollow import Hollow, Part
@@ -43,11 +45,17 @@ from store.replicas.told import about_of
 from store.sealing import Identity, Keyring, recipients_of
 from store.segments import SUFFIX, pack_path
 from store.store import Store
+from store.view import View
 
 log = logging.getLogger(__name__)
 _COPY = b"copy"
 """in the index: which copy it was made from"""
+_ENDS = b"ends"
+"""in the index: how far each pack was there when it was filled"""
+_RUNS = b"copied"
+"""in the index: the numbers of the runs that are the copy's"""
 _ROUND = "round:"
+_Ends = dict[str, dict[int, int]]
 
 
 class _Saved(msgspec.Struct):
@@ -74,7 +82,8 @@ class Mirror:
         self._is_open = False
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         with self._alone():
-            self._hollow.begin()
+            if self._hollow.begin():
+                shutil.rmtree(path / "rounds", ignore_errors=True)  # a crash may have cut them short
             self._load()
 
     @property
@@ -101,13 +110,22 @@ class Mirror:
             self._load()
             known = self.contents
             number = known.number if known else 0
-            reading = self._read()
-            if known and reading.contents.store_id != known.store_id:
-                self._begin_anew("it is another store's now")
-            if reading.contents is not known or reading.contents.number != number:
-                self._saved = _Saved(reading.contents, self._saved.runs if self._saved else {})
-                self._save()
-                self._lay_out()
+            try:
+                reading = self._read()
+                if known and reading.contents.store_id != known.store_id:
+                    self._begin_anew("it is another store's now")
+                elif self.contents and reading.contents.number < number:
+                    if reading.faults:  # what cannot be read now could be once: what is known counts on
+                        return [*reading.faults, *reading.contents.holes()]
+                    self._begin_anew(f"it was set back, from round {number}")
+                if reading.contents is not known or reading.contents.number != number:
+                    self._saved = _Saved(reading.contents, self._saved.runs if self._saved else {})
+                    self._save()
+                    self._lay_out()
+            except BaseException:
+                self._stamp = None  # what was half taken up is not what is kept
+                self._load()
+                raise
             return [*reading.faults, *reading.contents.holes()]
 
     def _read(self) -> Reading:
@@ -118,7 +136,9 @@ class Mirror:
                 reading = Reading(known)
                 self._replica.follow(reading, taken=self._take_up)
                 return reading
-            if newest < known.full_number:
+            is_full = known.number == known.full_number
+            there = self._replica.digest(self.host, known.number, full=is_full)
+            if newest < known.full_number or (there and there != known.digest):
                 self._begin_anew(f"it was set back, from round {known.number}")
         return self._replica.read(self.host, taken=self._take_up)
 
@@ -128,6 +148,10 @@ class Mirror:
         if self._is_open:
             raise StoreError(f"{what}. The same command begins anew")
         log.warning("%s; all is fetched anew", what)
+        self._forget()
+
+    def _forget(self) -> None:
+        """All that was fetched."""
         self._hollow.forget()
         for name in ("contents", "streams", "index", "rounds", "search"):
             if (self.path / name).is_dir():
@@ -158,7 +182,7 @@ class Mirror:
                 self._prepare(about.id, keyring)
             except DamagedError as exc:
                 log.warning("%s; it is fetched anew", exc)
-                shutil.rmtree(self.path / "index")
+                self._drop_index()
                 self._prepare(about.id, keyring)
             store = Store(self.path, about.id, about.key, keyring=keyring, fill=self.fill)
             self._sweep()
@@ -169,10 +193,20 @@ class Mirror:
         """Have in `store`, which `open` gave, what was shipped since; what is wrong with it, in words."""
         faults = self.follow()
         with self._alone():
-            self._take_index(store.index)
+            self._take_index(store.index, store.id)
+            # Without an index all would be read again each time: that the next one to open it does.
+            if self.contents and self.contents.index and self._note_ends(store.index, store.id):
+                store.damage.clear()  # what was missing, mostly
             store.catch_up()
             self._sweep()
         return faults
+
+    def _drop_index(self) -> None:
+        assert self._saved  # noqa: S101 - by its caller
+        for name in self._saved.runs:
+            self._hollow.remove(self.path / "index" / name)
+        self._saved.runs = {}
+        shutil.rmtree(self.path / "index")
 
     def close(self) -> None:
         """Let go of the files."""
@@ -256,6 +290,8 @@ class Mirror:
         for path in (self.path / "rounds").glob("*"):
             if not path.name.isdigit() or int(path.name) <= contents.full_number:
                 path.unlink()
+        for path in self.path.glob("contents.*.new"):  # of one that was killed
+            path.unlink()
         self._saved.runs = {
             name: extents
             for name, extents in self._saved.runs.items()
@@ -268,25 +304,34 @@ class Mirror:
     def _prepare(self, store_id: bytes, keyring: Keyring) -> None:
         index = Index(self.path / "index", store_id, keyring=keyring, fill=self.fill)
         try:
-            self._take_index(index)
+            self._take_index(index, store_id)
+            self._note_ends(index, store_id)
         finally:
             index.close()
 
-    def _take_index(self, index: Index) -> None:
-        """Become what the host's own index is, if it has shipped one that is not known here."""
+    def _take_index(self, index: Index, store_id: bytes, *, anew: bool = False) -> None:
+        """Become what the host's own index is, if it has shipped one that is not known here; with `anew` also
+        if it is. What came since is put in at once: nobody finds less here meanwhile than before."""
         assert self._saved  # noqa: S101 - by its callers
+        self._drop_runs(index)
         files = self._saved.contents.index
         if files is None:
+            if anew:
+                with index.update() as update:
+                    update.clear()
             return
         name = b"".join(extent.digest for extent in files.state)
         with index.read() as snapshot:
-            if snapshot.meta(_COPY) == name:
+            if snapshot.meta(_COPY) == name and not anew:
                 return
         state = FetchedIndex(self._replica, self.host, files, threads=1).state()
+        view = View(index, self.path / "streams", store_id, index.keyring, self.fill)
+        numbers: list[int] = []
         with index.update() as update:
 
             def lay_out(at: int, number: int) -> Path:
                 path = index.run_path(number)
+                numbers.append(number)
                 self._hollow.lay_out(path, self._index_parts(files.runs[at]))
                 assert self._saved  # noqa: S101 - as above
                 self._saved.runs[path.name] = files.runs[at]
@@ -299,7 +344,61 @@ class Mirror:
             if not known:
                 log.warning("the index of %s is of another version of mailkeep: all is fetched", self.host)
             update.put_meta(_COPY, name)
+            update.put_meta(_RUNS, msgspec.msgpack.encode(numbers))
+            update.put_meta(_ENDS, msgspec.msgpack.encode(self._ends()))
             self._save()  # first: without it nobody could read the runs
+            for stream in view.names():
+                view.catch_up_within(update, stream)
+
+    def _drop_runs(self, index: Index) -> None:
+        """Let go of runs of a copy that did not come to be the index: it was killed, or failed. Others come
+        under their numbers, and must not be filled with their bytes."""
+        assert self._saved  # noqa: S101 - by its caller
+        with index.read() as snapshot:
+            value = snapshot.meta(_RUNS)
+            there = {info.number for info in snapshot.known.catalogue.runs}
+        copied = set(msgspec.msgpack.decode(value)) if value else set()
+        left = [name for name in self._saved.runs if int(Path(name).stem) not in copied]
+        for name in left:
+            path = self.path / "index" / name
+            if int(path.stem) in there:
+                self._hollow.drop(path)
+            else:
+                self._hollow.remove(path)
+            del self._saved.runs[name]
+        if left:
+            self._save()
+
+    def _note_ends(self, index: Index, store_id: bytes) -> bool:
+        """Before bytes are put into the index: how far each pack is there. What is shipped last may be older
+        than what was shipped first, and an index that has passed it by begins again, from the host's: whether
+        it does."""
+        ends = self._ends()
+        with index.read() as snapshot:
+            value = snapshot.meta(_ENDS)
+            known = msgspec.msgpack.decode(value, type=_Ends) if value else ends
+            passed = any(
+                (state := snapshot.state(stream)) is not None
+                and any(
+                    pack < state.pack and end > known.get(stream, {}).get(pack, 0)
+                    for pack, end in packs.items()
+                )
+                for stream, packs in ends.items()
+            )
+        if passed:
+            log.info("%s: what was missing is there now: it is indexed anew", self.host)
+            self._take_index(index, store_id, anew=True)
+        if passed or not value or known != ends:
+            with index.update() as update:
+                update.put_meta(_ENDS, msgspec.msgpack.encode(ends))
+        return passed
+
+    def _ends(self) -> _Ends:
+        assert self._saved  # noqa: S101 - by its callers
+        return {
+            name: {pack: stream.end(pack) for pack in stream.packs if pack < FIRST_COMPACTED}
+            for name, stream in self._saved.contents.streams.items()
+        }
 
     # -- what is kept
 
@@ -320,13 +419,18 @@ class Mirror:
             return
         try:
             self._saved = msgspec.msgpack.decode((self.path / "contents").read_bytes(), type=_Saved)
-        except (msgspec.MsgspecError, FileNotFoundError):  # of another version: begun anew
+        except FileNotFoundError:
+            return
+        except msgspec.MsgspecError:
+            if not self._is_open:
+                log.warning("%s is of another version, or damaged: all is fetched anew", self.path)
+                self._forget()  # of what the index's runs are made nobody knows any more
             return
         self._stamp = stamp
         self._lay_out()
 
     def _save(self) -> None:
-        _put(self.path / "contents", msgspec.msgpack.encode(self._saved))
+        _put(self.path / "contents", msgspec.msgpack.encode(self._saved), durable=True)
         self._stamp = self._stamp_now()
 
     def _stamp_now(self) -> tuple[int, int] | None:
@@ -337,8 +441,16 @@ class Mirror:
         return found.st_ino, found.st_mtime_ns
 
 
-def _put(path: Path, data: bytes) -> None:
-    """A file that is there whole or not at all."""
-    fresh = path.with_name(f"{path.name}.new")
-    fresh.write_bytes(data)
+def _put(path: Path, data: bytes, *, durable: bool = False) -> None:
+    """A file that is there whole or not at all; `durable`: also after a crash of the machine."""
+    fresh = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_native_id()}.new")
+    try:
+        with room_for(path), fresh.open("wb") as file:
+            file.write(data)
+            file.flush()
+            if durable:
+                os.fsync(file.fileno())
+    except BaseException:
+        fresh.unlink(missing_ok=True)
+        raise
     fresh.rename(path)

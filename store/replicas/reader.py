@@ -205,6 +205,13 @@ class Replica:
             raise RoundError(f"{where} names a round before the first", full=full)
         return round_, data
 
+    def digest(self, host: str, number: int, *, full: bool) -> bytes | None:
+        """A round's digest; None for one that is not there or cannot be read."""
+        try:
+            return self._round(host, number, full=full)[0].digest
+        except RoundError:
+            return None
+
     def inline(self, host: str, number: int) -> tuple[Round, bytes]:
         """A round, and the bytes of packs in it."""
         round_, data = self._round(host, number, full=False)

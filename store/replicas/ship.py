@@ -51,6 +51,7 @@ from store.replicas.pieces import Pieces
 from store.replicas.reader import Replica
 from store.replicas.source import Target
 from store.replicas.told import told_of
+from store.runs import RunDamagedError
 from store.segments import pack_path
 
 log = logging.getLogger(__name__)
@@ -63,6 +64,8 @@ FULL_INLINE_BYTES = 64 << 20
 """bytes in rounds after which there is a full one before its time"""
 _PIECES_S = 5.0
 """how long a round sends pieces; the next one goes on, so that new mail never waits for old"""
+_AWAITED_S = 600.0
+"""how long readers wait for an index after compaction; then they fetch what it would have told"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +139,11 @@ class Shipper:
         self._prepared = False
         """whether what is in rounds is in pieces, too, for the full round that is due"""
         self._index = IndexSender(self._piece_of_index)
+        self._waits = False
+        """whether the last round left something for the next"""
+        self._index_failed = ""
+        self._awaited_since: float | None = None
+        """since when readers wait for an index"""
         self._behind_since: float | None = None
         self._last_look = time.monotonic()
         self.lag_bytes = 0
@@ -166,7 +174,10 @@ class Shipper:
             self._made.shun(self._mending.index)
             self._index.forget()
         lacking = self._contents.index is None or self._contents.regrouped or bool(self._mending.index)
-        copy = self._options.index() if due or lacking else None  # before the look at what it knows
+        # Before the look at what it knows; and not while more waits, since then it cannot be all that counts.
+        asked = due or (lacking and not self._waits)
+        copy = self._copy_of_index() if asked else None
+        in_vain = asked and self._is_in_vain(copy)
         local = self._local.look()
         parts = list(self._missing(local))
         self._note(parts, self._last_look)
@@ -177,9 +188,10 @@ class Shipper:
         if self._due_full:
             self._put_full()
         left, unread = self._ship(local, parts, prepare=due or copy is not None)
+        self._waits = bool(left)
         index = self._send_index(copy, wait=full) if copy and not left else None
         at_once = copy is None or self._mending.due_full or self._is_overdue()
-        if full or (self._prepared and (index or (due and at_once))):
+        if full or (in_vain and not index and not left) or (self._prepared and (index or (due and at_once))):
             self._put_full(index)
             if index:
                 self._mending.index_sent()
@@ -300,14 +312,40 @@ class Shipper:
         under = index_under(self._host) + "/"
         return self._made.create(under, at, data, lambda extent: index_piece_name(self._host, extent))
 
+    def _copy_of_index(self) -> IndexCopy | None:
+        """None also where it cannot be read: mail must not wait for what comes from it."""
+        try:
+            copy = self._options.index()
+        except (StoreError, OSError) as exc:
+            self._index_fails(exc)
+            return None
+        return copy
+
+    def _is_in_vain(self, copy: IndexCopy | None) -> bool:
+        """Whether readers wait for an index that knows what compaction has done, and none is to come."""
+        if self._contents.index is None or not self._contents.regrouped:
+            self._awaited_since = None
+            return False
+        self._awaited_since = self._awaited_since or time.monotonic()
+        return copy is None or time.monotonic() - self._awaited_since > _AWAITED_S
+
+    def _index_fails(self, exc: Exception) -> None:
+        if str(exc) != self._index_failed:
+            self._index_failed = str(exc)
+            log.error("replica: the index of %s is not shipped: %s", self._host, exc)
+
     def _send_index(self, copy: IndexCopy, *, wait: bool) -> IndexFiles | None:
         """Have a copy of the index be there, if it says what counts; None if it does not, or is not yet."""
         if not is_at_one(copy, self._contents):
             return None
         until = time.monotonic() + self._options.pieces_s
-        files = self._index.send(
-            copy, lambda: not wait and (time.monotonic() >= until or self._options.stop())
-        )
+        try:
+            files = self._index.send(
+                copy, lambda: not wait and (time.monotonic() >= until or self._options.stop())
+            )
+        except (RunDamagedError, OSError) as exc:  # of the run's file here
+            self._index_fails(exc)
+            return None
         if files is None:
             return None
         # What took days to send, and was named by nothing, may have been removed.

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from store.deliveries import Query, RemovedError
-from store.errors import AmbiguousIdError, NotFoundError, SealedError
+from store.compact import CompactOptions, Compactor
+from store.deliveries import Query, RemovedError, Told
+from store.errors import AmbiguousIdError, DamagedError, NotFoundError, SealedError
 from store.fleet import Fleet
-from store.ids import content_id
+from store.ids import DeliveryId, content_id
 from store.index_copy import copy_of
-from store.records import Replay, ReplayRun
+from store.records import EntryType, Replay, ReplayRun
 from store.replicas.errors import UnreachableError
 from store.replicas.fetch import Fetching
 from store.replicas.fleet import open_fleet
@@ -277,3 +278,80 @@ def test_a_sealed_host_is_read_with_an_identity_alone(
     record = tmp_path / "view" / "record"
     assert ANNA not in b"".join(path.read_bytes() for path in record.rglob("*") if path.is_file())
     assert in_name("mx1") == "mx1"
+
+
+def test_what_was_removed_stays_so_though_the_word_of_it_is_damaged(
+    host: Make, bucket: Dark, view: Callable[..., Fleet], tmp_path: Path
+) -> None:
+    old = host("mx1")
+    old.put(20)
+    old.ship(full=True)
+    Fetching(Replica(bucket), tmp_path / "mx2").run()
+    new = host("mx2", at=tmp_path / "mx2")
+    gone = next(iter(old.mails))
+    new.store.settle_index()
+    erase(new.store, [gone], owner="o", reason="r")
+    new.ship(full=True)
+    fleet = view()
+    (mx2,) = [member for member in fleet.members if member.path.name == "mx2"]
+    with mx2.index.read() as snapshot:
+        (where,) = [where for kind, where in snapshot.delivery(gone) if kind == EntryType.ERASURE]
+    assert gone not in all_of(fleet)
+    fleet.close()
+    (pack,) = (tmp_path / "view" / "hosts" / "mx2" / "streams" / "mx2").glob(f"*{where.pack}.pack")
+    data = bytearray(pack.read_bytes())
+    data[where.offset + 60] ^= 1
+    pack.write_bytes(data)
+    again = view()
+    with pytest.raises(DamagedError):
+        again.delivery(gone)
+    assert gone not in {found.delivery.id for found in again.deliveries(Query())}
+
+
+def test_another_process_takes_up_what_compaction_did(
+    host: Make, view: Callable[..., Fleet], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the look into the index and that into the pack."""
+    one = host("mx1")
+    one.put(40)
+    one.ship(full=True)
+    fleet = view()
+    mails = dict(one.mails)
+    one.store.writer.roll()
+    one.put(3)
+    one.store.settle_index()
+    Compactor(one.store, CompactOptions(everything=True, level=1)).run()
+    one.ship()
+    one.ship(full=True)
+    (member,) = fleet.members
+    told, looked = member.told, list[DeliveryId]()
+
+    def look(delivery: DeliveryId) -> list[Told]:
+        entries = told(delivery)
+        if not looked:
+            looked.append(delivery)
+            fleet.refresh()
+            member._packs.close()  # what it had open of the packs that are gone
+        return entries
+
+    monkeypatch.setattr(member, "told", look)
+    assert all_of(fleet) == mails, "as of the look at the index"
+
+
+def test_what_is_at_hand_is_read_where_the_bucket_answers_half(
+    host: Make, bucket: Dark, view: Callable[..., Fleet]
+) -> None:
+    one = host("mx1")
+    one.put(10)
+    one.ship(full=True)
+    fleet = view()
+    assert all_of(fleet) == one.mails
+    fleet.close()
+    mails = dict(one.mails)
+    one.put(2)
+    one.ship(full=True)
+    for name in [name for name in bucket.objects if "/full/" in name or "/rounds/" in name]:
+        bucket.objects[name] = b"<Error>SlowDown</Error>"
+    told: list[str] = []
+    assert all_of(view(tell=told.append)) == mails
+    assert any("as it was" in text for text in told)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import random
+import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,12 +16,14 @@ from store.compact import CompactOptions, Compactor
 from store.deliveries import Query, RemovedError
 from store.errors import StoreError
 from store.index_copy import copy_of
-from store.replicas.layout import index_under
+from store.replicas import hollow, index_files
+from store.replicas.layout import index_under, round_name
 from store.replicas.mirror import Mirror
 from store.replicas.reader import Replica
 from store.replicas.ship import ShipOptions, Shipper
 from store.retention import erase
 from store.store import Store
+from store.update import Update
 from tests.store.conftest import put_message
 from tests.store.test_replica_ship import Bucket
 
@@ -53,6 +58,13 @@ def bucket() -> Counting:
 @pytest.fixture
 def shipping(store: Store, path: Path, bucket: Counting) -> Shipper:
     return Shipper(path, bucket, "mx1", ShipOptions(index=lambda: copy_of(store.index, store.view.names())))
+
+
+@pytest.fixture
+def _small_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that not all of a small file is fetched at once."""
+    monkeypatch.setattr(hollow, "PAGE_BYTES", 4096)
+    monkeypatch.setattr(index_files, "_PIECE_BYTES", (4096, 16 << 20))
 
 
 @pytest.fixture
@@ -257,3 +269,182 @@ def test_a_map_of_an_earlier_boot_is_not_believed(
     with second.open() as opened:
         assert all_of(opened) == mails
     second.close()
+
+
+@pytest.mark.usefixtures("_small_pages")
+def test_an_index_that_is_lost_or_damaged_here_is_fetched_anew(
+    store: Store, bucket: Counting, shipping: Shipper, tmp_path: Path
+) -> None:
+    mails = fill(store, range(400))
+    shipping.round(full=True)
+    for damage in ("data.mdb", "run"):
+        first = Mirror(Replica(bucket), "mx1", tmp_path / "mirror")
+        first.follow()
+        with first.open() as opened:
+            assert opened.delivery(next(iter(mails)))
+        first.close()
+        index = tmp_path / "mirror" / "index"
+        (path, *_) = [index / damage] if "." in damage else sorted(index.glob("*.run"))
+        path.write_bytes(b"\xff" * path.stat().st_size)
+        second = Mirror(Replica(bucket), "mx1", tmp_path / "mirror")
+        second.follow()
+        with second.open() as opened:
+            assert all_of(opened) == mails
+        second.close()
+
+
+@pytest.mark.usefixtures("_small_pages")
+def test_what_an_earlier_version_had_kept_is_fetched_anew(
+    store: Store, bucket: Counting, shipping: Shipper, tmp_path: Path
+) -> None:
+    mails = fill(store, range(600))
+    shipping.round(full=True)
+    first = Mirror(Replica(bucket), "mx1", tmp_path / "mirror")
+    first.follow()
+    first.open().close()
+    first.close()
+    (tmp_path / "mirror" / "contents").write_bytes(b"of another version")
+    second = Mirror(Replica(bucket), "mx1", tmp_path / "mirror")
+    second.follow()
+    with second.open() as opened:
+        assert all_of(opened) == mails
+    second.close()
+
+
+@pytest.mark.usefixtures("_small_pages")
+def test_an_index_that_could_not_be_taken_up_leaves_nothing_that_is_believed(
+    store: Store, bucket: Counting, shipping: Shipper, mirror: Mirror, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mails = fill(store, range(900))
+    store.index.merge(everything=True)  # a large one
+    shipping.round(full=True)
+    mirror.follow()
+    with monkeypatch.context() as patch:
+        patch.setattr(Update, "become", _fails_after(Update.become))
+        with pytest.raises(StoreError, match="killed"):
+            mirror.open()
+    store.view.clear()
+    store.view.catch_up_all()  # smaller ones
+    shipping.round(full=True)
+    mirror.follow()
+    with mirror.open() as opened:
+        assert all_of(opened) == mails
+
+
+def _fails_after(do: Callable[..., None]) -> Callable[..., None]:
+    def failing(*arguments: Any) -> None:
+        do(*arguments)
+        raise StoreError("killed")
+
+    return failing
+
+
+def test_what_cannot_be_read_for_a_moment_takes_nothing_back(
+    store: Store, bucket: Counting, shipping: Shipper, mirror: Mirror
+) -> None:
+    mails = fill(store, range(30))
+    shipping.round(full=True)
+    store.writer.roll()
+    mails |= fill(store, range(30, 60))
+    shipping.round()
+    mirror.follow()
+    opened = mirror.open()
+    assert all_of(opened) == mails
+    shipping.round(full=True)
+    last = mirror.contents
+    assert last
+    names = (
+        round_name("mx1", last.number, full=False),
+        round_name("mx1", shipping.contents.number, full=True),
+    )
+    lost = {name: bucket.objects[name] for name in names}
+    for name in lost:
+        bucket.objects[name] = b"an error"
+    assert mirror.refresh(opened) != []
+    assert all_of(opened) == mails
+    opened.close()
+    opened = mirror.open()
+    assert all_of(opened) == mails
+    bucket.objects |= lost
+    assert mirror.refresh(opened) == []
+    assert all_of(opened) == mails
+    opened.close()
+
+
+@pytest.mark.parametrize("with_index", [True, False])
+def test_what_is_shipped_after_what_came_later(
+    store: Store,
+    path: Path,
+    bucket: Counting,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    with_index: bool,
+) -> None:
+    """The newest goes first, and the rest by and by."""
+    mails = fill(store, range(10))
+    options = ShipOptions(piece_bytes=30_000, pieces_s=0.0)
+    if with_index:
+        options = replace(options, index=lambda: copy_of(store.index, store.view.names()))
+        Shipper(path, bucket, "mx1", replace(options, pieces_s=5.0)).round(full=True)
+    store.writer.roll()
+    mails |= fill(store, range(10, 30))
+    store.writer.roll()
+    mails |= fill(store, range(30, 34))
+    slow = Shipper(path, bucket, "mx1", options)
+    assert slow.round().more
+    mirror = Mirror(Replica(bucket), "mx1", tmp_path / "mirror")
+    mirror.follow()
+    opened = mirror.open()
+    assert set(mails) > {found.delivery.id for found in opened.deliveries(Query())} >= set(list(mails)[-4:])
+    while slow.round().more:
+        mirror.follow()
+    if with_index:
+        mirror.refresh(opened)
+    else:
+        opened.close()
+        mirror.follow()
+        opened = mirror.open()
+    assert all_of(opened) == mails
+    opened.close()
+    mirror.close()
+
+
+def test_a_history_that_was_set_back_and_went_on_otherwise(
+    store: Store, path: Path, bucket: Counting, tmp_path: Path
+) -> None:
+    fill(store, range(30))
+    options = ShipOptions(index=lambda: copy_of(store.index, store.view.names()))
+    Shipper(path, bucket, "mx1", options).round(full=True)
+    then = dict(bucket.objects)
+    store.close()
+    shutil.copytree(path, tmp_path / "then")
+    with Store.open(path) as lost:
+        lost.start_writing("host")
+        going = Shipper(
+            path, bucket, "mx1", ShipOptions(index=lambda: copy_of(lost.index, lost.view.names()))
+        )
+        fill(lost, range(30, 60))
+        going.round()
+        mirror = Mirror(Replica(bucket), "mx1", tmp_path / "mirror")
+        mirror.follow()
+        with mirror.open() as opened:
+            assert len(all_of(opened)) == 60
+        mirror.close()
+    bucket.objects = then
+    with Store.open(tmp_path / "then") as other:
+        other.start_writing("host")
+        mails = all_of(other) | fill(other, range(100, 130))
+        again = Shipper(
+            tmp_path / "then",
+            bucket,
+            "mx1",
+            ShipOptions(index=lambda: copy_of(other.index, other.view.names())),
+        )
+        again.round()
+        again.round(full=True)
+        mirror = Mirror(Replica(bucket), "mx1", tmp_path / "mirror")
+        mirror.follow()
+        with mirror.open() as opened:
+            assert all_of(opened) == mails
+        mirror.close()

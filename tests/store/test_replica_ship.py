@@ -18,8 +18,9 @@ import pytest
 from store.check import check
 from store.compact import CompactOptions, Compactor
 from store.deliveries import Query
-from store.errors import StoreError
+from store.errors import DamagedError, StoreError
 from store.findings import Checked
+from store.index_copy import IndexCopy, copy_of
 from store.notes import SignKey
 from store.replicas import ship
 from store.replicas.chain import RivalError
@@ -281,3 +282,76 @@ def test_the_host_is_killed_and_its_disk_is_gone(
         int(mail.split(b"\r\n")[0].removeprefix(b"Subject: ")) for mail in restored(bucket, tmp_path / "a")
     }
     assert set(range(acknowledged + 1)) <= there
+
+
+def test_an_index_that_cannot_be_read_holds_up_nothing(
+    store: Store, path: Path, bucket: Bucket, tmp_path: Path
+) -> None:
+    sent = {put_message(store, b"Subject: %d\r\n\r\nx" % number).id for number in range(20)}
+    store.settle_index()
+
+    def damaged() -> IndexCopy:
+        raise DamagedError("the index is damaged")
+
+    shipping = shipper(path, bucket, index=damaged)
+    shipping.round()
+    shipping.round(full=True)
+    assert not shipping.round().more
+    restored(bucket, tmp_path / "again")
+    with Store.open(tmp_path / "again") as again:
+        assert {found.delivery.id for found in again.deliveries(Query())} == sent
+
+
+def test_a_run_that_is_cut_short_holds_up_nothing(store: Store, path: Path, bucket: Bucket) -> None:
+    for number in range(400):
+        put_message(store, b"Subject: %d\r\n\r\nx" % number)
+    store.settle_index()
+    copy = copy_of(store.index, store.view.names())
+    for run in copy.runs:
+        os.truncate(run.path, 0)
+    assert copy.runs
+    shipping = shipper(path, bucket, index=lambda: copy)
+    assert shipping.round(full=True).full
+    assert shipping.contents.index is None
+
+
+def test_readers_do_not_wait_for_an_index_that_does_not_come(
+    store: Store, path: Path, bucket: Bucket
+) -> None:
+    index: list[IndexCopy | None] = []
+    shipping = shipper(path, bucket, index=lambda: index[-1])
+    gone = [put_message(store, b"Subject: %d\r\n\r\nx" % number).id for number in range(20)]
+    store.settle_index()
+    index.append(copy_of(store.index, store.view.names()))
+    shipping.round(full=True)
+    assert shipping.contents.index
+    index.append(None)  # sealed from now on, say
+    erase(store, gone[:5], owner="o", reason="r")
+    store.writer.roll()
+    store.settle_index()
+    Compactor(store, CompactOptions(everything=True, level=1)).run()
+    shipping.round()
+    assert shipping.contents.regrouped
+    assert shipping.round().full
+    assert shipping.contents.index is None
+    assert not shipping.round().full
+
+
+def test_while_a_first_copy_is_on_its_way_each_round_is_one_object(
+    store: Store, path: Path, bucket: Bucket
+) -> None:
+    """The index comes when all else is there; until then nothing is prepared for it."""
+    for number in range(12):
+        put_message(store, random.Random(number).randbytes(50_000))
+        store.writer.roll()
+    store.settle_index()
+    shipping = shipper(
+        path, bucket, index=lambda: copy_of(store.index, store.view.names()), piece_bytes=10_000, pieces_s=0.0
+    )
+    shipping.round()
+    shipping.round()
+    for _ in range(20):
+        put_message(store, b"Subject: x\r\n\r\nx")
+        shipped = shipping.round()
+        assert shipped.more
+        assert shipped.objects == 2, "a piece of what is old, and the round"
