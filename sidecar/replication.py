@@ -45,13 +45,15 @@ def open_remote(
     return Remote.open(url, RemoteOptions(endpoint=endpoint, credentials=credentials, region=region or ""))
 
 
-def open_named(url: str, config: Config | None) -> Remote:
-    """A replica as the configuration names it, if it does; else with what the environment says. Raises
-    `ReplicaError`."""
-    for replica in config.replica if config else ():
+def open_named(
+    url: str, config: Config | None, *, endpoint: str | None = None, credentials: Path | None = None
+) -> Remote:
+    """A replica as the configuration names it, if it does and nothing else was named; else with what the
+    environment says. Raises `ReplicaError`."""
+    for replica in config.replica if config and endpoint is None and credentials is None else ():
         if replica.url.rstrip("/") == url.rstrip("/"):
             return open_configured(replica)
-    return open_remote(url)
+    return open_remote(url, endpoint=endpoint, credentials=credentials)
 
 
 def open_configured(replica: ReplicaConfig) -> Remote:

@@ -10,14 +10,13 @@ from sidecar.bar import Bar
 from sidecar.commands import options
 from sidecar.present import print_json
 from sidecar.readable import escaped
-from sidecar.replication import open_configured, open_remote
+from sidecar.replication import open_named
 from sidecar.units import format_size
 from store.about import About
 from store.replicas.asked import Wrong
 from store.replicas.compare import Compared, compare, repair
 from store.replicas.mend import Mended, mend
 from store.replicas.reader import Replica
-from store.replicas.remote import Remote
 from store.sample import Sample
 
 _HINTS = {
@@ -32,7 +31,7 @@ def check_replica(
 ) -> int:  # fmt: skip
     """The exit code. Raises `ConfigError`, `StoreError`."""
     path = store or options.configured_path(config)
-    remote = _remote(url, config, endpoint, credentials)
+    remote = open_named(url, options.configured(config), endpoint=endpoint, credentials=credentials)
     replica = Replica(remote)
     compared = Compared()
     findings = []
@@ -72,6 +71,7 @@ def check_replica(
         + (f"{len(findings)} findings" if findings else "nothing wrong")
         + (f", {mended} packs made again" if mend_here else "")
         + (f"; {format_size(compared.behind_bytes)} wait to be shipped" if compared.behind_bytes else "")
+        + (f"; {compared.others} with other stores are there, too" if compared.others else "")
     )
     if mended:
         print("Restart `serve`, and run `mailkeep rebuild`.")
@@ -85,12 +85,3 @@ def check_replica(
 
 def _tell(text: str) -> None:
     print(escaped(f"mailkeep: {text}"), file=sys.stderr)
-
-
-def _remote(url: str, config: Path | None, endpoint: str | None, credentials: Path | None) -> Remote:
-    """As [[replica]] has it, if it does."""
-    known = options.configured(config) if endpoint is None and credentials is None else None
-    for replica in known.replica if known is not None else ():
-        if replica.url == url:
-            return open_configured(replica)
-    return open_remote(url, endpoint=endpoint, credentials=credentials)

@@ -101,9 +101,9 @@ def command(
     with options.open_archive(config, store, identity) as opened:
         if why := _why_no_index(opened, config, build=build):
             if build:
-                from sidecar.search.files import SearchError
+                from sidecar.search.files import NoSearchError
 
-                raise SearchError(f"there is no search index: {why}")
+                raise NoSearchError(f"there is no search index: {why}")
             print(f"mailkeep: {why}: only subjects and addresses are searched", file=sys.stderr)
             found = _scanned(opened, terms, selection)
         else:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from store.notes import SignKey
 
 
-_URL = re.compile("(s3|file):/")
+_URL = re.compile("(s3|file|https?):/", re.IGNORECASE)
 VIEW_DIR = "MAILKEEP_VIEW_DIR"
 """names the directory for what was fetched of replicas and put back from them"""
 

@@ -22,25 +22,32 @@ def command(
     json: options.JsonOption = False,
     config: options.ConfigOption = None,
 ) -> None:
-    """What replicas have: for each host its last round, how old it is, and what is wrong with it.
+    """What replicas have: for each host its last round, how old it is, and what is wrong with it. Where
+    nothing is captured nothing is shipped, so an old round alone is no fault.
 
     \b
     Example: mailkeep replica
     Example: mailkeep replica --url s3://mail-backup/all
     Exit codes: 0 all can be read; 1 something is wrong, as told; 2 wrong usage or configuration;
-    50 to 52 a replica cannot be read, as the message says.
+    50 to 52 a replica cannot be read, or nothing is at --url, as the message says.
     """
     if context.invoked_subcommand is not None:
         return
-    from sidecar.config import load_default
+    from sidecar.config import DEFAULT_PATH, ConfigError
     from sidecar.present import print_json
     from sidecar.readable import escaped
     from sidecar.replication import open_named
     from sidecar.units import exact_duration, format_size, format_time, iso_time
     from store.ids import now_us
-    from store.replicas.reader import Replica
+    from store.replicas.reader import NoReplicaError, Replica
 
-    known = options.configured(config) if url else load_default(config)
+    known = options.configured(config)
+    if known is None and url is None:
+        raise ConfigError(
+            f"no replica is named: there is no --url, no --config, MAILKEEP_CONFIG is not set, "
+            f"and {DEFAULT_PATH} does not exist",
+            "Name the replica by --url URL, or the configuration by --config FILE.",
+        )
     urls = [url] if url else [replica.url for replica in known.replica] if known else []
     faults = 0
     for number, place in enumerate(urls, 1):
@@ -48,6 +55,8 @@ def command(
             continue
         replica = Replica(open_named(place, known))
         hosts = replica.hosts()
+        if not hosts and url:
+            raise NoReplicaError(f"{url} holds no replica")
         if not hosts and not json:
             print(f"{number}  {place}: nothing is there")
         for host in hosts:
@@ -103,10 +112,16 @@ def prune(
     from sidecar.readable import escaped
     from sidecar.replication import open_remote
     from store.replicas.prune import removable, remove
-    from store.replicas.reader import Replica
+    from store.replicas.reader import NoReplicaError, Replica
 
     remote: Remote = open_remote(url, endpoint=endpoint, credentials=credentials)
-    for name in host or Replica(remote).hosts():
+    hosts = Replica(remote).hosts()
+    if not hosts:
+        raise NoReplicaError(f"{url} holds no replica")
+    for name in host or ():
+        if name not in hosts:
+            raise NoReplicaError(f"{url} has nothing of {name}, but of {', '.join(hosts)}")
+    for name in host or hosts:
         names = removable(remote, name)
         if dry_run and not json:
             print(*map(escaped, names), sep="\n", end="\n" if names else "")

@@ -32,23 +32,28 @@ def command(
     no_check: Annotated[bool, typer.Option("--no-check", help="Leave out the check at the end.")] = False,
     key: Annotated[
         Path | None,
-        typer.Option("--key", metavar="FILE", help="Public key that every round must be signed by."),
+        typer.Option(
+            "--key", metavar="FILE", exists=True, help="Public key that every round must be signed by."
+        ),
     ] = None,
     endpoint: options.EndpointOption = None,
     credentials: options.CredentialsOption = None,
     json: options.JsonOption = False,
+    config: options.ConfigOption = None,
     identity: options.IdentityOption = None,
 ) -> None:
     """Make a store again from a replica, on a bare machine.
 
     Fetches in parallel, verifies every piece, builds the index and ends with `check`. Interrupted, the same
-    command goes on. Until it is whole there is no store at PATH.
+    command goes on. Until it is whole there is no store at PATH. Where a [[replica]] has this URL, its
+    endpoint and credentials are taken. As root: give PATH to the service's user first, or afterwards.
 
     \b
     Example: mailkeep restore-store s3://mail-backup/mx1 /var/lib/mailkeep
     Example: mailkeep restore-store file:///mnt/nas/mx1 ./then --as-of 'yesterday 14:00'
     Exit codes: 0 all is there; 1 something was missing or damaged, as told, and the rest is there;
-    2 wrong usage; 50 to 52 the replica, as the message says.
+    2 wrong usage or configuration; 21 it is sealed, and no identity opens it;
+    50 to 52 the replica, as the message says.
     """
     import time
 
@@ -56,7 +61,7 @@ def command(
     from sidecar.identity import load_identities
     from sidecar.interpreter import spare_the_collector
     from sidecar.present import print_json
-    from sidecar.replication import open_remote
+    from sidecar.replication import open_named
     from sidecar.select import moment_us
     from sidecar.units import format_size, format_time
     from store.check import Checker, CheckOptions
@@ -67,8 +72,10 @@ def command(
 
     times = [time.monotonic()]
     spare_the_collector()
+    known = options.configured(config)
+    identity = identity or (known.encryption.identity if known else None)
     identities = load_identities(identity) if identity else []
-    remote = open_remote(url, endpoint=endpoint, credentials=credentials)
+    remote = open_named(url, known, endpoint=endpoint, credentials=credentials)
     replica = Replica(remote, VerifyKey.parse(key.read_text()) if key else None)
     fetching = Fetching(
         replica, path,

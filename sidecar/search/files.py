@@ -49,6 +49,12 @@ class SearchError(Exception):
     exit_code = 1
 
 
+class NoSearchError(SearchError):
+    """There is none, and none is to be."""
+
+    hint = "Without --build subjects and addresses are searched."
+
+
 class SearchDamagedError(SearchError):
     """What is in it cannot be read, or is by another version or of another store."""
 

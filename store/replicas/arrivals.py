@@ -25,7 +25,7 @@ from pathlib import Path
 
 from store.about import About
 from store.errors import StoreError
-from store.files import write_all
+from store.files import adopt, write_all
 from store.index import Index
 from store.layout import FIRST_COMPACTED
 from store.replicas.index_fetch import FetchedIndex
@@ -249,6 +249,7 @@ def _in_order(directory: Path, packs: set[Path], manifests: Iterable[str]) -> li
 def _write(path: Path, data: bytes) -> None:
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
+        adopt(path)
         write_all(fd, data, 0)
         os.fsync(fd)
     finally:

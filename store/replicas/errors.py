@@ -8,18 +8,28 @@ from store.errors import StoreError
 class ReplicaError(StoreError):
     """The replica cannot be used as asked; the text names it and the object."""
 
-    hint = "Mend what is named. Capture goes on meanwhile, and what a replica lacks is shipped then."
+    hint = (
+        "Mend what is named. Where mail is captured that goes on, and what a replica lacks is shipped then."
+    )
     exit_code = 50
 
 
 class UnreachableError(ReplicaError):
     """It does not answer, or says that it cannot now: worth another try."""
 
+    hint = (
+        "Look at the network and the endpoint (AWS_ENDPOINT_URL where no [[replica]] has one). Where mail is "
+        "captured that goes on, and what a replica lacks is shipped then."
+    )
+
 
 class RefusedError(ReplicaError):
     """It does not let us."""
 
-    hint = "Look at the credentials and their rights, the bucket's name and region, and this host's clock."
+    hint = (
+        "Look at the credentials and their rights, the endpoint (AWS_ENDPOINT_URL where no [[replica]] has "
+        "one), the bucket's name and region, and this host's clock."
+    )
 
 
 class ClockError(RefusedError):

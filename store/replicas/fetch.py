@@ -22,13 +22,13 @@ from blake3 import blake3
 
 from store.about import NAME, About
 from store.errors import StoreError
-from store.files import sync_directory, write_all
+from store.files import adopt, sync_directory, write_all
 from store.ids import FOREVER_US
 from store.replicas.arrivals import PART, Arrivals, on_its_way
 from store.replicas.contents import StreamContents
 from store.replicas.index_fetch import FetchedIndex
 from store.replicas.layout import Extent, RoundError
-from store.replicas.reader import Reading, Replica
+from store.replicas.reader import NoReplicaError, Reading, Replica
 from store.replicas.told import about_of
 from store.sealing import Identity, Keyring, recipients_of
 from store.segments import SUFFIX, pack_path
@@ -113,7 +113,7 @@ class Fetching:
         streams = {part.path.parent for part in self._parts}
         segments = _segments(self._readings)
         for directory in streams | {self._path / "streams" / name for name in segments}:
-            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _make(directory)
         _leave_only(self._path, self._parts)
         keyring = Keyring(recipients_of(self._about.recipients), self._options.identities)
         ahead = self._options.check_ahead and self.total_bytes >= _AHEAD_BYTES
@@ -151,7 +151,7 @@ def _readings(replica: Replica, options: FetchOptions, fetched: Fetched) -> list
     hosts = options.hosts or tuple(replica.hosts())
     readings = [replica.read(host, options.as_of_us) for host in hosts]
     if not readings:
-        replica.read("")  # says that there is nothing
+        raise NoReplicaError(f"{replica.source.url} holds no replica")
     for reading in readings:
         fetched.hosts.append(reading.contents.host)
         fetched.faults += reading.faults
@@ -168,7 +168,7 @@ def _one_store(replica: Replica, readings: list[Reading], options: FetchOptions)
         raise StoreError(
             f"{replica.source.url} has several stores: {about.id.hex()} of {newest.contents.host}, "
             + ", ".join(f"{store} of {host}" for host, store in others.items())
-            + ": name the hosts to restore"
+            + ": name the one to restore by --host"
         )
     return about
 
@@ -184,8 +184,18 @@ def _begin(path: Path, url: str, about: About) -> None:
             raise StoreError(f"{path} is not empty; nothing was changed")
         if json.loads(mark.read_text()) != told:
             raise StoreError(f"{path} holds a restore of something else, begun earlier; nothing was changed")
-    (path / "streams").mkdir(mode=0o700, parents=True, exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for directory in (path, path / "streams"):
+        _make(directory)
     mark.write_text(json.dumps(told))
+    adopt(mark)
+
+
+def _make(directory: Path) -> None:
+    """A directory for its owner alone, who is not root where root restores into what is another's."""
+    if not directory.exists():
+        directory.mkdir(mode=0o700)
+        adopt(directory)
 
 
 def _wanted(path: Path, readings: Iterable[Reading], fetched: Fetched) -> Iterable[_Part]:
@@ -262,6 +272,7 @@ class _Fetch:
         extent = part.extent
         fd = os.open(on_its_way(part.path), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
+            adopt(on_its_way(part.path))
             kept, got, fault = self._bring(part, fd)
             with self._lock:
                 self._left[part.path] -= 1

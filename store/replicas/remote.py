@@ -53,6 +53,7 @@ _CREDENTIALS_BY = frozenset(
         "AWS_SKIP_SIGNATURE",
     }
 )
+_PAIR = frozenset({"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"})
 _READ_AGAIN = timedelta(hours=1)
 
 
@@ -162,7 +163,9 @@ class Remote:
         import obstore
 
         under = prefix.rstrip("/") or None
-        pages = iter(obstore.list(self._store, under, offset=after or None, chunk_size=1000))
+        pages = self._ask(
+            prefix, lambda: iter(obstore.list(self._store, under, offset=after or None, chunk_size=1000))
+        )
         found = (
             Listed(str(one["path"]), int(one["size"]), round(one["last_modified"].timestamp() * 1e6))
             for page in iter(lambda: self._ask(prefix, lambda: next(pages, None)), None)
@@ -321,7 +324,8 @@ class Remote:
             with self._lock:
                 self._store = self._make(self._options.timeout_s)
                 self._patient = (self._options.timeout_s, self._store)
-        return kind(f"{where}: {text}")
+        asked = f" ({self._options.endpoint or 'AWS'} was asked)" if self._directory is None else ""
+        return kind(f"{where}: {text}{asked}")
 
 
 def read_credentials(path: Path) -> tuple[str, str]:
@@ -354,6 +358,10 @@ def _directory(url: str, path: Path) -> Callable[[float], ObjectStore]:
 def _bucket(url: str, bucket: str, prefix: str, options: RemoteOptions) -> Callable[[float], ObjectStore]:
     endpoint = urlsplit(options.endpoint)
     plain = endpoint.scheme == "http"
+    if options.endpoint and not (endpoint.scheme in {"http", "https"} and endpoint.netloc):
+        raise ReplicaError(
+            f"{url}: {options.endpoint} is no endpoint: write https://HOST or https://HOST:PORT"
+        )
     if plain and endpoint.hostname not in LOOPBACK:
         raise ReplicaError(f"{url}: {options.endpoint} would send mail in the clear: write https://")
     config: S3Config = {"virtual_hosted_style_request": not options.path_style}
@@ -378,9 +386,11 @@ def _bucket(url: str, bucket: str, prefix: str, options: RemoteOptions) -> Calla
 
         provider["credential_provider"] = credentials
 
-    elif options.endpoint and not any(name.upper() in _CREDENTIALS_BY for name in os.environ):
+    elif options.endpoint and not _CREDENTIALS_BY & {name.upper() for name in os.environ}:
         # The client would look for them at AWS's address for machines, which is not there.
         raise RefusedError(f"{url}: there are no credentials, neither in a file nor in AWS_ACCESS_KEY_ID")
+    elif {name.upper() for name in os.environ} & _PAIR == {"AWS_ACCESS_KEY_ID"}:
+        raise RefusedError(f"{url}: AWS_ACCESS_KEY_ID is set, and AWS_SECRET_ACCESS_KEY is not")
 
     def make(timeout_s: float) -> ObjectStore:
         from obstore.exceptions import BaseError

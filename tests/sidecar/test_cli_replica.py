@@ -78,3 +78,14 @@ def test_what_is_no_replica() -> None:
     ran = mailkeep("replica", "prune", "https://bucket")
     assert ran.code == 50
     assert "write s3://bucket/prefix or file:///path" in ran.err
+
+
+def test_where_nothing_is(url: str, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for command in (("replica", "--url"), ("replica", "prune")):
+        ran = mailkeep(*command, f"file://{tmp_path}/empty")
+        assert ran.code == 52
+        assert "holds no replica" in ran.err
+    ran = mailkeep("replica", "prune", url, "--host", "mx9")
+    assert ran.code == 52
+    assert "nothing of mx9, but of mx1" in ran.err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -107,3 +108,34 @@ def test_what_took_how_long(url: str, tmp_path: Path) -> None:
     assert told["deliveries"] == 20
     assert list(told["seconds"]) == ["fetch", "index", "check"]
     assert all(0 <= seconds < 60 for seconds in told["seconds"].values())
+
+
+def test_it_is_for_its_owner_alone(url: str, tmp_path: Path) -> None:
+    (tmp_path / "owned").mkdir()
+    if os.geteuid() == 0:
+        os.chown(tmp_path / "owned", 65534, 65534)
+    for name in ("owned", "new"):
+        assert mailkeep("restore-store", url, tmp_path / name).code == 0
+        owner = (tmp_path / name).stat().st_uid
+        assert {file.stat().st_uid for file in (tmp_path / name).rglob("*")} == {owner}
+    assert (tmp_path / "new").stat().st_mode & 0o777 == 0o700
+
+
+def test_where_nothing_is(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    ran = mailkeep("restore-store", f"file://{tmp_path}/empty", tmp_path / "again")
+    assert ran.code == 52
+    assert "holds no replica" in ran.err
+    ran = mailkeep("restore-store", f"file://{tmp_path}/empty", tmp_path / "again", "--key", tmp_path / "no")
+    assert ran.code == 2
+
+
+def test_the_replica_is_the_configured_one(tmp_path: Path) -> None:
+    file = tmp_path / "mailkeep.toml"
+    file.write_text(
+        f'[store]\npath = "{tmp_path / "x"}"\n[lmtp]\n[[replica]]\nurl = "s3://bucket/x"\n'
+        f'credentials = "{tmp_path / "none"}"\n'
+    )
+    ran = mailkeep("restore-store", "s3://bucket/x", tmp_path / "again", "--config", file)
+    assert ran.code == 50
+    assert f"{tmp_path / 'none'}: the credentials cannot be read" in ran.err

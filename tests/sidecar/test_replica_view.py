@@ -132,5 +132,18 @@ def test_addresses_and_credentials_come_from_the_configuration(bucket: Bucket, t
     done = bucket.run("list", "--config", str(file))
     assert f"{tmp_path / 'none'}: the credentials cannot be read" in done.stderr
     done = bucket.run("list", AWS_ENDPOINT_URL="http://127.0.0.1:9", AWS_ACCESS_KEY_ID="")
-    assert "SecretAccessKey" in done.stderr
+    assert "AWS_SECRET_ACCESS_KEY is not" in done.stderr
     assert done.returncode == ReplicaError.exit_code
+
+
+def test_a_slip_in_the_address_is_told_in_words(bucket: Bucket) -> None:
+    bucket.url = "https://s3.example.net/bucket/x"
+    done = bucket.run("list")
+    assert done.returncode == ReplicaError.exit_code
+    assert "write s3://bucket/prefix" in done.stderr
+    bucket.url = "s3://bucket/x"
+    keys = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}
+    done = bucket.run("list", AWS_ENDPOINT_URL="127.0.0.1:9", **keys)
+    assert done.returncode == ReplicaError.exit_code
+    assert "127.0.0.1:9 is no endpoint: write https://" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -569,6 +569,8 @@ def test_a_sealed_store_has_no_words_on_disk(tmp_path: Path) -> None:
     ran = mailkeep("find", "--store", path, "--identity", key, "--build")
     assert ran.code == 1
     assert "sealed" in ran.err
+    assert "Without --build" in ran.err
+    assert "remove" not in ran.err
     assert b"xyzzysecretword" not in _bytes_of(path / DIRECTORY)
 
 

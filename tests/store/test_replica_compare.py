@@ -145,3 +145,23 @@ def test_another_hosts_streams_need_not_be_here(shipped: Path, bucket: Bucket, t
         put_message(store, b"Subject: of the other\r\n\r\n")
         shipper(other, bucket, "mx2").round()
     assert found(bucket, shipped) == []
+
+
+def test_hosts_with_stores_of_their_own_are_no_finding(shipped: Path, bucket: Bucket, tmp_path: Path) -> None:
+    for name, host in (("other", "mx2"), ("rival", "host-2")):
+        with Store.open(tmp_path / name, create=True) as store:
+            store.start_writing(host)
+            put_message(store, b"Subject: of the other\r\n\r\n")
+            shipper(tmp_path / name, bucket, host).round()
+    assert found(bucket, shipped) == []
+    (shipped / "streams" / "host-2").mkdir()
+    (finding,) = found(bucket, shipped)
+    assert finding.what.startswith("host-2 ships another store")
+
+
+def test_where_nothing_of_this_store_is(shipped: Path, bucket: Bucket, tmp_path: Path) -> None:
+    with Store.open(tmp_path / "other", create=True) as store:
+        store.start_writing("mx2")
+        put_message(store, b"Subject: of the other\r\n\r\n")
+    (finding,) = found(bucket, tmp_path / "other")
+    assert finding.what == "nothing of this store is there, but of host"

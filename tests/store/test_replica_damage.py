@@ -431,6 +431,8 @@ def test_a_directory_that_is_not_there(tmp_path: Path) -> None:
             Remote.open(url)
     with pytest.raises(ReplicaError, match="in the clear"):
         Remote.open("s3://bucket", RemoteOptions(endpoint="http://s3.example.org"))
+    with pytest.raises(ReplicaError, match="is no endpoint"):
+        Remote.open("s3://bucket", RemoteOptions(endpoint="s3.example.org"))
 
 
 def test_a_store_that_writes_over(tmp_path: Path) -> None:
