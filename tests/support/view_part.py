@@ -1,11 +1,12 @@
 """The other processes of tests/crash/test_view_soak.py, which are killed at any moment.
 
 write STORE STREAM    captures so many mails for each number on standard input; tells their ids
-look URL VIEW         opens the replica, lists and reads all, looks again, until it is killed
+look URL VIEW         opens the replica, lists and reads all, looks again, until it is killed or the test is gone
 """
 
 from __future__ import annotations
 
+import os
 import random
 import sys
 import traceback
@@ -49,8 +50,9 @@ def write(path: Path, stream: str) -> None:
 
 def look(url: str, view: Path) -> None:
     quiet: list[str] = []
+    parent = os.getppid()
     with open_fleet(Replica(Remote.open(url)), view, tell=quiet.append) as fleet:
-        while True:
+        while os.getppid() == parent:
             found = [stored.delivery for stored in fleet.deliveries(Query())]
             for delivery in random.sample(found, min(40, len(found))):
                 try:
