@@ -1,7 +1,7 @@
 """The other processes of tests/crash/test_view_soak.py, which are killed at any moment.
 
 write STORE STREAM    captures so many mails for each number on standard input; tells their ids
-look URL VIEW         opens the replica, lists and reads all, looks again, until it is killed or the test is gone
+look URL VIEW         opens the replica, lists and reads all, looks again, until it or the test is killed
 """
 
 from __future__ import annotations
