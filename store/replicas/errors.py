@@ -9,7 +9,8 @@ class ReplicaError(StoreError):
     """The replica cannot be used as asked; the text names it and the object."""
 
     hint = (
-        "Mend what is named. Where mail is captured that goes on, and what a replica lacks is shipped then."
+        "Mend what is named. Capture goes on meanwhile on hosts that ship, and what a replica lacks is "
+        "shipped then."
     )
     exit_code = 50
 
@@ -18,8 +19,8 @@ class UnreachableError(ReplicaError):
     """It does not answer, or says that it cannot now: worth another try."""
 
     hint = (
-        "Look at the network and the endpoint (AWS_ENDPOINT_URL where no [[replica]] has one). Where mail is "
-        "captured that goes on, and what a replica lacks is shipped then."
+        "Look at the network, the endpoint (AWS_ENDPOINT_URL where no [[replica]] has one), and whether "
+        "the bucket is there. Capture goes on meanwhile on hosts that ship; what is missing is shipped then."
     )
 
 

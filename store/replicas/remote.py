@@ -324,8 +324,8 @@ class Remote:
             with self._lock:
                 self._store = self._make(self._options.timeout_s)
                 self._patient = (self._options.timeout_s, self._store)
-        asked = f" ({self._options.endpoint or 'AWS'} was asked)" if self._directory is None else ""
-        return kind(f"{where}: {text}{asked}")
+        asked = f", asked at {self._options.endpoint or 'AWS'}" if self._directory is None else ""
+        return kind(f"{where}{asked}: {text}")
 
 
 def read_credentials(path: Path) -> tuple[str, str]:

@@ -147,3 +147,6 @@ def test_a_slip_in_the_address_is_told_in_words(bucket: Bucket) -> None:
     assert done.returncode == ReplicaError.exit_code
     assert "127.0.0.1:9 is no endpoint: write https://" in done.stderr
     assert "Traceback" not in done.stderr
+    done = bucket.run("list", AWS_ENDPOINT_URL="http://127.0.0.1:9", **keys)
+    assert done.returncode == ReplicaError.exit_code
+    assert "asked at http://127.0.0.1:9: " in done.stderr
