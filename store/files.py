@@ -6,16 +6,22 @@ import contextlib
 import errno
 import fcntl
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Protocol
 
 from store.errors import StoreFullError
 
-Fill = Callable[[Path, int, int], None]
-"""Sees to it that the bytes of a file from one place up to another can be read. May raise `StoreError`."""
+
+class Fill(Protocol):
+    """Sees to it that bytes of a file can be read."""
+
+    def __call__(self, path: Path, start: int, end: int, *, again: bool = False) -> None:
+        """Those from `start` up to `end`; with `again` they are not what they should be, and are to be
+        fetched once more. May raise `StoreError`."""
 
 
-def all_here(path: Path, start: int, end: int) -> None:
+def all_here(path: Path, start: int, end: int, *, again: bool = False) -> None:
     """A `Fill` for files that are whole."""
 
 

@@ -15,7 +15,7 @@ from store.errors import DamagedError, PackGoneError, SealedError
 from store.files import Fill, all_here
 from store.layout import RecordType
 from store.places import Location, stream_number
-from store.scan import key_of_pack, pack_seal
+from store.scan import key_of_pack, pack_seal, read_pack_header
 from store.sealing import NO_KEYS, Keyring
 from store.segments import pack_path
 
@@ -81,7 +81,9 @@ class PackReader:
             self._blocks.clear()
             self._cached = 0
 
-    def _block(self, where: Location, kinds: frozenset[RecordType], upto: int | None = None) -> bytes:
+    def _block(
+        self, where: Location, kinds: frozenset[RecordType], upto: int | None = None, *, again: bool = False
+    ) -> bytes:
         """A record's raw block; of a large one that is asked for the first time, only its first `upto` bytes
         may be unpacked: on average half of what a single message costs."""
         name = (where.stream, where.pack, where.offset)
@@ -106,6 +108,10 @@ class PackReader:
                 raise DamagedError(f"{self._path(where)} at byte {where.offset}: {exc.strerror}") from exc
         payload = memoryview(data)[layout.RECORD_HEADER_BYTES : size]
         if not header or header.type not in kinds or not layout.payload_is_sound(header, payload, key):
+            if self._fill is not all_here and not again:  # perhaps it has been mended there since
+                end = where.offset + max(size, _FIRST_READ_BYTES)
+                self._fill(self._path(where), where.offset, end, again=True)
+                return self._block(where, kinds, upto, again=True)
             raise DamagedError(f"{self._path(where)} at byte {where.offset}: record is damaged")
         try:
             seal = None
@@ -130,7 +136,7 @@ class PackReader:
         """See to it that a record can be read: without the lock, so that several are fetched at once."""
         path = self._path(where)
         try:
-            self._fill(path, 0, layout.PACK_HEADER_BYTES)
+            self._have_header(path)
             self._fill(path, where.offset, where.offset + _FIRST_READ_BYTES)
             with self._lock:
                 fd, key = self._pack(where)
@@ -139,6 +145,13 @@ class PackReader:
                 self._fill(path, where.offset, where.offset + layout.RECORD_HEADER_BYTES + header.length)
         except FileNotFoundError as exc:  # another process knows that it counts no more
             raise PackGoneError(f"{path} is missing") from exc
+
+    def _have_header(self, path: Path) -> None:
+        self._fill(path, 0, layout.PACK_HEADER_BYTES)
+        try:
+            read_pack_header(path)
+        except ValueError:
+            self._fill(path, 0, layout.PACK_HEADER_BYTES, again=True)
 
     def _pack(self, where: Location) -> tuple[int, bytes]:
         found = self._open.get((where.stream, where.pack))

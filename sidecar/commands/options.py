@@ -268,9 +268,7 @@ def view_directory(url: str) -> Path:
 
     state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
     views = Path(os.environ.get(VIEW_DIR) or state / "mailkeep" / "views")
-    directory = views / blake3(url.rstrip("/").encode()).hexdigest()[:16]
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return directory
+    return views / blake3(url.rstrip("/").encode()).hexdigest()[:16]
 
 
 def configured(config: Path | None) -> Config | None:

@@ -33,6 +33,7 @@ def open_fleet(
     replica that cannot be reached where an earlier look is at hand. Raises `NoReplicaError`, `StoreError`,
     `SealedError`."""
     hosts = _hosts(replica, directory, tell)
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     mirrors: list[Mirror] = []
     stores: list[Store] = []
 

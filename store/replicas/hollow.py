@@ -112,9 +112,11 @@ class Hollow:
         """The files that were laid out."""
         return list(self._files)
 
-    def fill(self, path: Path, start: int, end: int) -> None:
+    def fill(self, path: Path, start: int, end: int, *, again: bool = False) -> None:
         """See `store.files.Fill`; files that were not laid out are whole. Raises `StoreError`, `OSError`."""
         file = self._files.get(path)
+        if file and again:
+            file.forget(start, end)
         if file is None or file.has(start, end):
             return
         wanted = list(file.missing(start, end))
@@ -193,6 +195,13 @@ class _File:
     def consist_of(self, parts: Sequence[Part]) -> None:
         self.parts = parts
         self._begins = [part.offset for part in parts]
+
+    def forget(self, start: int, end: int) -> None:
+        """What is here of a range is not right."""
+        first, last = start // PAGE_BYTES, -(-min(end, self.size) // PAGE_BYTES)
+        if last > first:
+            self._say(bytes(last - first), first)
+            self._map = self._read_map()
 
     def has(self, start: int, end: int) -> bool:
         return self._map.find(b"\0", start // PAGE_BYTES, -(-min(end, self.size) // PAGE_BYTES)) < 0

@@ -214,12 +214,12 @@ class Mirror:
 
     # -- files
 
-    def fill(self, path: Path, start: int, end: int) -> None:
+    def fill(self, path: Path, start: int, end: int, *, again: bool = False) -> None:
         """See `store.files.Fill`."""
         size = self._hollow.size(path)
         if size is None or end > size:
             self._look_again()
-        self._hollow.fill(path, start, end)
+        self._hollow.fill(path, start, end, again=again)
 
     def _look_again(self) -> None:
         """Whether another process has laid out more."""

@@ -19,7 +19,7 @@ from store.records import EntryType, Replay, ReplayRun
 from store.replicas.errors import UnreachableError
 from store.replicas.fetch import Fetching
 from store.replicas.fleet import open_fleet
-from store.replicas.layout import in_name
+from store.replicas.layout import in_name, parse_piece
 from store.replicas.reader import NoReplicaError, Replica
 from store.replicas.ship import ShipOptions, Shipper
 from store.retention import erase
@@ -298,10 +298,16 @@ def test_what_was_removed_stays_so_though_the_word_of_it_is_damaged(
         (where,) = [where for kind, where in snapshot.delivery(gone) if kind == EntryType.ERASURE]
     assert gone not in all_of(fleet)
     fleet.close()
-    (pack,) = (tmp_path / "view" / "hosts" / "mx2" / "streams" / "mx2").glob(f"*{where.pack}.pack")
-    data = bytearray(pack.read_bytes())
-    data[where.offset + 60] ^= 1
-    pack.write_bytes(data)
+    shutil.rmtree(tmp_path / "view" / "hosts" / "mx2")
+    at = where.offset + 60
+    for name in [name for name in bucket.objects if name.startswith("packs/mx2/")]:
+        piece = parse_piece(name)
+        assert piece
+        _, number, extent = piece
+        if number == where.pack and extent.offset <= at < extent.end:
+            data = bytearray(bucket.objects[name])
+            data[at - extent.offset] ^= 1
+            bucket.objects[name] = bytes(data)
     again = view()
     with pytest.raises(DamagedError):
         again.delivery(gone)

@@ -14,7 +14,7 @@ import pytest
 
 from store.compact import CompactOptions, Compactor
 from store.deliveries import Query, RemovedError
-from store.errors import StoreError
+from store.errors import DamagedError, StoreError
 from store.index_copy import copy_of
 from store.replicas import hollow, index_files
 from store.replicas.layout import index_under, round_name
@@ -448,3 +448,26 @@ def test_a_history_that_was_set_back_and_went_on_otherwise(
         with mirror.open() as opened:
             assert all_of(opened) == mails
         mirror.close()
+
+
+@pytest.mark.parametrize("at", [100, 30_000])
+def test_what_was_damaged_there_is_right_here_once_it_is_mended(
+    store: Store, bucket: Counting, shipping: Shipper, mirror: Mirror, at: int
+) -> None:
+    mails = fill(store, range(50))
+    shipping.round(full=True)
+    pieces = [name for name in bucket.objects if name.startswith("packs/")]
+    whole = {name: bucket.objects[name] for name in pieces}
+    for name in pieces:
+        bucket.objects[name] = whole[name][:at] + bytes(20_000) + whole[name][at + 20_000 :]
+    mirror.follow()
+    with mirror.open() as opened:
+        damaged = 0
+        for delivery in mails:
+            try:
+                opened.read_small(opened.delivery(delivery).delivery.content)
+            except DamagedError:
+                damaged += 1
+        assert damaged
+        bucket.objects |= whole
+        assert {id_: opened.read_small(opened.delivery(id_).delivery.content) for id_ in mails} == mails
