@@ -27,42 +27,19 @@ import msgspec
 from store.errors import DamagedError, StoreError
 from store.files import room_for
 from store.index import Index
-from store.index_copy import take_copy
-from store.layout import FIRST_COMPACTED
 from store.replicas.contents import Contents, regroups
 from store.replicas.fetch import cover
 from store.replicas.hollow import Hollow, Part
-from store.replicas.index_fetch import FetchedIndex
-from store.replicas.layout import (
-    Extent,
-    Round,
-    RoundError,
-    index_piece_name,
-    piece_name,
-)
+from store.replicas.layout import Extent, Round, piece_name
+from store.replicas.mirror_index import Kept, MirrorIndex
 from store.replicas.reader import Reading, Replica
 from store.replicas.told import about_of
 from store.sealing import Identity, Keyring, recipients_of
 from store.segments import SUFFIX, pack_path
 from store.store import Store
-from store.view import View
 
 log = logging.getLogger(__name__)
-_COPY = b"copy"
-"""in the index: which copy it was made from"""
-_ENDS = b"ends"
-"""in the index: how far each pack was there when it was filled"""
-_RUNS = b"copied"
-"""in the index: the numbers of the runs that are the copy's"""
 _ROUND = "round:"
-_Ends = dict[str, dict[int, int]]
-
-
-class _Saved(msgspec.Struct):
-    """What is known of the host: what counts, and what the runs of its index that are here are made of."""
-
-    contents: Contents
-    runs: dict[str, tuple[Extent, ...]] = {}
 
 
 class Mirror:
@@ -76,7 +53,8 @@ class Mirror:
         self.path = path
         self._replica = replica
         self._hollow = Hollow(path, self._get)
-        self._saved: _Saved | None = None
+        self._index = MirrorIndex(replica, host, path, self._hollow, self.fill, self._save)
+        self._saved: Kept | None = None
         self._stamp: tuple[int, int] | None = None
         self._lock = threading.RLock()
         self._is_open = False
@@ -119,7 +97,7 @@ class Mirror:
                         return [*reading.faults, *reading.contents.holes()]
                     self._begin_anew(f"it was set back, from round {number}")
                 if reading.contents is not known or reading.contents.number != number:
-                    self._saved = _Saved(reading.contents, self._saved.runs if self._saved else {})
+                    self._saved = Kept(reading.contents, self._saved.runs if self._saved else {})
                     self._save()
                     self._lay_out()
             except BaseException:
@@ -178,11 +156,12 @@ class Mirror:
         about = about_of(self._saved.contents.about, identities)
         keyring = Keyring(recipients_of(about.recipients), identities)
         with self._alone():
+            self._load()  # another process may have looked since
             try:
                 self._prepare(about.id, keyring)
             except DamagedError as exc:
                 log.warning("%s; it is fetched anew", exc)
-                self._drop_index()
+                self._index.drop(self._saved)
                 self._prepare(about.id, keyring)
             store = Store(self.path, about.id, about.key, keyring=keyring, fill=self.fill)
             self._sweep()
@@ -193,20 +172,19 @@ class Mirror:
         """Have in `store`, which `open` gave, what was shipped since; what is wrong with it, in words."""
         faults = self.follow()
         with self._alone():
-            self._take_index(store.index, store.id)
+            self._load()  # another process may have looked since
+            assert self._saved  # noqa: S101 - follow comes first
+            self._index.take(store.index, self._saved, store.id)
             # Without an index all would be read again each time: that the next one to open it does.
-            if self.contents and self.contents.index and self._note_ends(store.index, store.id):
+            if (
+                self.contents
+                and self.contents.index
+                and self._index.note_ends(store.index, self._saved, store.id)
+            ):
                 store.damage.clear()  # what was missing, mostly
             store.catch_up()
             self._sweep()
         return faults
-
-    def _drop_index(self) -> None:
-        assert self._saved  # noqa: S101 - by its caller
-        for name in self._saved.runs:
-            self._hollow.remove(self.path / "index" / name)
-        self._saved.runs = {}
-        shutil.rmtree(self.path / "index")
 
     def close(self) -> None:
         """Let go of the files."""
@@ -260,15 +238,12 @@ class Mirror:
         for run, extents in self._saved.runs.items():
             path = self.path / "index" / run
             if path.exists():
-                self._hollow.lay_out(path, self._index_parts(extents))
+                self._hollow.lay_out(path, self._index.parts(extents))
 
     def _part(self, stream: str, pack: int, extent: Extent) -> Part:
         if extent.inline:
             return Part(extent.offset, extent.length, f"{_ROUND}{extent.round}", extent.at)
         return Part(extent.offset, extent.length, piece_name(stream, pack, extent))
-
-    def _index_parts(self, extents: Sequence[Extent]) -> list[Part]:
-        return [Part(e.offset, e.length, index_piece_name(self.host, e), 0, e.digest) for e in extents]
 
     def _sweep(self) -> None:
         """Remove what counts no more, once the index knows."""
@@ -299,106 +274,14 @@ class Mirror:
         }
         self._save()
 
-    # -- the index
-
     def _prepare(self, store_id: bytes, keyring: Keyring) -> None:
+        assert self._saved  # noqa: S101 - by its callers
         index = Index(self.path / "index", store_id, keyring=keyring, fill=self.fill)
         try:
-            self._take_index(index, store_id)
-            self._note_ends(index, store_id)
+            self._index.take(index, self._saved, store_id)
+            self._index.note_ends(index, self._saved, store_id)
         finally:
             index.close()
-
-    def _take_index(self, index: Index, store_id: bytes, *, anew: bool = False) -> None:
-        """Become what the host's own index is, if it has shipped one that is not known here; with `anew` also
-        if it is. What came since is put in at once: nobody finds less here meanwhile than before."""
-        assert self._saved  # noqa: S101 - by its callers
-        self._drop_runs(index)
-        files = self._saved.contents.index
-        if files is None:
-            if anew:
-                with index.update() as update:
-                    update.clear()
-            return
-        name = b"".join(extent.digest for extent in files.state)
-        with index.read() as snapshot:
-            if snapshot.meta(_COPY) == name and not anew:
-                return
-        state = FetchedIndex(self._replica, self.host, files, threads=1).state()
-        view = View(index, self.path / "streams", store_id, index.keyring, self.fill)
-        numbers: list[int] = []
-        with index.update() as update:
-
-            def lay_out(at: int, number: int) -> Path:
-                path = index.run_path(number)
-                numbers.append(number)
-                self._hollow.lay_out(path, self._index_parts(files.runs[at]))
-                assert self._saved  # noqa: S101 - as above
-                self._saved.runs[path.name] = files.runs[at]
-                return path
-
-            try:
-                known = take_copy(update, state, lay_out)
-            except (ValueError, IndexError) as exc:
-                raise RoundError(f"{self._replica.source.url}: the index of {self.host}: {exc}") from exc
-            if not known:
-                log.warning("the index of %s is of another version of mailkeep: all is fetched", self.host)
-            update.put_meta(_COPY, name)
-            update.put_meta(_RUNS, msgspec.msgpack.encode(numbers))
-            update.put_meta(_ENDS, msgspec.msgpack.encode(self._ends()))
-            self._save()  # first: without it nobody could read the runs
-            for stream in view.names():
-                view.catch_up_within(update, stream)
-
-    def _drop_runs(self, index: Index) -> None:
-        """Let go of runs of a copy that did not come to be the index: it was killed, or failed. Others come
-        under their numbers, and must not be filled with their bytes."""
-        assert self._saved  # noqa: S101 - by its caller
-        with index.read() as snapshot:
-            value = snapshot.meta(_RUNS)
-            there = {info.number for info in snapshot.known.catalogue.runs}
-        copied = set(msgspec.msgpack.decode(value)) if value else set()
-        left = [name for name in self._saved.runs if int(Path(name).stem) not in copied]
-        for name in left:
-            path = self.path / "index" / name
-            if int(path.stem) in there:
-                self._hollow.drop(path)
-            else:
-                self._hollow.remove(path)
-            del self._saved.runs[name]
-        if left:
-            self._save()
-
-    def _note_ends(self, index: Index, store_id: bytes) -> bool:
-        """Before bytes are put into the index: how far each pack is there. What is shipped last may be older
-        than what was shipped first, and an index that has passed it by begins again, from the host's: whether
-        it does."""
-        ends = self._ends()
-        with index.read() as snapshot:
-            value = snapshot.meta(_ENDS)
-            known = msgspec.msgpack.decode(value, type=_Ends) if value else ends
-            passed = any(
-                (state := snapshot.state(stream)) is not None
-                and any(
-                    pack < state.pack and end > known.get(stream, {}).get(pack, 0)
-                    for pack, end in packs.items()
-                )
-                for stream, packs in ends.items()
-            )
-        if passed:
-            log.info("%s: what was missing is there now: it is indexed anew", self.host)
-            self._take_index(index, store_id, anew=True)
-        if passed or not value or known != ends:
-            with index.update() as update:
-                update.put_meta(_ENDS, msgspec.msgpack.encode(ends))
-        return passed
-
-    def _ends(self) -> _Ends:
-        assert self._saved  # noqa: S101 - by its callers
-        return {
-            name: {pack: stream.end(pack) for pack in stream.packs if pack < FIRST_COMPACTED}
-            for name, stream in self._saved.contents.streams.items()
-        }
 
     # -- what is kept
 
@@ -418,7 +301,7 @@ class Mirror:
         if stamp is None or stamp == self._stamp:
             return
         try:
-            self._saved = msgspec.msgpack.decode((self.path / "contents").read_bytes(), type=_Saved)
+            self._saved = msgspec.msgpack.decode((self.path / "contents").read_bytes(), type=Kept)
         except FileNotFoundError:
             return
         except msgspec.MsgspecError:

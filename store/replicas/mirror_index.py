@@ -1,0 +1,153 @@
+"""A host's own index in a mirror of it: taken where a full round brings one, and begun again where need be.
+
+Runs are hollow files. Of what they are made stands in what the mirror keeps, before the index names them.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import msgspec
+
+from store.files import Fill
+from store.index import Index
+from store.index_copy import take_copy
+from store.layout import FIRST_COMPACTED
+from store.replicas.contents import Contents
+from store.replicas.hollow import Hollow, Part
+from store.replicas.index_fetch import FetchedIndex
+from store.replicas.layout import Extent, RoundError, index_piece_name
+from store.replicas.reader import Replica
+from store.view import View
+
+log = logging.getLogger(__name__)
+_COPY = b"copy"
+"""in the index: which copy it was made from"""
+_ENDS = b"ends"
+"""in the index: how far each pack was there when it was last caught up"""
+_RUNS = b"copied"
+"""in the index: the numbers of the runs that are the copy's"""
+_Ends = dict[str, dict[int, int]]
+
+
+class Kept(msgspec.Struct):
+    """What a mirror knows of its host: what counts, and what the runs of its index here are made of."""
+
+    contents: Contents
+    runs: dict[str, tuple[Extent, ...]] = {}
+
+
+class MirrorIndex:
+    """The index below a mirror's `path`. `save` makes what is kept durable."""
+
+    def __init__(
+        self, replica: Replica, host: str, path: Path, hollow: Hollow, fill: Fill, save: Callable[[], None]
+    ) -> None:
+        self._replica = replica
+        self._host = host
+        self._path = path
+        self._hollow = hollow
+        self._fill = fill
+        self._save = save
+
+    def parts(self, extents: Sequence[Extent]) -> list[Part]:
+        """What a run's file is made of."""
+        return [Part(e.offset, e.length, index_piece_name(self._host, e), 0, e.digest) for e in extents]
+
+    def drop(self, kept: Kept) -> None:
+        """Remove it."""
+        for name in kept.runs:
+            self._hollow.remove(self._path / "index" / name)
+        kept.runs = {}
+        shutil.rmtree(self._path / "index")
+
+    def take(self, index: Index, kept: Kept, store_id: bytes, *, anew: bool = False) -> None:
+        """Become what the host's own index is, if it has shipped one that is not known here; with `anew` also
+        if it is. What came since is put in at once: nobody finds less here meanwhile than before."""
+        self._drop_runs(index, kept)
+        files = kept.contents.index
+        if files is None:
+            if anew:
+                with index.update() as update:
+                    update.clear()
+            return
+        name = b"".join(extent.digest for extent in files.state)
+        with index.read() as snapshot:
+            if snapshot.meta(_COPY) == name and not anew:
+                return
+        state = FetchedIndex(self._replica, self._host, files, threads=1).state()
+        view = View(index, self._path / "streams", store_id, index.keyring, self._fill)
+        numbers: list[int] = []
+        with index.update() as update:
+
+            def lay_out(at: int, number: int) -> Path:
+                path = index.run_path(number)
+                numbers.append(number)
+                self._hollow.lay_out(path, self.parts(files.runs[at]))
+                kept.runs[path.name] = files.runs[at]
+                return path
+
+            try:
+                known = take_copy(update, state, lay_out)
+            except (ValueError, IndexError) as exc:
+                raise RoundError(f"{self._replica.source.url}: the index of {self._host}: {exc}") from exc
+            if not known:
+                log.warning("the index of %s is of another version of mailkeep: all is fetched", self._host)
+            update.put_meta(_COPY, name)
+            update.put_meta(_RUNS, msgspec.msgpack.encode(numbers))
+            update.put_meta(_ENDS, msgspec.msgpack.encode(_ends(kept.contents)))
+            self._save()  # first: without it nobody could read the runs
+            for stream in view.names():
+                view.catch_up_within(update, stream)
+
+    def _drop_runs(self, index: Index, kept: Kept) -> None:
+        """Let go of runs of a copy that did not come to be the index: it was killed, or failed. Others come
+        under their numbers, and must not be filled with their bytes."""
+        with index.read() as snapshot:
+            value = snapshot.meta(_RUNS)
+            there = {info.number for info in snapshot.known.catalogue.runs}
+        copied = set(msgspec.msgpack.decode(value)) if value else set()
+        left = [name for name in kept.runs if int(Path(name).stem) not in copied]
+        for name in left:
+            path = self._path / "index" / name
+            if int(path.stem) in there:
+                self._hollow.drop(path)
+            else:
+                self._hollow.remove(path)
+            del kept.runs[name]
+        if left:
+            self._save()
+
+    def note_ends(self, index: Index, kept: Kept, store_id: bytes) -> bool:
+        """Before bytes are put into the index: how far each pack is there. What is shipped last may be older
+        than what was shipped first, and an index that has passed it by begins again, from the host's: whether
+        it does."""
+        ends = _ends(kept.contents)
+        with index.read() as snapshot:
+            value = snapshot.meta(_ENDS)
+            known = msgspec.msgpack.decode(value, type=_Ends) if value else ends
+            passed = any(
+                (state := snapshot.state(stream)) is not None
+                and any(
+                    pack < state.pack and end > known.get(stream, {}).get(pack, 0)
+                    for pack, end in packs.items()
+                )
+                for stream, packs in ends.items()
+            )
+        if passed:
+            log.info("%s: what was missing is there now: it is indexed anew", self._host)
+            self.take(index, kept, store_id, anew=True)
+        if passed or not value or known != ends:
+            with index.update() as update:
+                update.put_meta(_ENDS, msgspec.msgpack.encode(ends))
+        return passed
+
+
+def _ends(contents: Contents) -> _Ends:
+    return {
+        name: {pack: stream.end(pack) for pack in stream.packs if pack < FIRST_COMPACTED}
+        for name, stream in contents.streams.items()
+    }
