@@ -164,6 +164,7 @@ class Mirror:
                 self._index.drop(self._saved)
                 self._prepare(about.id, keyring)
             store = Store(self.path, about.id, about.key, keyring=keyring, fill=self.fill)
+            self._index.drop_packs(store.index, self._saved)
             self._sweep()
         self._is_open = True
         return store
@@ -183,6 +184,7 @@ class Mirror:
             ):
                 store.damage.clear()  # what was missing, mostly
             store.catch_up()
+            self._index.drop_packs(store.index, self._saved)
             self._sweep()
         return faults
 

@@ -16,10 +16,12 @@ from store.files import Fill
 from store.index import Index
 from store.index_copy import take_copy
 from store.layout import FIRST_COMPACTED
+from store.places import stream_number
 from store.replicas.contents import Contents
 from store.replicas.hollow import Hollow, Part
 from store.replicas.index_fetch import FetchedIndex
 from store.replicas.layout import Extent, RoundError, index_piece_name
+from store.replicas.named import packs_of
 from store.replicas.reader import Replica
 from store.view import View
 
@@ -56,6 +58,20 @@ class MirrorIndex:
     def parts(self, extents: Sequence[Extent]) -> list[Part]:
         """What a run's file is made of."""
         return [Part(e.offset, e.length, index_piece_name(self._host, e), 0, e.digest) for e in extents]
+
+    def drop_packs(self, index: Index, kept: Kept) -> None:
+        """What lies in packs of segments that count no more lies elsewhere now. A segment names those that it
+        was made from, but between two looks there may have been several, one made from the other."""
+        gone: list[tuple[int, int]] = []
+        with index.read() as snapshot:
+            for name, stream in kept.contents.streams.items():
+                number = stream_number(name)
+                known = set(snapshot.packs(number))
+                if all(known.issuperset(packs_of(text)) for text in stream.segments.values()):
+                    gone += [(number, p) for p in known - stream.packs.keys() if p >= FIRST_COMPACTED]
+        if gone:
+            with index.update() as update:
+                update.drop_packs(gone, 0)
 
     def drop(self, kept: Kept) -> None:
         """Remove it."""

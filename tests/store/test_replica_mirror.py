@@ -471,3 +471,34 @@ def test_what_was_damaged_there_is_right_here_once_it_is_mended(
         assert damaged
         bucket.objects |= whole
         assert {id_: opened.read_small(opened.delivery(id_).delivery.content) for id_ in mails} == mails
+
+
+def test_compaction_of_what_was_compacted_between_two_looks(
+    store: Store, path: Path, bucket: Counting, mirror: Mirror
+) -> None:
+    """Without an index of the host's, which would know."""
+    shipping = Shipper(path, bucket, "mx1")
+    mails = fill(store, range(40))
+
+    def compact() -> None:
+        gone = next(iter(mails))
+        erase(store, [gone], owner="anna", reason="a request")
+        del mails[gone]
+        mails.update(fill(store, range(len(mails) + 1000, len(mails) + 1003)))
+        store.writer.roll()
+        store.settle_index()
+        Compactor(store, CompactOptions(everything=True, level=1)).run()
+        shipping.round()
+        shipping.round()
+
+    compact()
+    mirror.follow()
+    opened = mirror.open()
+    assert all_of(opened) == mails
+    for _ in range(3):
+        compact()
+    mirror.refresh(opened)
+    assert all_of(opened) == mails
+    opened.close()
+    with mirror.open() as again:
+        assert all_of(again) == mails
