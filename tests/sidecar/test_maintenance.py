@@ -22,6 +22,7 @@ from typing import Any
 import pytest
 
 from sidecar.demo.ports import wait_until
+from sidecar.scheduler.channel import is_served
 from store.check import Checked, check
 from store.deliveries import Query
 from store.ids import now_us
@@ -64,6 +65,11 @@ class Kept:
     @property
     def stream(self) -> Path:
         return self.path / "streams/host"
+
+    def start(self) -> None:
+        """Until it takes requests for jobs, too: it listens for mail a moment before."""
+        self.serving.start()
+        assert wait_until(lambda: is_served(self.path / "jobs"), timeout_s=20)
 
     def configure(self, more: str = "", *, io_rate: str = "0") -> None:
         scheduler = f'{SCHEDULER}io_rate = "{io_rate}"\n'
@@ -139,7 +145,7 @@ def kept(tmp_path: Path) -> Iterator[Kept]:
 
 
 def test_compact(kept: Kept) -> None:
-    kept.serving.start()
+    kept.start()
     assert kept.run("compact") == "compact: ok: nothing is due\n"
     kept.send(150)
     before = all_packs(kept.stream)
@@ -166,7 +172,7 @@ def test_compact(kept: Kept) -> None:
 
 
 def test_arguments_that_a_job_does_not_know(kept: Kept) -> None:
-    kept.serving.start()
+    kept.start()
     ran = kept.jobs("run", "compact", "--arg", "al=")
     assert ran.code in {1, 2}
     assert "al" in ran.err
@@ -188,7 +194,7 @@ def test_expire_by_rules_that_sighup_brings(kept: Kept) -> None:
                 MESSAGE * 10 + b"%d" % n, to=(b"u@" + domain,), time_us=now - days * DAY_US - n * 1_000_000
             )
         fill.store.writer.roll()
-    kept.serving.start()
+    kept.start()
     kept.send(5)
     assert kept.run("expire") == "expire: ok: no rules: mail is kept for ever\n"
     kept.configure(RULE % "old.example" + RULE % "young.example")
@@ -213,7 +219,7 @@ def test_expire_by_rules_that_sighup_brings(kept: Kept) -> None:
 
 def test_what_was_erased_goes_with_the_next_run(kept: Kept) -> None:
     """Also from the pack that is being written, however little is in it."""
-    kept.serving.start()
+    kept.start()
     kept.send(5)
     shown = kept.command("list", "--json").objects
     (gone,) = [one["id"] for one in shown if one["subject"] == "number 2"]
@@ -229,7 +235,7 @@ def test_what_was_erased_goes_with_the_next_run(kept: Kept) -> None:
 
 
 def test_check_tells_of_damage(kept: Kept) -> None:
-    kept.serving.start()
+    kept.start()
     kept.send(60)
     assert kept.run("check") == "check: ok: 60 deliveries, nothing wrong\n"
     pack = pack_path(kept.stream, 1)
@@ -256,7 +262,7 @@ def test_check_tells_of_damage(kept: Kept) -> None:
 def slowly_compacting(kept: Kept) -> int:
     """The id of a job that would take a minute at the rate it is given."""
     kept.configure(io_rate="30KiB")
-    kept.serving.start()
+    kept.start()
     kept.send(120, size=8000)
     asked = kept.jobs("run", "compact", "--json", "--arg", "all=")
     assert asked.code == 0, asked.err
@@ -280,7 +286,7 @@ def test_stopped_in_the_middle_and_gone_on_with(kept: Kept) -> None:
     assert left["last"]["result"] == "interrupted"
 
     kept.configure()
-    kept.serving.start()
+    kept.start()
     assert wait_until(lambda: kept.listed("compact")["state"] == "idle", timeout_s=30)
     last = kept.listed("compact")["last"]
     assert (last["job"], last["result"]) == (job, "ok")
