@@ -502,3 +502,36 @@ def test_compaction_of_what_was_compacted_between_two_looks(
     opened.close()
     with mirror.open() as again:
         assert all_of(again) == mails
+
+
+def test_what_another_process_follows_meanwhile_is_not_set_back(
+    store: Store, bucket: Counting, shipping: Shipper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the look at the rounds and that at the index."""
+    mails = fill(store, range(20))
+    shipping.round(full=True)
+    mirror, other = (Mirror(Replica(bucket), "mx1", tmp_path / "mirror") for _ in range(2))
+    mirror.follow()
+    opened = mirror.open()
+    follow = mirror.follow
+
+    def overtaken() -> list[str]:
+        faults = follow()
+        mails.update(fill(store, range(20, 40)))
+        store.writer.roll()
+        mails.update(fill(store, range(40, 50)))
+        shipping.round()
+        other.follow()
+        return faults
+
+    monkeypatch.setattr(mirror, "follow", overtaken)
+    mirror.refresh(opened)
+    opened.close()
+    bucket.objects = {name: data for name, data in bucket.objects.items() if name.startswith("packs/")}
+    third = Mirror(Replica(bucket), "mx1", tmp_path / "mirror")
+    assert third.contents
+    assert third.contents.number == shipping.contents.number
+    with third.open() as again:
+        assert all_of(again) == mails
+    for one in (mirror, other, third):
+        one.close()
