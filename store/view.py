@@ -173,7 +173,7 @@ class View:
                     if not self._apply_found(directory, batch, caught, advance):
                         return None
                     batch, waiting = [], 0
-                    damage = self._take_segment(stream, found, advance)
+                    damage = self._take_segment(stream, found, caught.state, advance)
                     if damage is None:
                         return None
                     caught.damage += damage
@@ -246,15 +246,17 @@ class View:
         if self.index.run_count() > _MANY_RUNS:
             self.index.merge()
 
-    def _take_segment(self, stream: str, segment: Segment, advance: Advance) -> list[Damage] | None:
-        """Apply a segment that the index has seen nothing of, in one transaction. None as in `_scan`."""
+    def _take_segment(
+        self, stream: str, segment: Segment, since: StreamState, advance: Advance
+    ) -> list[Damage] | None:
+        """Apply a segment that the index has seen nothing of, in one transaction; it stands at `since`, which
+        is not where the segment begins if what comes before is lost. None as in `_scan`."""
         directory = self._streams / stream
         damage: list[Damage] = []
         self._merge_if_many()
         with self.index.update() as update:
             known = update.state(stream) or initial_state(self._store_id, stream)
-            follows = (known.chain, known.next_record) == (segment.start.chain, segment.start.next_record)
-            if known.place != segment.start.place and not (follows and known.place < segment.start.place):
+            if known.place != since.place:
                 return None
             counters = update.counters()
             for number in segment.packs:

@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 
 from store.check import Checked, check
+from store.compact import CompactOptions, Compactor
 from store.deliveries import Query
 from store.errors import DamagedError, NotFoundError, StoreError, StoreFullError
 from store.places import Damage, Group, TornTail
 from store.records import Envelope, Leg
+from store.retention import erase
 from store.scan import initial_state, scan_groups
 from store.store import Store
 from tests.store.conftest import put_message
@@ -272,3 +274,23 @@ def test_a_lost_pack_keeps_its_number(path: Path) -> None:
         store.start_writing("host", pack_bytes=1000)
         put_message(store, b"after\r\n")
     assert not packs[-1].exists(), "a replica may have the real one under this name"
+
+
+def test_what_is_lost_before_a_segment(store: Store, path: Path) -> None:
+    """What is behind it is there all the same, in an index that is made anew, too."""
+    mails = []
+    for number in range(4):
+        mails.append([put_message(store, b"Subject: %d\r\n\r\n%d" % (number, n)).id for n in range(5)])
+        store.writer.roll()
+    store.settle_index()
+    erase(store, mails[3][:1], owner="o", reason="r")
+    store.settle_index()
+    Compactor(store, CompactOptions(everything=True, level=1, unit_bytes=1)).run()
+    store.close()
+    assert (path / "streams" / "host" / "0000000004-0000000004.segment").exists()
+    (path / "streams" / "host" / "0000000003-0000000003.segment").unlink()
+    shutil.rmtree(path / "index")
+    with Store.open(path) as again:
+        assert again.damage
+        found = {found.delivery.id for found in again.deliveries(Query())}
+        assert found == {*mails[0], *mails[1], *mails[3][1:]}
