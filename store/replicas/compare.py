@@ -26,11 +26,10 @@ from store.replicas.contents import Contents
 from store.replicas.errors import MissingObjectError
 from store.replicas.fetch import cover
 from store.replicas.layout import Extent, RoundError, index_under, piece_name
+from store.replicas.local import digest_of
 from store.replicas.reader import NoReplicaError, Reading, Replica
 from store.sample import Sample
 from store.segments import pack_path, stream_files
-
-_SLICE_BYTES = 8 << 20
 
 
 @dataclass(slots=True)
@@ -54,8 +53,7 @@ def compare(
 ) -> Iterator[Finding]:  # fmt: skip
     """What is wrong, of every host of this store that ships there. Kinds: `replica` (something is wrong
     there), `local` (a pack here is missing, or has other bytes than were shipped). `read_data`: of which
-    pieces the bytes are read. `wrongs` gets what is
-    wrong there as `mend` takes it. Raises `StoreError`."""
+    pieces the bytes are read. `wrongs` gets what is wrong there as `mend` takes it. Raises `StoreError`."""
     compared = compared or Compared()
     url = replica.source.url
     hosts = replica.hosts()
@@ -184,27 +182,14 @@ def _local(path: Path, stream: str, pack: int, extent: Extent) -> Iterator[Findi
     over: compaction is ahead of the replica."""
     directory = path / "streams" / stream
     file = pack_path(directory, pack)
-    found = _digest(file, extent)
+    try:
+        found = digest_of(file, extent.offset, extent.end)
+    except OSError:
+        found = None
     if found == extent.digest or (found is None and not counts_here(directory, pack)):
         return
     what = "is missing" if not file.exists() else "has other bytes than were shipped, or fewer"
     yield Finding("local", f"{file}:{extent.offset}", f"{extent.length} bytes: the pack {what}")
-
-
-def _digest(file: Path, extent: Extent) -> bytes | None:
-    hasher = blake3()
-    try:
-        with file.open("rb") as opened:
-            at = extent.offset
-            while at < extent.end:
-                data = os.pread(opened.fileno(), min(_SLICE_BYTES, extent.end - at), at)
-                if not data:
-                    return None
-                hasher.update(data)
-                at += len(data)
-    except OSError:
-        return None
-    return hasher.digest()
 
 
 def counts_here(directory: Path, pack: int) -> bool:

@@ -14,6 +14,7 @@ from store.index import Index
 from store.index_copy import take_copy
 from store.replicas.layout import Extent, IndexFiles, RoundError, index_piece_name
 from store.replicas.reader import Replica
+from store.update import Update
 
 
 class FetchedIndex:
@@ -41,11 +42,15 @@ class FetchedIndex:
                 self._write(path, self._files.runs[at])
                 return path
 
-            try:
-                return take_copy(update, state, lay_out)
-            except (ValueError, IndexError) as exc:
-                url = self._replica.source.url
-                raise RoundError(f"{url}: the index of {self._host}: {exc}") from exc
+            return self.put(update, state, lay_out)
+
+    def put(self, update: Update, state: bytes, lay_out: Callable[[int, int], Path]) -> bool:
+        """The same within a transaction, with runs as `lay_out` has them, see `take_copy`."""
+        try:
+            return take_copy(update, state, lay_out)
+        except (ValueError, IndexError) as exc:
+            url = self._replica.source.url
+            raise RoundError(f"{url}: the index of {self._host}: {exc}") from exc
 
     def _write(self, path: Path, extents: tuple[Extent, ...]) -> None:
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)

@@ -8,11 +8,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from blake3 import blake3
+
 from store import layout
 from store.layout import PACK_HEADER_BYTES, RECORD_HEADER_BYTES, RecordType
 from store.scan import key_of_pack
 from store.segments import Segment, pack_path, stream_files
 
+_SLICE_BYTES = 8 << 20
 _SETTLED_NS = 1_000_000_000
 """a directory that changed less long ago may have changed again within the same tick of its clock"""
 
@@ -121,6 +124,14 @@ class Local:
                     return end
                 end = at + header.length
             at += header.length
+
+
+def digest_of(path: Path, start: int, end: int) -> bytes:
+    """BLAKE3 of the bytes of a file from `start` to `end`. Raises `OSError`, also when it is shorter."""
+    hasher = blake3()
+    for _, data in slices(path, start, end, _SLICE_BYTES):
+        hasher.update(data)
+    return hasher.digest()
 
 
 def slices(path: Path, start: int, end: int, most: int) -> Iterator[tuple[int, bytes]]:

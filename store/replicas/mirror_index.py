@@ -14,13 +14,12 @@ import msgspec
 
 from store.files import Fill
 from store.index import Index
-from store.index_copy import take_copy
 from store.layout import FIRST_COMPACTED
 from store.places import stream_number
 from store.replicas.contents import Contents
 from store.replicas.hollow import Hollow, Part
 from store.replicas.index_fetch import FetchedIndex
-from store.replicas.layout import Extent, RoundError, index_piece_name
+from store.replicas.layout import Extent, index_piece_name
 from store.replicas.named import packs_of
 from store.replicas.reader import Replica
 from store.view import View
@@ -94,7 +93,8 @@ class MirrorIndex:
         with index.read() as snapshot:
             if snapshot.meta(_COPY) == name and not anew:
                 return
-        state = FetchedIndex(self._replica, self._host, files, threads=1).state()
+        fetched = FetchedIndex(self._replica, self._host, files, threads=1)
+        state = fetched.state()
         view = View(index, self._path / "streams", store_id, index.keyring, self._fill)
         numbers: list[int] = []
         with index.update() as update:
@@ -106,11 +106,7 @@ class MirrorIndex:
                 kept.runs[path.name] = files.runs[at]
                 return path
 
-            try:
-                known = take_copy(update, state, lay_out)
-            except (ValueError, IndexError) as exc:
-                raise RoundError(f"{self._replica.source.url}: the index of {self._host}: {exc}") from exc
-            if not known:
+            if not fetched.put(update, state, lay_out):
                 log.warning("the index of %s is of another version of mailkeep: all is fetched", self._host)
             update.put_meta(_COPY, name)
             update.put_meta(_RUNS, msgspec.msgpack.encode(numbers))

@@ -19,8 +19,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from blake3 import blake3
-
 from store.about import About
 from store.errors import StoreError
 from store.ids import now_us
@@ -44,7 +42,7 @@ from store.replicas.layout import (
     index_under,
     piece_name,
 )
-from store.replicas.local import Local, LocalStream, slices
+from store.replicas.local import Local, LocalStream, digest_of, slices
 from store.replicas.mend import Mending
 from store.replicas.named import segments_to_name, stretches, what_goes
 from store.replicas.pieces import Pieces
@@ -315,11 +313,10 @@ class Shipper:
     def _copy_of_index(self) -> IndexCopy | None:
         """None also where it cannot be read: mail must not wait for what comes from it."""
         try:
-            copy = self._options.index()
+            return self._options.index()
         except (StoreError, OSError) as exc:
             self._index_fails(exc)
             return None
-        return copy
 
     def _is_in_vain(self, copy: IndexCopy | None) -> bool:
         """Whether readers wait for an index that knows what compaction has done, and none is to come."""
@@ -479,8 +476,4 @@ class Shipper:
 
 def _is_as_shipped(path: Path, extents: list[Extent]) -> bool:
     """Whether a file still has the bytes that were shipped. Raises `OSError`."""
-    return all(
-        blake3(data).digest() == extent.digest
-        for extent in extents
-        for _, data in slices(path, extent.offset, extent.end, extent.length)
-    )
+    return all(digest_of(path, extent.offset, extent.end) == extent.digest for extent in extents)
