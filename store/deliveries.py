@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from store.errors import DamagedError, NotFoundError
+from store.errors import DamagedError, NotFoundError, SealedError
 from store.ids import FOREVER_US, DeliveryId
 from store.records import Delivery, Entry, EntryType, Erasure, Expiry, Outcome, Outcomes, Replay
 from store.rows import Term
 from store.snapshot import REMOVED
 from store.view import terms
+
+log = logging.getLogger(__name__)
 
 Told = tuple[EntryType, Callable[[], Entry]]
 """an entry about a delivery: of what type, and what reads it"""
@@ -141,6 +144,25 @@ def candidates(snapshot: Look, query: Query) -> Iterator[DeliveryId]:
     for delivery in found:
         if all(snapshot.has_term(other, text, delivery) for other, text in others):
             yield delivery
+
+
+def listed(
+    snapshot: Look, query: Query, load: Callable[[DeliveryId], StoredDelivery], *, may_read: bool
+) -> Iterator[StoredDelivery]:
+    """A query's deliveries, in order of time. What is damaged is logged and passed over, and so is what is
+    sealed for others; it is raised where nothing `may_read` anything."""
+    for delivery in candidates(snapshot, query):
+        try:
+            found = load(delivery)
+        except NotFoundError:
+            continue  # removed, or not yet captured then
+        except (DamagedError, SealedError) as exc:
+            if isinstance(exc, SealedError) and not may_read:
+                raise
+            log.error("delivery %s: %s", delivery.hex(), exc)
+            continue
+        if has_terms(found, query.terms):
+            yield found
 
 
 def has_terms(found: StoredDelivery, wanted: tuple[tuple[Term, bytes], ...]) -> bool:

@@ -16,13 +16,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Self, TypeAlias, TypeVar
 
-from store.deliveries import Query, StoredDelivery, Told, assemble, candidates, has_terms
+from store.deliveries import Query, StoredDelivery, Told, assemble, listed
 from store.errors import (
     AmbiguousIdError,
     DamagedError,
     NotFoundError,
     PackGoneError,
-    SealedError,
     StoreError,
 )
 from store.ids import FOREVER_US, ChunkId, ContentId, DeliveryId, order
@@ -97,18 +96,12 @@ class Fleet:
         """See `Store.deliveries`."""
         self.require_identity()
         with self.index.read() as snapshot:
-            for delivery in candidates(snapshot, query):
-                try:
-                    found = self.delivery(delivery, query.as_of_us)
-                except NotFoundError:
-                    continue
-                except (DamagedError, SealedError) as exc:
-                    if isinstance(exc, SealedError) and not self.has_identities:
-                        raise
-                    log.error("delivery %s: %s", delivery.hex(), exc)
-                    continue
-                if has_terms(found, query.terms):
-                    yield found
+            yield from listed(
+                snapshot,
+                query,
+                lambda delivery: self.delivery(delivery, query.as_of_us),
+                may_read=self.has_identities,
+            )
 
     def delivery(self, delivery: DeliveryId, as_of_us: int = FOREVER_US) -> StoredDelivery:
         """See `Store.delivery`."""

@@ -23,7 +23,7 @@ from typing import Self, TypeVar
 
 from store import content, records
 from store.about import About
-from store.deliveries import Query, StoredDelivery, Told, assemble, candidates, has_terms
+from store.deliveries import Query, StoredDelivery, Told, assemble, listed
 from store.errors import (
     AmbiguousIdError,
     DamagedError,
@@ -349,34 +349,20 @@ class Store:
         sealed for others. Raises `SealedError` where nothing can be read."""
         self.require_identity()
         with self.index.read() as snapshot:
-            for delivery in candidates(snapshot, query):
-                try:
-                    found = self._load(snapshot, delivery, query.as_of_us)
-                except NotFoundError:
-                    continue  # removed, or not yet captured then
-                except PackGoneError:
-                    again = self._loaded_anew(delivery, query.as_of_us)
-                    if again is None:
-                        continue
-                    found = again
-                except (DamagedError, SealedError) as exc:
-                    if isinstance(exc, SealedError) and not self.keyring.identities:
-                        raise
-                    log.error("delivery %s: %s", delivery.hex(), exc)
-                    continue
-                if has_terms(found, query.terms):
-                    yield found
+            yield from listed(
+                snapshot,
+                query,
+                lambda delivery: self._load_as_it_is(snapshot, delivery, query.as_of_us),
+                may_read=self.has_identities,
+            )
 
-    def _loaded_anew(self, delivery: DeliveryId, as_of_us: int) -> StoredDelivery | None:
-        """A delivery whose pack compaction replaced since the caller's look at the index began."""
+    def _load_as_it_is(self, snapshot: Snapshot, delivery: DeliveryId, as_of_us: int) -> StoredDelivery:
+        """A delivery; looked up anew where compaction has replaced its pack since `snapshot`."""
         try:
-            with self.index.read() as snapshot:
-                return self._load(snapshot, delivery, as_of_us)
-        except NotFoundError:
-            return None
-        except DamagedError as exc:
-            log.error("delivery %s: %s", delivery.hex(), exc)
-            return None
+            return self._load(snapshot, delivery, as_of_us)
+        except PackGoneError:
+            with self.index.read() as now:
+                return self._load(now, delivery, as_of_us)
 
     def let_go(self) -> None:
         """Close packs that are removed, whose space the disk gets back only then."""
@@ -385,12 +371,8 @@ class Store:
     def delivery(self, delivery: DeliveryId, as_of_us: int = FOREVER_US) -> StoredDelivery:
         """Raises `NotFoundError` (its subclass `RemovedError` if it was erased or has expired),
         `DamagedError`."""
-        try:
-            with self.index.read() as snapshot:
-                return self._load(snapshot, delivery, as_of_us)
-        except PackGoneError:  # compaction replaced it between two looks
-            with self.index.read() as snapshot:
-                return self._load(snapshot, delivery, as_of_us)
+        with self.index.read() as snapshot:
+            return self._load_as_it_is(snapshot, delivery, as_of_us)
 
     def resolve(self, prefix: str) -> DeliveryId:
         """The delivery whose id begins with these hex digits. Raises `NotFoundError`, `AmbiguousIdError`."""

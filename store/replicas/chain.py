@@ -16,7 +16,7 @@ from blake3 import blake3
 from store.errors import StoreError
 from store.layout import FIRST_COMPACTED
 from store.replicas.contents import Contents
-from store.replicas.layout import NO_ROUND, Round, RoundError, decode_round, round_name, rounds_under
+from store.replicas.layout import NO_ROUND, Round, RoundError, decode_round, round_name
 from store.replicas.local import Local, slices
 from store.replicas.reader import NoReplicaError, Replica
 from store.replicas.source import Target
@@ -75,7 +75,7 @@ class Memory:
 def stand(target: Target, store_id: bytes, host: str, memory: Memory, local: Local) -> Standing:
     """Where to go on. Raises `RivalError`, `StoreError`, `OSError`."""
     remembered = memory.last()
-    last, is_full = _last(target, host)
+    last, is_full = Replica(target).last_round(host)
     try:
         reading = Replica(target).read(host)
     except NoReplicaError as exc:
@@ -109,18 +109,6 @@ def stand(target: Target, store_id: bytes, host: str, memory: Memory, local: Loc
         )  # fmt: skip
         due_full = True
     return Standing(contents, due_full)
-
-
-def _last(target: Target, host: str) -> tuple[int, bool]:
-    """The last round's number, 0 for none, and whether it is a full one."""
-    found = (0, False)
-    for full in (False, True):
-        prefix = rounds_under(host, full=full) + "/"
-        for name, _ in target.list(prefix):
-            number = name.removeprefix(prefix)
-            if number.isdigit():
-                found = max(found, (int(number), full))
-    return found
 
 
 def _read_last(target: Target, host: str, number: int, *, full: bool) -> Round | None:

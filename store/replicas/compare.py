@@ -9,7 +9,6 @@ A message is lost only where neither side has a pack's bytes.
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,9 +116,8 @@ def wrong_rounds(replica: Replica, path: Path, reading: Reading) -> Wrong:
     """What is wrong with a host's rounds; its pieces are not looked at yet."""
     wrong = Wrong(reading.contents.host, rounds=len(reading.faults))
     if wrong.rounds:
-        names = replica.round_names(wrong.host, before=sys.maxsize)
         remembered = Memory(path, replica.source.url, wrong.host).last()
-        wrong.last = max(remembered[0] if remembered else 0, *(int(n.rpartition("/")[2]) for n in names), 0)
+        wrong.last = max(remembered[0] if remembered else 0, replica.last_round(wrong.host)[0])
     return wrong
 
 

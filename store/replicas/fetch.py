@@ -18,8 +18,6 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from blake3 import blake3
-
 from store.about import NAME, About
 from store.errors import StoreError
 from store.files import adopt, sync_directory, write_all
@@ -28,6 +26,7 @@ from store.replicas.arrivals import PART, Arrivals, on_its_way
 from store.replicas.contents import StreamContents
 from store.replicas.index_fetch import FetchedIndex
 from store.replicas.layout import Extent, RoundError
+from store.replicas.local import digest_of
 from store.replicas.reader import NoReplicaError, Reading, Replica
 from store.replicas.told import about_of
 from store.sealing import Identity, Keyring, recipients_of
@@ -35,7 +34,6 @@ from store.segments import SUFFIX, pack_path
 
 log = logging.getLogger(__name__)
 _MARK = "restoring.json"
-_SLICE_BYTES = 8 << 20
 _FLUSHED_BYTES = 1 << 20
 """of an extent, from which on it is flushed by itself, while others come"""
 _AHEAD_BYTES = 64 << 20
@@ -287,7 +285,7 @@ class _Fetch:
 
     def _bring(self, part: _Part, fd: int) -> tuple[int, int, str]:
         extent = part.extent
-        if _is_there(fd, extent):
+        if _is_there(on_its_way(part.path), extent):
             self._advance(extent.length)
             return extent.length, 0, ""
         at = extent.offset
@@ -302,16 +300,11 @@ class _Fetch:
         return 0, extent.length, ""
 
 
-def _is_there(fd: int, extent: Extent) -> bool:
-    if os.fstat(fd).st_size < extent.end:
+def _is_there(file: Path, extent: Extent) -> bool:
+    try:
+        return digest_of(file, extent.offset, extent.end) == extent.digest
+    except FileNotFoundError:  # it is shorter
         return False
-    hasher = blake3()
-    at = extent.offset
-    while at < extent.end:
-        data = os.pread(fd, min(_SLICE_BYTES, extent.end - at), at)
-        hasher.update(data)
-        at += len(data)
-    return hasher.digest() == extent.digest
 
 
 def _segments(readings: Iterable[Reading]) -> dict[str, dict[str, str]]:

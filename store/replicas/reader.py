@@ -160,6 +160,11 @@ class Replica:
         """The numbers of a host's full rounds, those that come after one."""
         return self._numbers(host, full=True, after=after)
 
+    def last_round(self, host: str) -> tuple[int, bool]:
+        """The number of a host's last round, 0 for none, and whether it is a full one."""
+        found = ((number, full) for full in (False, True) for number in self._numbers(host, full=full))
+        return max(found, default=(0, False))
+
     def rounds(self, host: str, first: int) -> Iterator[Round]:
         """A host's rounds from a number on. Raises `RoundError` for one that cannot be read."""
         full = set(self._numbers(host, full=True))

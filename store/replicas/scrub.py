@@ -86,7 +86,7 @@ def _without_rounds(replica: Replica, path: Path, host: str, exc: NoReplicaError
     names = replica.round_names(host, before=sys.maxsize)
     if not names and not (remembered and remembered[0]):
         raise exc
-    last = max([remembered[0] if remembered else 0, *(int(name.rpartition("/")[2]) for name in names)])
+    last = max(remembered[0] if remembered else 0, replica.last_round(host)[0])
     wrong = Wrong(host, rounds=len(names), last=last, anew=not names)
     return Scrubbed(wrong, [Finding("replica", replica.source.url, str(exc))])
 
