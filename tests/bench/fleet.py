@@ -158,7 +158,6 @@ def main() -> None:
         where = Path(scratch).resolve()
         (where / "weed").mkdir()
         with Seaweed(where / "weed", volumes=400) as seaweed:
-            Remote.open("s3://mail/first", seaweed.options()).create("a", b"a")
             began = time.perf_counter()
             shipped = ship(where, seaweed)
             made_s = time.perf_counter() - began

@@ -22,7 +22,6 @@ from sidecar.demo.dovecot import MASTER, PrivateDovecot
 from sidecar.demo.ports import wait_until
 from sidecar.live.imap import ImapMailbox, ImapServer
 from sidecar.units import Address
-from store.replicas.remote import Remote
 from tests.e2e.test_audit import mail, send
 from tests.support.lmtp_sink import LmtpSink
 from tests.support.seaweed import KEY, SECRET, Seaweed, weed
@@ -41,7 +40,6 @@ URL = "s3://mail/all"
 def seaweed(tmp_path: Path) -> Iterator[Seaweed]:
     (tmp_path / "weed").mkdir()
     with Seaweed(tmp_path / "weed") as running:
-        Remote.open("s3://mail/first", running.options()).create("a", b"a")
         yield running
 
 

@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from sidecar.demo.ports import free_port, is_free
-from store.replicas.remote import RemoteOptions
+from store.replicas.remote import Remote, RemoteOptions
 from tests.support.s3_request import KEY, SECRET
 
 
@@ -68,7 +68,7 @@ class Seaweed:
         self.stop()
 
     def start(self) -> None:
-        """Start and wait until a bucket `mail` can be made."""
+        """Start and wait until there is a bucket `mail`, with an object in it."""
         self.credentials.write_text(f"access_key_id = {KEY}\nsecret_access_key = {SECRET}\n")
         (self.directory / "s3.json").write_text(
             json.dumps(
@@ -99,6 +99,8 @@ class Seaweed:
         )  # fmt: skip
         self._wait(self.endpoint)
         self._make_bucket()
+        # The first object makes it lay out its volumes, which takes longer than what the tests allow.
+        Remote.open("s3://mail/first", self.options()).create("a", b"a")
 
     def kill_volume_server(self, number: int = 0) -> None:
         """SIGKILL."""
