@@ -592,13 +592,12 @@ def add_entries(update: Update, group: Group) -> None:
                     update.add(Table.DELIVERY, rows.delivery_row(delivery, EntryType.EXPIRY, place(where)))
 
 
-def terms(delivery: Delivery) -> set[tuple[Term, bytes]]:
-    """What a delivery is looked up by; addresses in lower case."""
-    found = {(Term.RECIPIENT, recipient.address.lower()) for recipient in delivery.envelope.recipients}
-    found.add((Term.SENDER, delivery.envelope.sender.lower()))
-    found.add((Term.CONTENT, delivery.content))
+def terms(delivery: Delivery) -> list[tuple[Term, bytes]]:
+    """What a delivery is looked up by; addresses in lower case. One may be there twice."""
+    found = [(Term.RECIPIENT, recipient.address.lower()) for recipient in delivery.envelope.recipients]
+    found += ((Term.SENDER, delivery.envelope.sender.lower()), (Term.CONTENT, delivery.content))
     if delivery.queue_id:
-        found.add((Term.QUEUE_ID, delivery.queue_id))
+        found.append((Term.QUEUE_ID, delivery.queue_id))
     if delivery.message_id:
-        found.add((Term.MESSAGE_ID, delivery.message_id))
+        found.append((Term.MESSAGE_ID, delivery.message_id))
     return found
