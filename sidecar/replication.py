@@ -42,7 +42,8 @@ def open_remote(
     from store.replicas.remote import Remote, RemoteOptions
 
     endpoint = endpoint or os.environ.get("AWS_ENDPOINT_URL", "")
-    return Remote.open(url, RemoteOptions(endpoint=endpoint, credentials=credentials, region=region or ""))
+    options = RemoteOptions(endpoint=endpoint, credentials=credentials, region=region or "")
+    return Remote.open(url, options, make=False)
 
 
 def open_named(
@@ -56,8 +57,8 @@ def open_named(
     return open_remote(url, endpoint=endpoint, credentials=credentials)
 
 
-def open_configured(replica: ReplicaConfig) -> Remote:
-    """A replica as the configuration names it. Raises `ReplicaError`."""
+def open_configured(replica: ReplicaConfig, *, make: bool = False) -> Remote:
+    """A replica as the configuration names it; `make` as in `Remote.open`. Raises `ReplicaError`."""
     from store.replicas.remote import Remote, RemoteOptions
 
     return Remote.open(
@@ -67,6 +68,7 @@ def open_configured(replica: ReplicaConfig) -> Remote:
             path_style=replica.path_style, bandwidth_bytes=replica.bandwidth_bytes,
             checksums=replica.lock_days > 0,
         ),
+        make=make,
     )  # fmt: skip
 
 
@@ -230,7 +232,7 @@ class Replication:
 
             replica = self._replica
             if self._remote is None:
-                self._remote = open_configured(replica)
+                self._remote = open_configured(replica, make=True)
             probe(self._remote, self._host, lock_days=replica.lock_days)
             sign: Callable[[str], str] = sign_key(self._key_file).sign if self._key_file else str
             options = ShipOptions(

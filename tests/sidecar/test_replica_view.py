@@ -116,7 +116,13 @@ def test_what_needs_the_store_itself_says_so(bucket: Bucket) -> None:
 
 
 def test_what_is_no_replica_says_so(bucket: Bucket) -> None:
-    bucket.url = f"file://{bucket.directory / 'none'}"
+    none = bucket.directory / "none"
+    bucket.url = f"file://{none}"
+    done = bucket.run("list")
+    assert done.returncode == 50
+    assert "No such file or directory; if something is to be mounted there" in done.stderr
+    assert not none.exists(), "who reads makes nothing"
+    none.mkdir()
     done = bucket.run("list")
     assert done.returncode == 52
     assert "holds no replica" in done.stderr
