@@ -23,7 +23,7 @@ from typing import Self, TypeVar
 
 from store import content, records
 from store.about import About
-from store.deliveries import Query, StoredDelivery, Told, assemble, listed
+from store.deliveries import Query, StoredDelivery, Told, assemble, candidates, listed
 from store.errors import (
     AmbiguousIdError,
     DamagedError,
@@ -349,12 +349,11 @@ class Store:
         sealed for others. Raises `SealedError` where nothing can be read."""
         self.require_identity()
         with self.index.read() as snapshot:
-            yield from listed(
-                snapshot,
-                query,
-                lambda delivery: self._load_as_it_is(snapshot, delivery, query.as_of_us),
-                may_read=self.has_identities,
+            found = (
+                (delivery, partial(self._load_as_it_is, snapshot, delivery, query.as_of_us))
+                for delivery in candidates(snapshot, query)
             )
+            yield from listed(found, query, may_read=self.has_identities)
 
     def _load_as_it_is(self, snapshot: Snapshot, delivery: DeliveryId, as_of_us: int) -> StoredDelivery:
         """A delivery; looked up anew where compaction has replaced its pack since `snapshot`."""
