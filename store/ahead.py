@@ -32,8 +32,10 @@ class Ahead:
 
     def each(self, items: Iterable[K], ask: Callable[[K], T]) -> Iterator[tuple[K, Callable[[], T]]]:
         """Each of the items, in their order, with what gives its answer or raises what asking has raised.
-        `ask` may be called by any thread, and for items that are never come to."""
-        left = iter(items)
+        `ask` may be called by any thread, and for items that are never come to. Raises what `items` raises,
+        after those that came before."""
+        trouble: list[Exception] = []
+        left = _until_trouble(items, trouble)
         waiting: deque[tuple[K, Future[tuple[T, float]]]] = deque()
         wanted = 0
         last_s = 0.0
@@ -59,11 +61,13 @@ class Ahead:
                 try:
                     item = next(left)
                 except StopIteration:
-                    return
+                    break
                 yield item, partial(noted, partial(timed, item))
         finally:
             for _, future in waiting:
                 future.cancel()
+        if trouble:
+            raise trouble[0]
 
     def firsts(self, sources: Sequence[Iterator[T]]) -> list[T | None]:
         """The first of each, None of those that have none. From the first that takes its time on the rest
@@ -86,3 +90,10 @@ class Ahead:
         with self._lock:
             self._pool = self._pool or ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="ahead")
             return self._pool
+
+
+def _until_trouble(items: Iterable[K], trouble: list[Exception]) -> Iterator[K]:
+    try:
+        yield from items
+    except Exception as exc:  # noqa: BLE001 - raised when its turn comes
+        trouble.append(exc)

@@ -161,6 +161,17 @@ class Fleet:
         """See `Store.read_small`."""
         return self._first(lambda store: store.read_small(content_id))
 
+    def coming(self, found: Iterable[T], content: Callable[[T], ContentId | None]) -> Iterator[T]:
+        """What was found, in its order, while the messages that are wanted of it are fetched ahead."""
+        for one, have in self._ahead.each(found, lambda one: self._have(content(one))):
+            with contextlib.suppress(StoreError):  # whoever reads it is told
+                have()
+            yield one
+
+    def _have(self, content_id: ContentId | None) -> None:
+        if content_id is not None:
+            self._first(lambda store: store.have(content_id))
+
     def _holder(self, content_id: ContentId) -> Store:
         def holder(store: Store) -> Store:
             store.recipe(content_id)

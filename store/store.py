@@ -15,7 +15,7 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -458,6 +458,20 @@ class Store:
                 return b"".join(content.assemble(entry, fetch, self.key))
         except PackGoneError:  # compaction replaced it meanwhile
             return b"".join(self.read(content_id))
+
+    def have(self, content_id: ContentId) -> None:
+        """See to it that a message can be read without being fetched, where it is elsewhere. Raises
+        `NotFoundError`, `DamagedError`, `StoreError`."""
+        recipe = self.recipe(content_id)
+        with self.index.read() as snapshot:
+            bad = snapshot.bad()
+            places = [snapshot.chunk(chunk, bad) for run in recipe.runs for chunk in run.chunks]
+        for where in {place.record: place for place in places if place}.values():
+            self._packs.have(where)
+
+    def coming(self, found: Iterable[T], _content: Callable[[T], ContentId | None]) -> Iterator[T]:
+        """What was found, as it is: all messages are at hand."""
+        return iter(found)
 
     def _fetch(self, chunk: ChunkId) -> bytes:
         def find() -> Location | None:

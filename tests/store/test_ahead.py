@@ -80,6 +80,19 @@ def test_whoever_goes_leaves_nothing_behind(ahead: Ahead) -> None:
     assert len(asked.items) < 100
 
 
+def test_what_came_before_trouble_comes(ahead: Ahead) -> None:
+    def items() -> Iterator[int]:
+        yield from range(40)
+        raise OSError("gone")
+
+    came = []
+    with pytest.raises(OSError, match="gone"):  # noqa: PT012 - all of them, until it is raised
+        for item, answer in ahead.each(items(), Asked(0.01)):
+            answer()
+            came.append(item)
+    assert came == list(range(40))
+
+
 def test_firsts(ahead: Ahead) -> None:
     asked = Asked(0.02)
 
