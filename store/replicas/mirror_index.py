@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -17,9 +17,10 @@ from store.index import Index
 from store.layout import FIRST_COMPACTED
 from store.places import stream_number
 from store.replicas.contents import Contents
+from store.replicas.errors import MissingObjectError
 from store.replicas.hollow import Hollow, Part
 from store.replicas.index_fetch import FetchedIndex
-from store.replicas.layout import Extent, index_piece_name
+from store.replicas.layout import Extent, IndexFiles, RoundError, index_piece_name, index_under
 from store.replicas.named import packs_of
 from store.replicas.reader import Replica
 from store.view import View
@@ -81,18 +82,43 @@ class MirrorIndex:
 
     def take(self, index: Index, kept: Kept, store_id: bytes, *, anew: bool = False) -> None:
         """Become what the host's own index is, if it has shipped one that is not known here; with `anew` also
-        if it is. What came since is put in at once: nobody finds less here meanwhile than before."""
+        if it is. What came since is put in at once: nobody finds less here meanwhile than before. Where it is
+        damaged or missing, what is here stays, or else becomes what an earlier full round brought."""
         self._drop_runs(index, kept)
         files = kept.contents.index
-        if files is None:
-            if anew:
-                with index.update() as update:
-                    update.clear()
-            return
-        name = b"".join(extent.digest for extent in files.state)
-        with index.read() as snapshot:
-            if snapshot.meta(_COPY) == name and not anew:
+        if files is not None:
+            with index.read() as snapshot:
+                if snapshot.meta(_COPY) == _name(files) and not anew:
+                    return
+                is_empty = not any(map(snapshot.state, kept.contents.streams))
+            if self._become(index, kept, store_id, files):
                 return
+            # One that is here already, and has been caught up since, is worth more than an earlier one.
+            if is_empty and any(self._become(index, kept, store_id, one) for one in self._earlier(kept)):
+                return
+        if anew:
+            with index.update() as update:
+                update.clear()
+
+    def _earlier(self, kept: Kept) -> Iterator[IndexFiles]:
+        """Those of full rounds before the last, as far as they are kept, the newest first."""
+        there = {name for name, _ in self._replica.source.list(f"{index_under(self._host)}/")}
+        for files in self._replica.earlier_indexes(kept.contents):
+            if there.issuperset(files.pieces(self._host)):
+                yield files
+
+    def _become(self, index: Index, kept: Kept, store_id: bytes, files: IndexFiles) -> bool:
+        """Become what a full round brings. False, and that is told, where it is damaged or missing: what it
+        would have told is read from the packs."""
+        try:
+            self._put(index, kept, store_id, files)
+        except (RoundError, MissingObjectError) as exc:
+            log.warning("%s: %s is read without that index, which takes longer", exc, self._host)
+            self._drop_runs(index, kept)
+            return False
+        return True
+
+    def _put(self, index: Index, kept: Kept, store_id: bytes, files: IndexFiles) -> None:
         fetched = FetchedIndex(self._replica, self._host, files, threads=1)
         state = fetched.state()
         view = View(index, self._path / "streams", store_id, index.keyring, self._fill)
@@ -108,7 +134,7 @@ class MirrorIndex:
 
             if not fetched.put(update, state, lay_out):
                 log.warning("the index of %s is of another version of mailkeep: all is fetched", self._host)
-            update.put_meta(_COPY, name)
+            update.put_meta(_COPY, _name(files))
             update.put_meta(_RUNS, msgspec.msgpack.encode(numbers))
             update.put_meta(_ENDS, msgspec.msgpack.encode(_ends(kept.contents)))
             self._save()  # first: without it nobody could read the runs
@@ -156,6 +182,11 @@ class MirrorIndex:
             with index.update() as update:
                 update.put_meta(_ENDS, msgspec.msgpack.encode(ends))
         return passed
+
+
+def _name(files: IndexFiles) -> bytes:
+    """What tells one copy from another."""
+    return b"".join(extent.digest for extent in files.state)
 
 
 def _ends(contents: Contents) -> _Ends:
