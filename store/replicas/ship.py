@@ -23,6 +23,7 @@ from store.about import About
 from store.errors import StoreError
 from store.ids import now_us
 from store.index_copy import IndexCopy
+from store.replicas.behind import mark
 from store.replicas.chain import Memory, RivalError, stand
 from store.replicas.contents import Contents
 from store.replicas.errors import DamagedUploadError, DiffersError, MissingObjectError
@@ -197,6 +198,7 @@ class Shipper:
             self._mending.look(self._contents)
         self._mend()
         self._note(left + unread, looked)
+        self._memory.keep_lag(self.lag_bytes, {name: mark(stream.ends) for name, stream in local.items()})
         return Shipped(
             sum(part.size for part in parts) - self.lag_bytes, self._made.sent_bytes, self._made.objects,
             self._contents.full_number != last_full, bool(left) or self._mending.waits,
