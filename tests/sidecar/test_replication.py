@@ -9,6 +9,7 @@ client --> mailkeep serve --> sink
 from __future__ import annotations
 
 import os
+import re
 import smtplib
 import time
 from pathlib import Path
@@ -34,6 +35,17 @@ def send(service: Service, size: int) -> None:
 
 def packs(service: Service) -> int:
     return sum(path.stat().st_size for path in service.store.glob("streams/*/*.pack"))
+
+
+def test_only_replicas_that_are_configured_are_told_of(tmp_path: Path) -> None:
+    replica = {"url": f"file://{tmp_path}/replica", "interval": "100ms"}
+    for sections, numbers in ({}, set()), ({"[replica]": replica}, {"1"}):
+        with (
+            SinkThread(LmtpSink()) as sink,
+            Service(tmp_path, lmtp={"downstream": sink.address}, **sections) as service,
+        ):
+            found = [re.search(r'replica="(.*?)"', series) for series in service.metrics()]
+            assert {label[1] for label in found if label} == numbers
 
 
 def test_what_is_not_known_to_be_there_is_lag_while_nobody_can_be_asked(tmp_path: Path) -> None:
