@@ -32,7 +32,13 @@ def open_fleet(
     """What is there of every host, kept below `directory`. A host that cannot be read is told, and so is a
     replica that cannot be reached where an earlier look is at hand. Raises `NoReplicaError`, `StoreError`,
     `SealedError`."""
-    hosts = _hosts(replica, directory, tell)
+    told: list[str] = []
+
+    def note(fault: str) -> None:
+        told.append(fault)
+        tell(fault)
+
+    hosts = _hosts(replica, directory, note)
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     mirrors: list[Mirror] = []
     stores: list[Store] = []
@@ -51,7 +57,7 @@ def open_fleet(
         opened = gather(len(hosts), lambda at: _one(replica, hosts[at], directory, identities))
         for host, (mirror, store, faults) in zip(hosts, opened, strict=True):
             for fault in faults:
-                tell(f"{host}: {fault}")
+                note(f"{host}: {fault}")
             mirrors.append(mirror)
             if store is not None:
                 stores.append(store)
@@ -63,7 +69,7 @@ def open_fleet(
             store.close()
         close()
         raise
-    return Fleet(stores, record, replica.source.url, refresh, close)
+    return Fleet(stores, record, replica.source.url, refresh, close, told)
 
 
 def _hosts(replica: Replica, directory: Path, tell: Tell) -> list[str]:
