@@ -478,7 +478,9 @@ class Store:
             return where
 
         data = self._follow(find, self._packs.chunk)
-        if data is None:  # perhaps another process has made it durable, and is about to index it
+        if data is None and self._fill is all_here:
+            # Perhaps another process has made it durable, and is about to index it. What is here of a replica
+            # is indexed by whoever looks for more of it.
             self.catch_up()
             data = self._follow(find, self._packs.chunk)
         if data is None:

@@ -5,6 +5,7 @@ Runs are hollow files. Of what they are made stands in what the mirror keeps, be
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -32,6 +33,8 @@ _ENDS = b"ends"
 """in the index: how far each pack was there when it was last caught up"""
 _RUNS = b"copied"
 """in the index: the numbers of the runs that are the copy's"""
+_BESIDE = "index.new"
+"""where one is made that is to take the place of the one in use"""
 _Ends = dict[str, dict[int, int]]
 
 
@@ -91,14 +94,49 @@ class MirrorIndex:
                 if snapshot.meta(_COPY) == _name(files) and not anew:
                     return
                 is_empty = not any(map(snapshot.state, kept.contents.streams))
-            if self._become(index, kept, store_id, files):
-                return
-            # One that is here already, and has been caught up since, is worth more than an earlier one.
-            if is_empty and any(self._become(index, kept, store_id, one) for one in self._earlier(kept)):
-                return
+            try:
+                if self._become(index, kept, store_id, files):
+                    return
+            except (RoundError, MissingObjectError) as exc:
+                log.warning("%s: %s is read without that index, which takes longer", exc, self._host)
+                self._drop_runs(index, kept)
+                # One that is here already, and has been caught up since, is worth more than an earlier one.
+                if is_empty and self._become_earlier(index, kept, store_id):
+                    return
         if anew:
+            self._make(index, kept, store_id)
+
+    def take_if_lost(self, index: Index, kept: Kept, store_id: bytes) -> None:
+        """Begin anew where catching up would: that empties the index first, and whoever reads here meanwhile
+        would find less."""
+        view = View(index, self._path / "streams", store_id, index.keyring, self._fill)
+        if any(map(view.has_lost, view.names())):
+            self.take(index, kept, store_id, anew=True)
+
+    def _make(self, index: Index, kept: Kept, store_id: bytes) -> None:
+        """Become what the packs say, made beside the one in use and put in its place in one step."""
+        self.sweep()
+        fresh = Index(self._path / _BESIDE, store_id, keyring=index.keyring)
+        with contextlib.closing(fresh):
+            View(fresh, self._path / "streams", store_id, index.keyring, self._fill).catch_up_all()
             with index.update() as update:
-                update.clear()
+                update.take_over(fresh)
+                update.put_meta(_ENDS, msgspec.msgpack.encode(_ends(kept.contents)))
+        self.sweep()
+
+    def sweep(self) -> None:
+        """Remove what one that was killed had begun to make."""
+        shutil.rmtree(self._path / _BESIDE, ignore_errors=True)
+
+    def _become_earlier(self, index: Index, kept: Kept, store_id: bytes) -> bool:
+        """Become what a full round before the last brought, the newest that is whole."""
+        for files in self._earlier(kept):
+            try:
+                return self._become(index, kept, store_id, files)
+            except (RoundError, MissingObjectError) as exc:
+                log.warning("%s", exc)
+                self._drop_runs(index, kept)
+        return False
 
     def _earlier(self, kept: Kept) -> Iterator[IndexFiles]:
         """Those of full rounds before the last, as far as they are kept, the newest first."""
@@ -108,17 +146,8 @@ class MirrorIndex:
                 yield files
 
     def _become(self, index: Index, kept: Kept, store_id: bytes, files: IndexFiles) -> bool:
-        """Become what a full round brings. False, and that is told, where it is damaged or missing: what it
-        would have told is read from the packs."""
-        try:
-            self._put(index, kept, store_id, files)
-        except (RoundError, MissingObjectError) as exc:
-            log.warning("%s: %s is read without that index, which takes longer", exc, self._host)
-            self._drop_runs(index, kept)
-            return False
-        return True
-
-    def _put(self, index: Index, kept: Kept, store_id: bytes, files: IndexFiles) -> None:
+        """Become what a full round brings. False, and that is told once, for one of another version. Raises
+        `RoundError`, `MissingObjectError`."""
         fetched = FetchedIndex(self._replica, self._host, files, threads=1)
         state = fetched.state()
         view = View(index, self._path / "streams", store_id, index.keyring, self._fill)
@@ -132,14 +161,17 @@ class MirrorIndex:
                 kept.runs[path.name] = files.runs[at]
                 return path
 
-            if not fetched.put(update, state, lay_out):
-                log.warning("the index of %s is of another version of mailkeep: all is fetched", self._host)
+            taken = fetched.put(update, state, lay_out)
             update.put_meta(_COPY, _name(files))
+            if not taken:
+                log.warning("the index of %s is of another version of mailkeep: all is fetched", self._host)
+                return False
             update.put_meta(_RUNS, msgspec.msgpack.encode(numbers))
             update.put_meta(_ENDS, msgspec.msgpack.encode(_ends(kept.contents)))
             self._save()  # first: without it nobody could read the runs
             for stream in view.names():
                 view.catch_up_within(update, stream)
+        return True
 
     def _drop_runs(self, index: Index, kept: Kept) -> None:
         """Let go of runs of a copy that did not come to be the index: it was killed, or failed. Others come
