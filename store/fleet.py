@@ -54,11 +54,13 @@ class Fleet:
         name: str,
         refresh: Callable[[], None] = lambda: None,
         close: Callable[[], None] = lambda: None,
+        faults: Sequence[str] = (),
     ) -> None:
         """`name` is what an operator knows it by. `refresh` has in the stores what came since; `close` is
-        called when they are closed."""
+        called when they are closed. `faults`, in words: what of the hosts could not be looked at."""
         self.members = tuple(stores)
         self.name = name
+        self.faults = faults
         self._record = record
         self._refresh = refresh
         self._close = close
@@ -87,6 +89,11 @@ class Fleet:
     def hidden(self) -> list[str]:
         """The streams that are sealed for others in part."""
         return [stream for store in self.members for stream in store.hidden]
+
+    @property
+    def lacks(self) -> list[str]:
+        """The streams of which some facts are damaged or missing."""
+        return [stream for store in self._all for stream in store.lacks]
 
     def require_identity(self) -> None:
         """See `Store.require_identity`."""

@@ -163,6 +163,8 @@ class Store:
 
     is_remote = False
     """whether it is a replica, read where it is"""
+    faults: Sequence[str] = ()
+    """what kept parts of it from being looked at when it was opened: see `store.fleet`"""
 
     @property
     def members(self) -> tuple[Store, ...]:
@@ -174,6 +176,13 @@ class Store:
         """The streams of which some facts are sealed for others and not in the index."""
         with self.index.read() as snapshot:
             return [name for name in self.view.names() if snapshot.unread(name)]
+
+    @property
+    def lacks(self) -> list[str]:
+        """The streams of which some facts are damaged or missing, and not in the index."""
+        with self.index.read() as snapshot:
+            names = [name for name in self.view.names() if not snapshot.unread(name)]
+            return [name for name in names if not snapshot.tree(name).whole]
 
     def require_whole(self) -> None:
         """Raises `SealedError` unless all facts are in the index: whoever decides what may go must know every
@@ -482,7 +491,9 @@ class Store:
             return where
 
         data = self._follow(find, self._packs.chunk)
-        if data is None:  # perhaps another process has made it durable, and is about to index it
+        if data is None and self._fill is all_here:
+            # Perhaps another process has made it durable, and is about to index it. What is here of a replica
+            # is indexed by whoever looks for more of it.
             self.catch_up()
             data = self._follow(find, self._packs.chunk)
         if data is None:

@@ -122,11 +122,16 @@ class View:
         for stream in self.names():
             self.catch_up(stream)
 
+    def has_lost(self, stream: str) -> bool:
+        """Whether there is less of a stream than the index has seen, or compaction has replaced the pack in
+        which it stands: then catching up starts over."""
+        with self.index.read() as snapshot:
+            return _is_behind(snapshot, self._streams / stream, stream)
+
     def _start_over_if_behind(self, stream: str) -> bool:
         directory = self._streams / stream
-        with self.index.read() as snapshot:
-            if not _is_behind(snapshot, directory, stream):
-                return False
+        if not self.has_lost(stream):
+            return False
         with self.index.update() as update:
             if not _is_behind(update, directory, stream):  # somebody else was quicker
                 return False
