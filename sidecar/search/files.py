@@ -106,7 +106,7 @@ def shard_path(directory: Path, number: int) -> Path:
 
 def connect(path: Path, *, write: bool) -> sqlite3.Connection:
     """An open database, without transactions that begin by themselves. Raises `sqlite3.Error`."""
-    mode = "mode=rw" if write else "mode=ro"
+    mode = "mode=rw"  # also to read: else SQLite does not undo what somebody began who was killed, and fails
     if not write and not os.access(path.parent, os.W_OK):
         mode = "immutable=1"  # on a medium where nothing can be written SQLite cannot share
     db = sqlite3.connect(
@@ -117,6 +117,8 @@ def connect(path: Path, *, write: bool) -> sqlite3.Connection:
         db.execute("pragma secure_delete=on")
         db.execute("pragma temp_store=memory")  # no words in files elsewhere
         db.execute(f"pragma cache_size=-{_CACHE_KIB}")
+    else:
+        db.execute("pragma query_only=on")
     return db
 
 

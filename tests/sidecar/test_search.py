@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
 import signal
@@ -18,7 +19,7 @@ import pytest
 
 from sidecar.demo.ports import wait_until
 from sidecar.scheduler.context import JobContext, JobInterrupted
-from sidecar.search.files import DIRECTORY, Cursor, Document
+from sidecar.search.files import DIRECTORY, Cursor, Document, connect
 from sidecar.search.follow import Follower, Reached, forget_removed
 from sidecar.search.index import SHARD_MESSAGES, IndexWriter
 from sidecar.search.query import QueryError, expression, parse, remarks
@@ -671,6 +672,40 @@ def test_killed_at_any_moment_nothing_is_missed_or_doubled(tmp_path: Path) -> No
     with Store.open(path) as store:
         follow(store, shard_messages=100)
         assert hits(store, "number") == ids[::-1]
+
+
+_HALF_WRITTEN = """
+import os, sqlite3, sys
+db = sqlite3.connect(sys.argv[1], isolation_level=None)
+assert db.execute("pragma journal_mode").fetchone() == ("delete",)
+db.execute("pragma cache_size=1")  # pages go to the file before the end
+db.execute("begin immediate")
+db.execute("update ids set id = randomblob(5000)")
+os._exit(0)
+"""
+
+
+def test_what_a_killed_writer_had_begun_is_undone_by_who_reads(tmp_path: Path) -> None:
+    path = tmp_path / "store"
+    with written(path) as fill:
+        ids = [put(fill, f"number {number}") for number in range(20)]
+        follow(fill.store, shard_messages=10)
+    shard = path / DIRECTORY / "00000001.db"
+    subprocess.run([sys.executable, "-c", _HALF_WRITTEN, str(shard)], check=True)
+    assert shard.with_name("00000001.db-journal").stat().st_size > 0
+    with Store.open(path) as store:
+        assert hits(store, "number") == ids[::-1]
+    assert not shard.with_name("00000001.db-journal").exists()
+
+
+def test_who_reads_cannot_write(tmp_path: Path) -> None:
+    path = tmp_path / "store"
+    with written(path) as fill:
+        put(fill, "one")
+        follow(fill.store)
+    db = connect(path / DIRECTORY / "state.db", write=False)
+    with contextlib.closing(db), pytest.raises(sqlite3.OperationalError, match="readonly"):
+        db.execute("delete from shards")
 
 
 @pytest.fixture(autouse=True)
