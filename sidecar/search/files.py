@@ -123,15 +123,18 @@ def connect(path: Path, *, write: bool) -> sqlite3.Connection:
 
 
 def create(path: Path, schema: str, mark: str = "") -> None:
-    """A new database for its owner alone. Raises `OSError`, `sqlite3.Error`."""
-    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-    adopt(path)
-    with contextlib.closing(connect(path, write=True)) as db:
+    """A new database for its owner alone, there when it is whole. Raises `OSError`, `sqlite3.Error`."""
+    new = path.with_name(path.name + ".new")
+    remove_database(new)
+    os.close(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    adopt(new)
+    with contextlib.closing(connect(new, write=True)) as db:
         db.execute(f"pragma page_size={_PAGE_BYTES}")
         db.execute("pragma journal_mode=wal")
         db.executescript(schema)
         if mark:
             db.execute("insert into meta values ('mark', ?)", (mark,))
+    new.rename(path)  # closed, it is one file
 
 
 def remove_database(path: Path) -> None:

@@ -698,6 +698,27 @@ def test_what_a_killed_writer_had_begun_is_undone_by_who_reads(tmp_path: Path) -
     assert not shard.with_name("00000001.db-journal").exists()
 
 
+def test_an_index_is_there_when_it_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else `find` beside a `serve` that makes it would take it for damaged."""
+
+    def interrupted(path: Path, *, write: bool) -> sqlite3.Connection:
+        raise KeyboardInterrupt
+
+    path = tmp_path / "store"
+    with written(path) as fill:
+        id_ = put(fill, "one")
+    with Store.open(path) as store:
+        with monkeypatch.context() as patched:
+            patched.setattr("sidecar.search.files.connect", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                IndexWriter.take(store.path, store.id)
+        with pytest.raises(FileNotFoundError):
+            IndexReader(store.path, store.id)
+        follow(store)
+        assert hits(store, "one") == [id_]
+    assert not list((path / DIRECTORY).glob("*.new*"))
+
+
 def test_who_reads_cannot_write(tmp_path: Path) -> None:
     path = tmp_path / "store"
     with written(path) as fill:
