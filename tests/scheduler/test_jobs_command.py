@@ -17,12 +17,12 @@ import pytest
 import tests.support.serving
 from sidecar.commands.jobs import SUBCOMMANDS
 from sidecar.config import Config, ConfigError, reloadable_changes, reloadable_keys
-from sidecar.demo.ports import wait_until
+from sidecar.demo.ports import free_port, wait_until
 from sidecar.metric_table import JOBS
 from sidecar.sections import SchedulerConfig
 from store.store import Store
 from tests.support.mailstore import mailkeep
-from tests.support.serving import Serving, free_port
+from tests.support.serving import Serving
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 WITH_JOBS = (sys.executable, str(Path(__file__).with_name("with_jobs.py")))

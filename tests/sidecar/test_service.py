@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.demo.ports import wait_until
-from tests.support.serving import COMMAND, Client, Serving, free_port
+from sidecar.demo.ports import free_port, wait_until
+from tests.support.serving import COMMAND, Client, Serving
 
 
 @pytest.fixture

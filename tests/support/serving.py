@@ -13,15 +13,10 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from sidecar.demo.ports import free_port
+
 COMMAND = (sys.executable, "-P", "-m", "sidecar.cli")
 START_TIMEOUT_S = 20.0
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 class Serving:
