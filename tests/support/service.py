@@ -20,7 +20,7 @@ from typing import Any, Self
 from sidecar.demo.ports import LOOPBACK, free_port, wait_until
 
 COMMAND = (sys.executable, "-P", "-m", "sidecar.cli")
-START_TIMEOUT_S = 30.0
+START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 45.0
 COMMAND_TIMEOUT_S = 120.0
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tests.support.serving import Serving
 
-READY_TIMEOUT_S = 20.0
+READY_TIMEOUT_S = 60.0
 
 
 class Workers(Serving):
