@@ -69,7 +69,7 @@ def steps(serving: Serving) -> list[int]:
 
 def test_list_and_run(serving: Serving) -> None:
     serving.start()
-    assert wait_until(lambda: len(listed(serving)) == len(JOBS), timeout_s=10)
+    assert wait_until(lambda: len(listed(serving)) == len(JOBS), timeout_s=60)
     found = listed(serving)
     assert (found["expire"]["state"], found["expire"]["schedule"]) == ("idle", "@monthly")
     assert found["expire"]["next"].endswith("Z")
@@ -99,13 +99,13 @@ def test_pause_restart_resume(serving: Serving) -> None:
     serving.start()
     assert done(serving, "run", "check") == "check: job 1\n"
     assert done(serving, "run", "check") == "check: job 1, which was asked for already\n"
-    assert wait_until(lambda: len(steps(serving)) > 20, timeout_s=10)
-    assert wait_until(lambda: "check: " in done(serving), timeout_s=10)
+    assert wait_until(lambda: len(steps(serving)) > 20, timeout_s=60)
+    assert wait_until(lambda: "check: " in done(serving), timeout_s=60)
     running = listed(serving)["check"]["running"]
     assert (running["job"], running["total"], running["text"]) == (1, 1000, "steps")
     assert metrics(serving)['job_running{job="check"}'] == 1
     assert done(serving, "pause", "check") == "paused: check\n"
-    assert wait_until(lambda: listed(serving)["check"]["state"] == "paused, waits", timeout_s=10)
+    assert wait_until(lambda: listed(serving)["check"]["state"] == "paused, waits", timeout_s=60)
     assert serving.stop() == 0
     stood = steps(serving)
 
@@ -119,14 +119,14 @@ def test_pause_restart_resume(serving: Serving) -> None:
     assert done(serving, "pause", "expire") == "paused: expire\n"
 
     serving.start()
-    assert wait_until(lambda: metrics(serving)['job_paused{job="expire"}'] == 1, timeout_s=10)
+    assert wait_until(lambda: metrics(serving)['job_paused{job="expire"}'] == 1, timeout_s=60)
     assert steps(serving) == stood
     assert done(serving, "resume", "all") == (
         "resumed: compact, expire, check, scrub, search, drill, witness, audit\n"
     )
-    assert wait_until(lambda: len(steps(serving)) > len(stood), timeout_s=10)
+    assert wait_until(lambda: len(steps(serving)) > len(stood), timeout_s=60)
     (serving.directory / "finish").touch()
-    assert wait_until(lambda: listed(serving)["check"]["state"] == "idle", timeout_s=10)
+    assert wait_until(lambda: listed(serving)["check"]["state"] == "idle", timeout_s=60)
     assert steps(serving) == list(range(1, len(steps(serving)) + 1)), "it went on where it was"
     assert serving.stop() == 0
 
@@ -134,14 +134,14 @@ def test_pause_restart_resume(serving: Serving) -> None:
 def test_killed_in_the_middle(serving: Serving) -> None:
     serving.start()
     done(serving, "run", "check")
-    assert wait_until(lambda: len(steps(serving)) > 5, timeout_s=10)
+    assert wait_until(lambda: len(steps(serving)) > 5, timeout_s=60)
     serving.kill()
     assert listed(serving)["check"]["state"] == "interrupted"
     before = len(steps(serving))
     serving.start()
-    assert wait_until(lambda: len(steps(serving)) > before, timeout_s=10)
+    assert wait_until(lambda: len(steps(serving)) > before, timeout_s=60)
     assert done(serving, "cancel", "check") == "1 cancelled\n"
-    assert wait_until(lambda: listed(serving)["check"]["state"] == "idle", timeout_s=10)
+    assert wait_until(lambda: listed(serving)["check"]["state"] == "idle", timeout_s=60)
     assert listed(serving)["check"]["last"]["text"] == "cancelled"
     assert jobs(serving, "cancel", "check").returncode == 1
 
@@ -152,7 +152,7 @@ def test_stopped_while_somebody_waits(serving: Serving) -> None:
         [sys.executable, "-m", "sidecar.cli", "jobs", "run", "check", "--wait", "--store", serving.store],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
-    assert wait_until(lambda: len(steps(serving)) > 5, timeout_s=10)
+    assert wait_until(lambda: len(steps(serving)) > 5, timeout_s=60)
     assert serving.stop() == 0, "a job keeps nobody from stopping"
     out, err = waits.communicate(timeout=20)
     assert (waits.returncode, out) == (3, b"")
@@ -162,11 +162,11 @@ def test_stopped_while_somebody_waits(serving: Serving) -> None:
 
 def test_a_reload_takes_up_schedules(serving: Serving) -> None:
     serving.start()
-    assert wait_until(lambda: len(listed(serving)) == len(JOBS), timeout_s=10)
+    assert wait_until(lambda: len(listed(serving)) == len(JOBS), timeout_s=60)
     serving.config.write_text(serving.config.read_text().replace("@monthly", "every 2h"))
     assert serving.process
     serving.process.send_signal(signal.SIGHUP)
-    assert wait_until(lambda: listed(serving)["expire"]["schedule"] == "every 2h", timeout_s=10)
+    assert wait_until(lambda: listed(serving)["expire"]["schedule"] == "every 2h", timeout_s=60)
     assert serving.stop() == 0
 
 

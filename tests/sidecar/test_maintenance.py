@@ -69,7 +69,7 @@ class Kept:
     def start(self) -> None:
         """Until it takes requests for jobs, too: it listens for mail a moment before."""
         self.serving.start()
-        assert wait_until(lambda: is_served(self.path / "jobs"), timeout_s=20)
+        assert wait_until(lambda: is_served(self.path / "jobs"), timeout_s=60)
 
     def configure(self, more: str = "", *, io_rate: str = "0") -> None:
         scheduler = f'{SCHEDULER}io_rate = "{io_rate}"\n'
@@ -79,7 +79,7 @@ class Kept:
         before = len(self.serving.log.read_text())
         assert self.serving.process
         self.serving.process.send_signal(signal.SIGHUP)
-        assert wait_until(lambda: "reloaded" in self.serving.log.read_text()[before:], timeout_s=20)
+        assert wait_until(lambda: "reloaded" in self.serving.log.read_text()[before:], timeout_s=60)
 
     def send(self, count: int, *, size: int = 2000) -> None:
         """Messages that share nothing, each acknowledged when this returns."""
@@ -266,13 +266,13 @@ def slowly_compacting(kept: Kept) -> int:
     kept.send(120, size=8000)
     asked = kept.jobs("run", "compact", "--json", "--arg", "all=")
     assert asked.code == 0, asked.err
-    assert wait_until(lambda: kept.listed("compact")["running"] is not None, timeout_s=20)
+    assert wait_until(lambda: kept.listed("compact")["running"] is not None, timeout_s=60)
     return int(asked.objects[0]["job"])
 
 
 def test_stopped_in_the_middle_and_gone_on_with(kept: Kept) -> None:
     job = slowly_compacting(kept)
-    assert wait_until(lambda: kept.listed("compact")["running"]["waiting"] == "I/O rate", timeout_s=20)
+    assert wait_until(lambda: kept.listed("compact")["running"]["waiting"] == "I/O rate", timeout_s=60)
     running = kept.listed("compact")["running"]
     assert running["job"] == job
     assert running["total"] > 500_000
@@ -287,7 +287,7 @@ def test_stopped_in_the_middle_and_gone_on_with(kept: Kept) -> None:
 
     kept.configure()
     kept.start()
-    assert wait_until(lambda: kept.listed("compact")["state"] == "idle", timeout_s=30)
+    assert wait_until(lambda: kept.listed("compact")["state"] == "idle", timeout_s=60)
     last = kept.listed("compact")["last"]
     assert (last["job"], last["result"]) == (job, "ok")
     assert "packs of" in last["text"]
@@ -307,7 +307,7 @@ def test_capture_goes_on_meanwhile(kept: Kept) -> None:
     assert len(listed) == len(kept.sent), "and what came is found at once"
     assert took < 10, "at the job's rate it would be far more"
     assert kept.jobs("cancel", "compact").code == 0
-    assert wait_until(lambda: kept.listed("compact")["state"] == "idle", timeout_s=20)
+    assert wait_until(lambda: kept.listed("compact")["state"] == "idle", timeout_s=60)
     assert kept.listed("compact")["last"]["text"] == "cancelled"
     assert kept.serving.stop() == 0
     kept.whole()

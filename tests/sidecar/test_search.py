@@ -788,7 +788,7 @@ def test_ctrl_c_keeps_what_is_done(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "sidecar.cli", "find", "--build", "--store", str(path)]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     shard = path / DIRECTORY / "00000001.db"
-    assert wait_until(shard.exists, timeout_s=20)
+    assert wait_until(shard.exists, timeout_s=60)
     process.send_signal(signal.SIGINT)
     _, told = process.communicate(timeout=30)
     assert process.returncode == 130, told

@@ -50,7 +50,7 @@ def test_starts_answers_and_stops_in_order(serving: Serving, signal_number: int)
     serving.start()
     assert get(serving, "healthz") == (200, "ok\n")
     # It listens a moment before it says so.
-    assert wait_until(lambda: get(serving, "readyz") == (200, "ready\n"), timeout_s=10)
+    assert wait_until(lambda: get(serving, "readyz") == (200, "ready\n"), timeout_s=60)
     assert "mailkeep_captured_messages_total" in get(serving, "metrics")[1]
     assert serving.process
     serving.process.send_signal(signal_number)

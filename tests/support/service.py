@@ -136,7 +136,7 @@ class Service:
         """SIGHUP; what it logged of the reload."""
         before = len(self.log_text())
         self.signal(signal.SIGHUP)
-        assert wait_until(lambda: "reloaded" in self.log_text()[before:], timeout_s=20), self.tail()
+        assert wait_until(lambda: "reloaded" in self.log_text()[before:], timeout_s=60), self.tail()
         return self.log_text()[before:]
 
     def log_text(self) -> str:
