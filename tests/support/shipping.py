@@ -78,7 +78,7 @@ def caught_up(service: Service, since: float) -> bool:
     return metric(service, "last_success_timestamp_seconds") > since and metric(service, "lag_bytes") == 0
 
 
-def catches_up(service: Service, timeout_s: float = 30) -> bool:
+def catches_up(service: Service, timeout_s: float = 60) -> bool:
     since = time.time()
     return wait_until(lambda: caught_up(service, since), timeout_s=timeout_s)
 
