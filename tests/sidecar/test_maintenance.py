@@ -260,8 +260,8 @@ def test_check_tells_of_damage(kept: Kept) -> None:
 
 
 def slowly_compacting(kept: Kept) -> int:
-    """The id of a job that would take a minute at the rate it is given."""
-    kept.configure(io_rate="30KiB")
+    """The id of a job that would take five minutes at the rate it is given."""
+    kept.configure(io_rate="3KiB")
     kept.start()
     kept.send(120, size=8000)
     asked = kept.jobs("run", "compact", "--json", "--arg", "all=")
@@ -279,7 +279,7 @@ def test_stopped_in_the_middle_and_gone_on_with(kept: Kept) -> None:
     assert running["text"].startswith("host, packs 1 to ")
     began = time.monotonic()
     assert kept.serving.stop() == 0
-    assert time.monotonic() - began < 15, "a job must not keep the service from stopping"
+    assert time.monotonic() - began < 25, "a job must not keep the service from stopping"
     assert set(all_packs(kept.stream)) == stream_files(kept.stream).packs(), "nothing half done is left"
     left = kept.listed("compact")
     assert (left["state"], left["serving"]) == ("interrupted", False)
@@ -305,7 +305,7 @@ def test_capture_goes_on_meanwhile(kept: Kept) -> None:
     assert kept.metrics()['job_running{job="compact"}'] == 1, "the test wants it to run all the while"
     listed = kept.command("list", "--json", "--limit", "0").lines
     assert len(listed) == len(kept.sent), "and what came is found at once"
-    assert took < 10, "at the job's rate it would be far more"
+    assert took < 30, "at the job's rate it would be far more"
     assert kept.jobs("cancel", "compact").code == 0
     assert wait_until(lambda: kept.listed("compact")["state"] == "idle", timeout_s=60)
     assert kept.listed("compact")["last"]["text"] == "cancelled"
