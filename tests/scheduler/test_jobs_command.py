@@ -42,7 +42,7 @@ def jobs(serving: Serving, *arguments: str) -> subprocess.CompletedProcess[bytes
     """As an operator runs it: the command as it is shipped."""
     return subprocess.run(
         [sys.executable, "-m", "sidecar.cli", "jobs", "--config", str(serving.config), *arguments],
-        capture_output=True, timeout=60, check=False,
+        capture_output=True, timeout=120, check=False,
     )  # fmt: skip
 
 
@@ -57,7 +57,7 @@ def listed(serving: Serving) -> dict[str, dict[str, Any]]:
 
 
 def metrics(serving: Serving) -> dict[str, float]:
-    with urllib.request.urlopen(f"http://127.0.0.1:{serving.metrics_port}/metrics", timeout=5) as answer:
+    with urllib.request.urlopen(f"http://127.0.0.1:{serving.metrics_port}/metrics", timeout=60) as answer:
         lines = [line.rpartition(" ") for line in answer.read().decode().splitlines() if line[:1] != "#"]
     return {name.removeprefix("mailkeep_"): float(value) for name, _, value in lines}
 
@@ -154,7 +154,7 @@ def test_stopped_while_somebody_waits(serving: Serving) -> None:
     )  # fmt: skip
     assert wait_until(lambda: len(steps(serving)) > 5, timeout_s=60)
     assert serving.stop() == 0, "a job keeps nobody from stopping"
-    out, err = waits.communicate(timeout=20)
+    out, err = waits.communicate(timeout=60)
     assert (waits.returncode, out) == (3, b"")
     assert b"the service has ended before job 1" in err
     assert b"resumed" in err

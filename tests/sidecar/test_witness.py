@@ -242,13 +242,13 @@ def test_a_server_that_trickles(path: Path, tmp_path: Path, monkeypatch: pytest.
         try:
             with Store.open(path) as store, pytest.raises(WitnessError, match="no whole answer within"):
                 witness(store, config)
-            assert time.monotonic() - began < 10
+            assert time.monotonic() - began < 60
         finally:
             over.set()
             server.join()
     for thread in threading.enumerate():
         if thread.name == "witness-post":
-            thread.join(10)
+            thread.join(60)
             assert not thread.is_alive(), "it ends with the connection"
 
 
