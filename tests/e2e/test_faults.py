@@ -408,7 +408,7 @@ def test_sighup_takes_up_what_may_change(server_directory: Path, running: ExitSt
     assert "lmtp.downstream" in logged
     assert "lmtp.max_connections" in logged
     with LmtpDialogue(service.port) as lmtp:
-        with socket.create_connection(("127.0.0.1", service.port), timeout=30) as second:
+        with socket.create_connection(("127.0.0.1", service.port), timeout=60) as second:
             assert second.recv(4) == b"421 "
         assert say_message(lmtp, LARGE, BERT)[0].startswith(b"250")
 
@@ -468,7 +468,7 @@ def small_disk(server_directory: Path) -> Iterator[Path]:
     try:
         yield disk
     finally:
-        subprocess.run(["umount", "--lazy", str(disk)], check=True, timeout=30)
+        subprocess.run(["umount", "--lazy", str(disk)], check=True, timeout=60)
 
 
 @pytest.mark.parametrize("reserve", ["16MiB", "1B"], ids=["reserve reached", "no reserve"])

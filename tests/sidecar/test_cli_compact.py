@@ -361,7 +361,7 @@ def test_stopped_in_the_middle(large: Path, number: signal.Signals) -> None:
                 time.sleep(0.005)
             time.sleep(0.6 * share)
             compacting.send_signal(number)
-            out, err = compacting.communicate(timeout=30)
+            out, err = compacting.communicate(timeout=120)
         finally:
             if compacting.poll() is None:
                 compacting.kill()

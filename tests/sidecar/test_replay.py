@@ -41,13 +41,13 @@ class SinkThread:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)
         self._thread.start()
-        asyncio.run_coroutine_threadsafe(self.sink.start(), self._loop).result(10)
+        asyncio.run_coroutine_threadsafe(self.sink.start(), self._loop).result(60)
 
     def open(self, gate: asyncio.Event) -> None:
         self._loop.call_soon_threadsafe(gate.set)
 
     def stop(self) -> None:
-        asyncio.run_coroutine_threadsafe(self.sink.stop(), self._loop).result(10)
+        asyncio.run_coroutine_threadsafe(self.sink.stop(), self._loop).result(60)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()

@@ -81,7 +81,7 @@ def note(store: Store, *entries: Replay | ReplayRun | Expiry) -> None:
     for entry in entries:
         durable = threading.Event()
         store.writer.submit(Submission(entries=[entry], done=lambda _error, durable=durable: durable.set()))
-        assert durable.wait(10)
+        assert durable.wait(60)
     store.settle_index()
 
 

@@ -263,7 +263,7 @@ class Worker:
         assert self.process.stdin
         assert self.process.stdout
         self.process.stdin.close()
-        assert self.process.wait(30) == 0
+        assert self.process.wait(60) == 0
         self.process.stdout.close()
 
 
@@ -790,7 +790,7 @@ def test_ctrl_c_keeps_what_is_done(tmp_path: Path) -> None:
     shard = path / DIRECTORY / "00000001.db"
     assert wait_until(shard.exists, timeout_s=60)
     process.send_signal(signal.SIGINT)
-    _, told = process.communicate(timeout=30)
+    _, told = process.communicate(timeout=60)
     assert process.returncode == 130, told
     assert told == "mailkeep: interrupted; what is done stays, the same command goes on\n"
     assert mailkeep("find", "--build", "--store", path).code == 0

@@ -284,7 +284,7 @@ def test_by_serve(keeper: Keeper, tmp_path: Path) -> None:
             keeper.status = 500
             assert mailkeep("jobs", "run", "witness", "--wait", "--config", serving.config).code == 1
             with urllib.request.urlopen(
-                f"http://127.0.0.1:{serving.metrics_port}/metrics", timeout=10
+                f"http://127.0.0.1:{serving.metrics_port}/metrics", timeout=60
             ) as page:
                 metrics = page.read().decode()
             assert 'mailkeep_job_runs_total{job="witness",result="ok"} 2.0' in metrics

@@ -196,7 +196,7 @@ async def test_a_worker_that_cannot_be_forked_yet(tmp_path: Path, sink: LmtpSink
         await until(lambda: "is ready again" in workers.log.read_text())
     finally:
         workers.process.send_signal(signal.SIGTERM)
-        assert workers.process.wait(40) == 0
+        assert workers.process.wait(60) == 0
 
 
 async def test_a_retry_after_its_worker_was_killed(workers: Workers, sink: LmtpSink) -> None:
@@ -339,7 +339,7 @@ async def test_a_service_of_which_one_cannot_start(tmp_path: Path, sink: LmtpSin
         with pytest.raises(AssertionError, match="another process writes to stream 'host-2'"):
             await asyncio.to_thread(workers.start)
     assert workers.process
-    assert workers.process.wait(20) == 12
+    assert workers.process.wait(60) == 12
 
 
 async def test_an_address_that_is_in_use(tmp_path: Path, sink: LmtpSink) -> None:

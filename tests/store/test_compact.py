@@ -54,7 +54,7 @@ class Mailbox:
             Leg.LMTP, Envelope(b"list@example.org", (Recipient(b"anna@example.org"),)), queue_id=b"Q",
             attributes={}, done=lambda error: (errors.append(error), done.set())[1],
         )  # fmt: skip
-        assert done.wait(20)
+        assert done.wait(60)
         assert errors == [None]
         self.mails[delivery.id] = message
         return delivery
@@ -62,7 +62,7 @@ class Mailbox:
     def fact(self, *facts: Erasure | Expiry | Hold) -> None:
         done = threading.Event()
         self.store.writer.submit(Submission(entries=list(facts), done=lambda _e: done.set()))
-        assert done.wait(20)
+        assert done.wait(60)
         self.store.settle_index()
 
     def erase(self, *deliveries: Delivery) -> None:
@@ -313,7 +313,7 @@ def test_a_message_on_its_way_does_not_share_what_is_condemned(box: Mailbox) -> 
     ingest.finish()
     taken = threading.Event()
     ingest.hand_over(lambda _e: taken.set())
-    assert taken.wait(10)
+    assert taken.wait(60)
     with box.store.index.update() as update:
         update.condemn(chunks, b"t" * 8, "host")
     outcome: list[StoreError | None] = []
@@ -322,7 +322,7 @@ def test_a_message_on_its_way_does_not_share_what_is_condemned(box: Mailbox) -> 
         Leg.LMTP, Envelope(b"", (Recipient(b"a@b"),)), queue_id=b"", attributes={},
         done=lambda error: (outcome.append(error), done.set())[1],
     )  # fmt: skip
-    assert done.wait(10)
+    assert done.wait(60)
     assert isinstance(outcome[0], StoreError)
     box.put(b"Subject: a\r\n\r\n" + text)  # the next try stores it anew
     box.verify()
@@ -520,7 +520,7 @@ def test_nothing_is_dropped_while_a_stream_is_damaged(box: Mailbox) -> None:
             Leg.LMTP, Envelope(b"", (Recipient(b"carl@example.org"),)), queue_id=b"", attributes={},
             done=lambda _e: done.set(),
         )  # fmt: skip
-        assert done.wait(10)
+        assert done.wait(60)
         store.writer.roll()
     pack = pack_path(box.path / "streams" / "other", 1)
     whole = pack.read_bytes()
@@ -609,7 +609,7 @@ def test_an_erasure_read_before_its_mail(box: Mailbox) -> None:
             delivery=delivery.id, time_us=now_us(), owner="dpo", reason="asked", content=tombstone
         )
         store.writer.submit(Submission(entries=[erasure], done=lambda _e: done.set()))
-        assert done.wait(10)
+        assert done.wait(60)
     del box.mails[delivery.id]
     shutil.rmtree(box.path / "index")
     box.store = Store.open(box.path)

@@ -264,11 +264,11 @@ def test_doomed_files_wait_for_the_oldest_look(index: Index) -> None:
         with looks[1] as snapshot:
             snapshot.rows()
             entered.set()
-            done.wait(20)
+            done.wait(60)
 
     thread = threading.Thread(target=look)
     thread.start()
-    assert entered.wait(20)
+    assert entered.wait(60)
     third = merged_into()
     assert first | second | third <= files(index)
     looks[0].__exit__(None, None, None)
@@ -323,11 +323,11 @@ def test_wait_for_readers(index: Index) -> None:
         with index.read() as snapshot:
             snapshot.rows()
             entered.set()
-            leave.wait(20)
+            leave.wait(60)
 
     thread = threading.Thread(target=look)
     thread.start()
-    assert entered.wait(20)
+    assert entered.wait(60)
     seen = index.last_transaction()
     assert index.wait_for_readers(seen, 0), "who sees that transaction need not be waited for"
     put(index, [1])
@@ -403,7 +403,7 @@ def test_many_processes_read_while_one_writes(index: Index, tmp_path: Path) -> N
     finally:
         stop.touch()
         for reader in readers:
-            reader.join(30)
+            reader.join(60)
     assert [path.read_text() for path in faults.iterdir()] == []
     assert [reader.exitcode for reader in readers] == [0, 0, 0]
     assert len(list(looked.iterdir())) == len(readers)

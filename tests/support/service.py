@@ -151,7 +151,7 @@ class Service:
         """Status and body. Raises OSError when nobody answers."""
         try:
             with urllib.request.urlopen(
-                f"http://{self.sections['metrics']['listen']}{path}", timeout=10
+                f"http://{self.sections['metrics']['listen']}{path}", timeout=60
             ) as answer:
                 return answer.status, answer.read().decode()
         except urllib.error.HTTPError as error:

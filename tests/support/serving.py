@@ -68,7 +68,7 @@ class Serving:
     def _is_starting(self) -> bool:
         try:
             page = f"http://127.0.0.1:{self.metrics_port}/readyz"
-            with urllib.request.urlopen(page, timeout=10):
+            with urllib.request.urlopen(page, timeout=60):
                 return False
         except urllib.error.HTTPError as answer:
             with answer:
@@ -79,7 +79,7 @@ class Serving:
     def kill(self) -> None:
         assert self.process
         self.process.send_signal(signal.SIGKILL)
-        self.process.wait(10)
+        self.process.wait(60)
 
     def stop(self) -> int:
         assert self.process
