@@ -42,7 +42,7 @@ def test_it_starts_quits_and_restores_the_terminal(path: Path, no_color: bool) -
     )  # fmt: skip
     shown = b""
     try:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         asked = False
         while process.poll() is None and time.monotonic() < deadline:
             if select.select([outer], [], [], 0.1)[0]:

@@ -298,7 +298,7 @@ def test_a_look_of_another_process_counts_until_it_dies(index: Index, tmp_path: 
     code = f"from tests.store.test_index import hold_a_look; hold_a_look({str(index.path)!r}, {str(ready)!r})"
     other = subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parents[2])
     try:
-        end = time.monotonic() + 30
+        end = time.monotonic() + 60
         while not ready.exists():
             assert other.poll() is None
             assert time.monotonic() < end
