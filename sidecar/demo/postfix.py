@@ -30,7 +30,7 @@ from sidecar.demo.process import (
     why_it_failed,
 )
 
-_START_TIMEOUT_S = 30.0
+_START_TIMEOUT_S = 60.0
 _COMMAND_TIMEOUT_S = 60.0
 
 # No service here runs chrooted, so socket paths mean what they say.

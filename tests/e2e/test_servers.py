@@ -192,8 +192,8 @@ def test_a_taken_port_is_named(require_servers: None, server_directory: Path) ->
 def test_a_start_that_fails_half_way_says_why_and_leaves_nothing(
     require_servers: None, server_directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sidecar.demo.dovecot._START_TIMEOUT_S", 2.0)
-    monkeypatch.setattr("sidecar.demo.postfix._START_TIMEOUT_S", 2.0)
+    monkeypatch.setattr("sidecar.demo.dovecot._START_TIMEOUT_S", 6.0)
+    monkeypatch.setattr("sidecar.demo.postfix._START_TIMEOUT_S", 6.0)
 
     # Both masters run, and their other services too; only the one that greets cannot.
     with pytest.raises(ServerFailedError, match=r"(?i)fatal.*nonsense"):
