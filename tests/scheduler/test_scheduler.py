@@ -364,6 +364,24 @@ def test_a_job_that_does_not_stop(room: Room) -> None:
     assert room.result("expire") == ("ok", "at last"), "it was never told, so it is done"
 
 
+def test_who_asks_right_after_the_start_is_heard(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy machine the thread may come to its first look much later."""
+    late = threading.Event()
+    run = Scheduler._run
+
+    def run_later(self: Scheduler) -> None:
+        assert late.wait(60)
+        run(self)
+
+    monkeypatch.setattr(Scheduler, "_run", run_later)
+    scheduler = Scheduler(room.directory, {"compact": JobKind(room.compact)}, room.settings, look_s=0.02)
+    scheduler.start()
+    threading.Timer(0.2, late.set).start()
+    assert control.run(room.directory, "compact", {}).job == 1
+    until(lambda: len(room.compact.done) == 3)
+    assert scheduler.stop(60)
+
+
 def test_two_services_on_one_store(room: Room, caplog: pytest.LogCaptureFixture) -> None:
     room.directory.mkdir()
     held = SchedulerLock.take(room.directory)

@@ -22,7 +22,6 @@ from typing import Any
 import pytest
 
 from sidecar.demo.ports import wait_until
-from sidecar.scheduler.channel import is_served
 from store.check import Checked, check
 from store.deliveries import Query
 from store.ids import now_us
@@ -67,9 +66,7 @@ class Kept:
         return self.path / "streams/host"
 
     def start(self) -> None:
-        """Until it takes requests for jobs, too: it listens for mail a moment before."""
         self.serving.start()
-        assert wait_until(lambda: is_served(self.path / "jobs"), timeout_s=60)
 
     def configure(self, more: str = "", *, io_rate: str = "0") -> None:
         scheduler = f'{SCHEDULER}io_rate = "{io_rate}"\n'
