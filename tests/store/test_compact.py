@@ -11,6 +11,7 @@ import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from blake3 import blake3
@@ -22,10 +23,11 @@ from store.deliveries import Query, RemovedError
 from store.errors import NotFoundError, StoreError
 from store.filters import Filter
 from store.ids import DeliveryId, now_us
+from store.log import StreamLog
 from store.records import Delivery, Envelope, Erasure, Expiry, Hold, Leg, Recipient
 from store.rows import Term
 from store.scan import read_pack_header, scan_records
-from store.segments import Segment, all_packs, pack_path, stream_files
+from store.segments import Segment, all_packs, pack_path, packs_of, stream_files
 from store.store import Store
 from store.writer import Submission
 
@@ -429,6 +431,50 @@ def test_stopped_at_every_step(box: Mailbox) -> None:
     else:
         pytest.fail("never came to an end")
     assert stop_at > 5
+    box.verify()
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["packs", "a segment"])
+def test_stopped_when_it_counts_already(box: Mailbox, monkeypatch: pytest.MonkeyPatch, again: bool) -> None:
+    """Ctrl-C, or an error of the disk, between the manifest's rename and its sync: its packs stay."""
+    gone = [box.put(mail(number)) for number in range(60)]
+    if again:
+        box.compact()
+    box.erase(*gone[:5])
+
+    def interrupted(_directory: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("store.segments.sync_directory", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            box.compact()
+    assert stream_files(box.directory).whole
+    for part in stream_files(box.directory).parts:
+        assert set(packs_of(part)) <= set(all_packs(box.directory))
+    box.put(mail(0))  # shares what was dropped
+    box.compact()
+    assert set(all_packs(box.directory)) == stream_files(box.directory).packs()
+    box.verify()
+
+
+def test_stopped_when_its_first_pack_has_just_been_made(
+    box: Mailbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Interrupted(StreamLog):
+        def __init__(self, *arguments: Any, **how: Any) -> None:
+            super().__init__(*arguments, **how)
+            self.close()
+            raise KeyboardInterrupt
+
+    for number in range(60):
+        box.put(mail(number))
+    with monkeypatch.context() as patched:
+        patched.setattr("store.compact.StreamLog", Interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            box.compact()
+    assert set(all_packs(box.directory)) == stream_files(box.directory).packs()
+    box.compact()
     box.verify()
 
 
