@@ -719,6 +719,25 @@ def test_an_index_is_there_when_it_is_whole(tmp_path: Path, monkeypatch: pytest.
     assert not list((path / DIRECTORY).glob("*.new*"))
 
 
+def test_a_shard_that_goes_before_it_is_opened_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "store"
+    with written(path) as fill:
+        for _ in range(2):
+            ids = [put(fill, f"number {number}") for number in range(10)]
+            follow(fill.store, shard_messages=10)
+
+    def late(shard: Path, *, write: bool) -> sqlite3.Connection:
+        if shard.name == "00000001.db":
+            shard.unlink()
+        return connect(shard, write=write)
+
+    monkeypatch.setattr("sidecar.search.reader.connect", late)
+    with Store.open(path) as store:
+        assert hits(store, "number") == ids[::-1]
+
+
 def test_who_reads_cannot_write(tmp_path: Path) -> None:
     path = tmp_path / "store"
     with written(path) as fill:
