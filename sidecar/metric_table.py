@@ -113,7 +113,7 @@ TABLE = (
     Spec(
         "gauge",
         "replica_last_success_timestamp_seconds",
-        "Time when everything was last seen to be in the replica; 0 before the first.",
+        "Everything captured before this time is known to be in the replica; 0 before the first.",
         ("replica",),
     ),
     Spec("counter", "replica_uploaded_bytes_total", "Bytes sent to the replica.", ("replica",)),

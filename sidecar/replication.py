@@ -198,6 +198,7 @@ class Replication:
         """One round; whether more waits to be shipped."""
         try:
             shipper = self._ready()
+            began = time.time()
             shipped = shipper.round()
         except (StoreError, OSError) as exc:
             self._failed(exc)
@@ -211,7 +212,7 @@ class Replication:
         self._waiting_s = 0.0
         self._told.clear()
         if not shipped.more and not shipper.lag_bytes:
-            self.last_success = time.time()
+            self.last_success = began  # what came since it looked may not be there
         if shipped.full and self._replica.delete and not (self._pruning and self._pruning.is_alive()):
             # It reads many rounds, and new mail must not wait for it.
             self._pruning = threading.Thread(target=self._prune, name="replica prune", daemon=True)

@@ -315,14 +315,17 @@ class _Work:
         # Packs at the end in which nothing was ever committed are not stood for, so they stay.
         end = self._end.pack
         self.unit = replace(self._unit, parts=tuple(p for p in self._unit.parts if last_of(p) <= end))
-        newest = max(segments.all_packs(self._directory), default=0)
-        stream = StreamLog(
-            self._directory, self._store.id, self._start, lock=None, new_pack=True,
-            last_pack=max(newest, FIRST_COMPACTED - 1), pack_bytes=self._options.pack_bytes,
-            level=self._options.level, entries_bytes=_ENTRIES_BYTES, keyring=self._store.keyring,
-        )  # fmt: skip
-        first, done = stream.state.pack, False
+        newest = max([*segments.all_packs(self._directory), FIRST_COMPACTED - 1])
+        first = newest + 1
+        stream: StreamLog | None = None
+        segment: Segment | None = None
+        done = False
         try:
+            stream = StreamLog(
+                self._directory, self._store.id, self._start, lock=None, new_pack=True,
+                last_pack=newest, pack_bytes=self._options.pack_bytes,
+                level=self._options.level, entries_bytes=_ENTRIES_BYTES, keyring=self._store.keyring,
+            )  # fmt: skip
             self.why_not = self.garbage.find(self._chunks.keys(), self._groups)
             if self.why_not:
                 return None
@@ -346,11 +349,13 @@ class _Work:
             done = True
             return segment
         finally:
-            last = stream.state.pack
-            stream.close()
-            if not done:
-                for number in range(first, last + 1):
-                    pack_path(self._directory, number).unlink(missing_ok=True)
+            if stream is not None:
+                stream.close()
+            # Stopped after the manifest got its name, it counts: the next run goes on as after a kill.
+            if not done and not (segment and segments.may_count(self._directory, segment)):
+                for number in segments.all_packs(self._directory):
+                    if number >= first:
+                        pack_path(self._directory, number).unlink(missing_ok=True)
                 self.garbage.pardon()
 
     # -- reading

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -29,6 +30,8 @@ _MOST_SEALS = 4096
 _MOST_RECIPIENTS = 64
 _ARMOR = b"-----BEGIN AGE ENCRYPTED FILE-----"
 _AGE = b"age-encryption.org/"
+_TRIES = 20
+_PAUSE_S = 0.1
 
 
 class PackSeal:
@@ -111,6 +114,26 @@ def protect(text: bytes, passphrase: str) -> bytes:
     return protected
 
 
+def _opened(data: bytes, name: str, passphrase: str) -> bytes:
+    """What a passphrase protects. Raises `IdentityError`."""
+    tries = 0
+    while True:
+        try:
+            opened: bytes = pyrage.passphrase.decrypt(data, passphrase)
+        except pyrage.DecryptError as exc:
+            if not str(exc).startswith("Excessive work"):
+                raise IdentityError(f"{name} does not open with this passphrase") from exc
+            # age judges by a millisecond how fast the machine is: a busy one seems too slow for the file.
+            tries += 1
+            if tries == _TRIES:
+                raise IdentityError(
+                    f"{name} is protected by more work than this machine can do in reasonable time"
+                ) from exc
+            time.sleep(_PAUSE_S)
+        else:
+            return opened
+
+
 def parse_identities(data: bytes, name: str, passphrase: Callable[[], str | None]) -> list[Identity]:
     """The identities in a file as `age-keygen` or `mailkeep keygen` makes it; `passphrase` is asked if it is
     protected by one. Raises `IdentityError`."""
@@ -118,10 +141,7 @@ def parse_identities(data: bytes, name: str, passphrase: Callable[[], str | None
         told = passphrase()
         if told is None:
             raise IdentityError(f"{name} is protected by a passphrase, and there is nobody to ask for it")
-        try:
-            data = pyrage.passphrase.decrypt(data, told)
-        except pyrage.DecryptError as exc:
-            raise IdentityError(f"{name} does not open with this passphrase") from exc
+        data = _opened(data, name, told)
     found = []
     for number, line in enumerate(data.decode(errors="replace").splitlines(), 1):
         text = line.strip()

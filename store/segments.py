@@ -204,5 +204,15 @@ def write(directory: Path, segment: Segment) -> None:
     sync_directory(directory)
 
 
+def may_count(directory: Path, segment: Segment) -> bool:
+    """Whether `write`, which did not come to its end, may have made it count."""
+    try:
+        return read(directory / segment.name) == segment
+    except FileNotFoundError:
+        return False
+    except (OSError, ValueError):  # nobody knows
+        return True
+
+
 def _told(state: StreamState) -> list[int | str]:
     return [part.hex() if isinstance(part, bytes) else part for part in dataclasses.astuple(state)]

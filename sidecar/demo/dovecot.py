@@ -29,7 +29,7 @@ from sidecar.demo.process import (
 
 MASTER = "master"
 """the user who may log in as everybody, with the same password"""
-_START_TIMEOUT_S = 30.0
+_START_TIMEOUT_S = 60.0
 
 _CONFIG = """\
 base_dir = {directory}/run

@@ -21,7 +21,7 @@ from sidecar.demo.process import ServerFailedError
 from sidecar.downstream import Downstream, DownstreamError
 from sidecar.units import Address
 
-_DELIVER_TIMEOUT_S = 30.0
+_DELIVER_TIMEOUT_S = 60.0
 
 # Postfix's log, as lmtp(8) and error(8) write it: the server's words stand inside "host ... said: ...".
 _FATE = re.compile(

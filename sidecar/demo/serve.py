@@ -21,7 +21,7 @@ from sidecar.demo.process import ServerFailedError, ServerProcess, why_it_failed
 
 # -P: never from the directory that we happen to be in, where anybody may have put a `store`.
 _COMMAND = (sys.executable, "-P", "-m", "sidecar.cli")
-_START_TIMEOUT_S = 30.0
+_START_TIMEOUT_S = 60.0
 _STOP_TIMEOUT_S = 40.0  # it gives 30 s to what is in flight
 _COMMAND_TIMEOUT_S = 60.0
 _HTTP_TIMEOUT_S = 10.0

@@ -26,7 +26,7 @@ from sidecar.demo.stage import Stage
 from sidecar.demo.teller import Teller
 from sidecar.units import format_size
 
-_CAPTURE_TIMEOUT_S = 20.0
+_CAPTURE_TIMEOUT_S = 60.0
 _LOOK_INTERVAL_S = 0.5
 _INTERRUPTED = 130
 _ID_DIGITS = 10

@@ -101,7 +101,11 @@ class Scheduler:
         self._thread = threading.Thread(target=self._run, name="scheduler", daemon=True)
 
     def start(self) -> None:
-        """Begin to look."""
+        """Begin to look. Who asks for a job from now on is not told that nobody is there."""
+        try:
+            self._take_lock()
+        except Exception as exc:  # noqa: BLE001 - whatever it is, the thread meets it and tells
+            log.debug("the jobs are not taken over yet: %s", exc)
         self._thread.start()
 
     def stop(self, timeout_s: float) -> bool:

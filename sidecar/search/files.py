@@ -106,7 +106,7 @@ def shard_path(directory: Path, number: int) -> Path:
 
 def connect(path: Path, *, write: bool) -> sqlite3.Connection:
     """An open database, without transactions that begin by themselves. Raises `sqlite3.Error`."""
-    mode = "mode=rw" if write else "mode=ro"
+    mode = "mode=rw"  # also to read: else SQLite does not undo what somebody began who was killed, and fails
     if not write and not os.access(path.parent, os.W_OK):
         mode = "immutable=1"  # on a medium where nothing can be written SQLite cannot share
     db = sqlite3.connect(
@@ -117,19 +117,24 @@ def connect(path: Path, *, write: bool) -> sqlite3.Connection:
         db.execute("pragma secure_delete=on")
         db.execute("pragma temp_store=memory")  # no words in files elsewhere
         db.execute(f"pragma cache_size=-{_CACHE_KIB}")
+    else:
+        db.execute("pragma query_only=on")
     return db
 
 
 def create(path: Path, schema: str, mark: str = "") -> None:
-    """A new database for its owner alone. Raises `OSError`, `sqlite3.Error`."""
-    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-    adopt(path)
-    with contextlib.closing(connect(path, write=True)) as db:
+    """A new database for its owner alone, there when it is whole. Raises `OSError`, `sqlite3.Error`."""
+    new = path.with_name(path.name + ".new")
+    remove_database(new)
+    os.close(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    adopt(new)
+    with contextlib.closing(connect(new, write=True)) as db:
         db.execute(f"pragma page_size={_PAGE_BYTES}")
         db.execute("pragma journal_mode=wal")
         db.executescript(schema)
         if mark:
             db.execute("insert into meta values ('mark', ?)", (mark,))
+    new.rename(path)  # closed, it is one file
 
 
 def remove_database(path: Path) -> None:

@@ -99,9 +99,12 @@ class IndexReader:
 
     def _shard(self, number: int) -> sqlite3.Connection:
         path = shard_path(self.directory, number)
-        if not path.exists():
-            raise FileNotFoundError(str(path))
-        return connect(path, write=False)
+        try:
+            return connect(path, write=False)
+        except sqlite3.OperationalError:
+            if not path.exists():
+                raise FileNotFoundError(str(path)) from None
+            raise
 
     def close(self) -> None:
         """Let go."""

@@ -24,7 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sidecar.demo.dovecot import PrivateDovecot
-from tests.support.serving import Serving, free_port
+from sidecar.demo.ports import free_port
+from tests.support.serving import Serving
 
 ROUNDS = int(os.environ.get("MAILKEEP_BENCH_ROUNDS", "5"))
 SMALL, LARGE = 6000, 12

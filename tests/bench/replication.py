@@ -22,11 +22,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from sidecar.demo.ports import free_port
 from tests.bench.mail import program, wait_for
 from tests.bench.table import Line, conditions, record, show, skipped
 from tests.bench.workers import busy_s, command_of, cpu_of, metric, tree
 from tests.support.seaweed import Seaweed, weed
-from tests.support.serving import Serving, free_port
+from tests.support.serving import Serving
 
 ROUNDS = int(os.environ.get("MAILKEEP_BENCH_ROUNDS", "5"))
 MESSAGES = int(os.environ.get("MAILKEEP_BENCH_MESSAGES", "30000"))

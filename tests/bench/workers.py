@@ -29,10 +29,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from sidecar.demo.ports import free_port
 from tests.bench.corpus import Corpus, prepare
 from tests.bench.mail import program, wait_for
 from tests.bench.table import Line, conditions, show
-from tests.support.serving import Client, Serving, free_port
+from tests.support.serving import Client, Serving
 from tests.support.workers import Workers
 
 ROUNDS = int(os.environ.get("MAILKEEP_BENCH_ROUNDS", "5"))

@@ -230,7 +230,7 @@ async def test_a_yes_is_for_the_mailbox_that_was_asked_for_last(
 
     def late(*arguments: Any, **how: Any) -> actions.Plan:
         if how["rcpt"]:
-            gate.wait(10)
+            gate.wait(60)
         return plan(*arguments, **how)
 
     monkeypatch.setattr(actions, "plan", late)

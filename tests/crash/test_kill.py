@@ -73,7 +73,7 @@ class Load:
 
 
 @pytest.mark.crash
-@pytest.mark.timeout(60 + 6 * KILLS)
+@pytest.mark.timeout(300 + 6 * KILLS)
 @pytest.mark.parametrize("sealed", [False, True], ids=["open", "sealed"])
 async def test_killed_under_load(tmp_path: Path, sealed: bool) -> None:
     seed = int(os.environ.get("MAILKEEP_SEED", str(random.randrange(1 << 30))))

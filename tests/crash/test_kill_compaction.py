@@ -190,7 +190,7 @@ class Trial:
 
 
 @pytest.mark.crash
-@pytest.mark.timeout(180 + 20 * KILLS)
+@pytest.mark.timeout(300 + 20 * KILLS)
 async def test_killed_while_compacting(tmp_path: Path) -> None:
     seed = int(os.environ.get("MAILKEEP_SEED", str(random.randrange(1 << 30))))
     print(f"seed {seed}, {KILLS} kills")

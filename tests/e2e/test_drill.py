@@ -40,7 +40,7 @@ def test_a_canary_through_postfix(
     service = Service(
         server_directory / "mailkeep",
         lmtp={"downstream": dovecot.lmtp_address, "workers": 2},
-        drill={"recipient": DRILL, "sample": 10, "timeout": "30s"},
+        drill={"recipient": DRILL, "sample": 10, "timeout": "2m"},
     )
     with service:
         postfix = start_postfix(lmtp=service.address)

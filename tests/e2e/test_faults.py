@@ -65,14 +65,18 @@ def delivered_by(postfix: PrivatePostfix) -> None:
     assert wait_until(done, timeout_s=DEADLINE_S), postfix.log_text()
 
 
-def say_message(lmtp: LmtpDialogue, message: bytes, *recipients: str) -> list[bytes]:
+def say_message(
+    lmtp: LmtpDialogue, message: bytes, *recipients: str, at_first_reply: Callable[[], None] = lambda: None
+) -> list[bytes]:
     """One transaction, pipelined up to DATA; the final replies."""
     lines = [b"MAIL FROM:<sender@client.example>", *(b"RCPT TO:<%b>" % to.encode() for to in recipients)]
     lmtp.send(b"".join(line + b"\r\n" for line in lines))
     assert {lmtp.reply()[:4] for _ in lines} == {b"250 "}
     assert lmtp.say(b"DATA").startswith(b"354")
     lmtp.send(stuffed(message))
-    return [lmtp.reply() for _ in recipients]
+    first = lmtp.reply()
+    at_first_reply()
+    return [first, *(lmtp.reply() for _ in recipients[1:])]
 
 
 # ---- one of several recipients ------------------------------------------------------------------
@@ -408,7 +412,7 @@ def test_sighup_takes_up_what_may_change(server_directory: Path, running: ExitSt
     assert "lmtp.downstream" in logged
     assert "lmtp.max_connections" in logged
     with LmtpDialogue(service.port) as lmtp:
-        with socket.create_connection(("127.0.0.1", service.port), timeout=30) as second:
+        with socket.create_connection(("127.0.0.1", service.port), timeout=60) as second:
             assert second.recv(4) == b"421 "
         assert say_message(lmtp, LARGE, BERT)[0].startswith(b"250")
 
@@ -468,7 +472,7 @@ def small_disk(server_directory: Path) -> Iterator[Path]:
     try:
         yield disk
     finally:
-        subprocess.run(["umount", "--lazy", str(disk)], check=True, timeout=30)
+        subprocess.run(["umount", "--lazy", str(disk)], check=True, timeout=60)
 
 
 @pytest.mark.parametrize("reserve", ["16MiB", "1B"], ids=["reserve reached", "no reserve"])
@@ -555,12 +559,17 @@ def test_sigterm_when_not_a_byte_is_left(small_disk: Path, running: ExitStack) -
     def left_behind() -> bool:
         return "the index falls behind" in service.log_text()
 
+    def fill_the_rest() -> None:
+        service.signal(signal.SIGSTOP)
+        _fill(rest)
+        service.signal(signal.SIGCONT)
+
     with LmtpDialogue(service.port) as lmtp:
         _fill(filler)
         os.truncate(filler, filler.stat().st_size - (16 << 20))
         for attempt in range(1, 10):  # on a busy machine the index may have been faster
-            replies = say_message(lmtp, _different(SMALL), *(f"{attempt}.{who}" for who in many))
-            _fill(rest)
+            whom = [f"{attempt}.{who}" for who in many]
+            replies = say_message(lmtp, _different(SMALL), *whom, at_first_reply=fill_the_rest)
             assert {reply[:4] for reply in replies} == {b"250 "}
             settled = wait_until(
                 lambda: left_behind() or service.metrics()["index_lag_commits"] == 0, timeout_s=DEADLINE_S

@@ -122,7 +122,7 @@ class Road:
         self.queue_ids = {name: self._send(name, mail) for name, mail in MAILS.items()}
         assert wait_until(lambda: self.postfix.queue() == [], timeout_s=60), self.postfix.log_text()
         # Replies are written a moment after they were passed on.
-        assert wait_until(self._all_replies_known, timeout_s=30)
+        assert wait_until(self._all_replies_known, timeout_s=60)
         listed = self.service.listed()
         self.captures = {(found["queue_id"], found["leg"]): found for found in listed}
         assert len(self.captures) == len(listed), "something was captured twice"
@@ -138,7 +138,7 @@ class Road:
             return sent.queue_id
         self.postfix.submit(mail.sender, mail.to, mail.raw.replace(b"\r\n", b"\n"))
         found = re.compile(rf"cleanup\[\d+\]: (\w+): message-id=<{name}@client.example>")
-        assert wait_until(lambda: found.search(self.postfix.log_text()) is not None, timeout_s=30)
+        assert wait_until(lambda: found.search(self.postfix.log_text()) is not None, timeout_s=60)
         known = found.search(self.postfix.log_text())
         assert known
         return known[1]
@@ -359,7 +359,7 @@ def test_smtputf8_where_the_mailbox_server_has_it(server_directory: Path, requir
         postfix = running.enter_context(PrivatePostfix(server_directory, lmtp=service.address))
         code, queue_id = _send_utf8(postfix, "zoë@demo.example")
         assert code == 250
-        assert wait_until(lambda: postfix.queue() == [], timeout_s=30), postfix.log_text()
+        assert wait_until(lambda: postfix.queue() == [], timeout_s=60), postfix.log_text()
         assert statuses(postfix.log_text(), queue_id, "zoë@demo.example") == ["sent"]
         [delivered] = sink.delivered
         assert delivered.recipients == ["RCPT TO:<zoë@demo.example>".encode()]
@@ -390,7 +390,7 @@ def test_smtputf8_where_the_mailbox_server_has_it_not(server_directory: Path, re
         )
         code, queue_id = _send_utf8(postfix, "zoë@demo.example")
         assert code == 250
-        assert wait_until(lambda: postfix.queue() == [], timeout_s=30), postfix.log_text()
+        assert wait_until(lambda: postfix.queue() == [], timeout_s=60), postfix.log_text()
         [fate] = fates(postfix.log_text(), queue_id)
         assert (fate.status, "SMTPUTF8 is required" in fate.reply) == ("bounced", True)
         [found] = service.listed()

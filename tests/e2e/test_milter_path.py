@@ -105,7 +105,7 @@ def test_mail_of_a_local_program_is_captured(road: Road) -> None:
     Test: captured with sender, recipients and queue id as mail by SMTP is.
     """
     road.postfix.submit(SENDER, [ANNA, BERT], MESSAGE.replace(b"\r\n", b"\n"))
-    assert wait_until(lambda: len(road.sink.delivered) == 1, timeout_s=30), road.postfix.log_text()
+    assert wait_until(lambda: len(road.sink.delivered) == 1, timeout_s=60), road.postfix.log_text()
 
     [capture] = road.service.listed()
     assert capture["sender"] == SENDER
@@ -185,7 +185,7 @@ def test_rset_and_several_messages_in_a_session(road: Road) -> None:
     assert first["queue_id"] != other["queue_id"]
     assert road.service.raw(other["id"]) == second
     assert wait_until(
-        lambda: road.service.metrics()['in_flight_messages{leg="milter"}'] == 0, timeout_s=30
+        lambda: road.service.metrics()['in_flight_messages{leg="milter"}'] == 0, timeout_s=60
     ), "a message that was never ended is still counted"
 
 
@@ -223,7 +223,7 @@ def test_sigterm_lets_a_message_at_the_milter_finish(road: Road) -> None:
         assert client.mail(SENDER)[0] == 250
         assert client.rcpt(ANNA)[0] == 250
         assert wait_until(
-            lambda: road.service.metrics()['in_flight_messages{leg="milter"}'] == 1, timeout_s=30
+            lambda: road.service.metrics()['in_flight_messages{leg="milter"}'] == 1, timeout_s=60
         )
         road.service.signal(15)
         code, _ = client.data(MESSAGE)

@@ -39,7 +39,7 @@ def killed_after(config: Path, lines: int, *arguments: str) -> int:
     assert process.stdout
     said = sum(1 for _ in zip(range(lines), process.stdout, strict=False))
     process.kill()
-    process.communicate(timeout=30)
+    process.communicate(timeout=60)
     return said
 
 

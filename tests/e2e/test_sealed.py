@@ -98,7 +98,7 @@ def test_two_hundred_planted_words_are_nowhere_and_all_come_back(
         assert words_in(own) == []
         service.start()
         postfix.send("last@client.example", [ANNA], mail(WORDS[:5]))
-        assert wait_until(lambda: len(inbox(dovecot, ANNA)) == 41, timeout_s=30)
+        assert wait_until(lambda: len(inbox(dovecot, ANNA)) == 41, timeout_s=60)
 
         blind = service.command("list")
         assert blind.returncode == 21

@@ -6,8 +6,11 @@ last chunk) never came is not delivered, by TCP or UNIX socket, small or large.
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 import socket
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +22,7 @@ from sidecar.demo.postfix import PrivatePostfix
 from sidecar.demo.process import ServerFailedError, session_members
 from tests.conftest import processes_in
 from tests.e2e.dialogue import LmtpDialogue
+from tests.support.postfix_log import statuses
 
 StartDovecot = Callable[..., PrivateDovecot]
 StartPostfix = Callable[..., PrivatePostfix]
@@ -60,7 +64,7 @@ def test_mail_goes_through_postfix_into_dovecot_with_every_byte_kept(
     assert sent.accepted
     assert len(sent.queue_id) > 12, "a long queue id does not repeat"
     for user in (ANNA, BERT):
-        assert wait_until(lambda user=user: count(dovecot, user) == 1, timeout_s=30), postfix.log_text()
+        assert wait_until(lambda user=user: count(dovecot, user) == 1, timeout_s=60), postfix.log_text()
         with dovecot.mailbox(user) as mailbox:
             stored = mailbox.messages()[0]
             assert stored.raw.endswith(AWKWARD)
@@ -78,7 +82,7 @@ def test_lmtp_by_unix_socket_and_mail_from_a_local_program(
 
     postfix.submit("sender@client.example", [ANNA], AWKWARD.replace(b"\r\n", b"\n"))
 
-    assert wait_until(lambda: count(dovecot, ANNA) == 1, timeout_s=30), postfix.log_text()
+    assert wait_until(lambda: count(dovecot, ANNA) == 1, timeout_s=60), postfix.log_text()
     with dovecot.mailbox(ANNA) as mailbox:
         assert mailbox.messages()[0].raw.endswith(AWKWARD)
 
@@ -129,12 +133,28 @@ def test_postfix_keeps_mail_while_dovecot_is_down_and_delivers_it_once(
     sent = postfix.send("sender@client.example", [ANNA], HEADERS)
 
     assert sent.accepted
-    assert wait_until(lambda: "status=deferred" in postfix.log_text(), timeout_s=30)
+    assert wait_until(lambda: "status=deferred" in postfix.log_text(), timeout_s=60)
     assert [entry["queue_id"] for entry in postfix.queue()] == [sent.queue_id]
     dovecot.start()
     postfix.flush()
     assert wait_until(lambda: postfix.queue() == [], timeout_s=60), postfix.log_text()
     assert count(dovecot, ANNA) == 1
+
+
+def test_an_empty_queue_is_in_the_log(start_dovecot: StartDovecot, start_postfix: StartPostfix) -> None:
+    """Setup: the process that writes Postfix's log gets no time for a second. Test: the log is waited for."""
+    postfix = start_postfix(lmtp=start_dovecot().lmtp_address)
+    assert postfix.pid
+    members = session_members(postfix.pid)
+    [writer] = [pid for pid in members if b"postlogd" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    os.kill(writer, signal.SIGSTOP)
+    running = threading.Timer(1, os.kill, (writer, signal.SIGCONT))
+    running.start()
+
+    sent = postfix.send("sender@client.example", [ANNA], HEADERS)
+    assert wait_until(lambda: postfix.queue() == [], timeout_s=60), postfix.log_text()
+    assert statuses(postfix.log_text(), sent.queue_id, ANNA) == ["sent"]
+    running.join()
 
 
 def test_mail_and_queue_survive_a_stop(start_dovecot: StartDovecot, start_postfix: StartPostfix) -> None:
@@ -172,8 +192,8 @@ def test_a_taken_port_is_named(require_servers: None, server_directory: Path) ->
 def test_a_start_that_fails_half_way_says_why_and_leaves_nothing(
     require_servers: None, server_directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sidecar.demo.dovecot._START_TIMEOUT_S", 2.0)
-    monkeypatch.setattr("sidecar.demo.postfix._START_TIMEOUT_S", 2.0)
+    monkeypatch.setattr("sidecar.demo.dovecot._START_TIMEOUT_S", 6.0)
+    monkeypatch.setattr("sidecar.demo.postfix._START_TIMEOUT_S", 6.0)
 
     # Both masters run, and their other services too; only the one that greets cannot.
     with pytest.raises(ServerFailedError, match=r"(?i)fatal.*nonsense"):
@@ -245,7 +265,7 @@ def test_a_message_without_its_end_is_not_delivered(
         assert not half_closed.reply().startswith(b"2")
 
     # Dovecot has finished with both connections once it has logged their ends.
-    assert wait_until(lambda: ended_in_a_message(dovecot) == 2, timeout_s=30), dovecot.log_text()
+    assert wait_until(lambda: ended_in_a_message(dovecot) == 2, timeout_s=60), dovecot.log_text()
     assert "saved mail" not in dovecot.log_text()
     assert [count(dovecot, user) for user in (ANNA, BERT)] == [0, 0]
 

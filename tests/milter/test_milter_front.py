@@ -23,7 +23,7 @@ from sidecar.units import Address
 from tests.support.milter_client import CONTINUE, Mail, MilterClient
 
 _ROOT = Path(__file__).parents[2]
-_WAIT_S = 20.0
+_WAIT_S = 60.0
 _DEFERRED = (b"y", b"451 4.3.0 Message could not be stored, try again later\0")
 _FULL = (b"y", b"451 4.3.1 Message could not be stored, try again later\0")
 _STOPPING = (b"y", b"451 4.3.2 Backup service is stopping, try again later\0")

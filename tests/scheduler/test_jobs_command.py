@@ -17,12 +17,12 @@ import pytest
 import tests.support.serving
 from sidecar.commands.jobs import SUBCOMMANDS
 from sidecar.config import Config, ConfigError, reloadable_changes, reloadable_keys
-from sidecar.demo.ports import wait_until
+from sidecar.demo.ports import free_port, wait_until
 from sidecar.metric_table import JOBS
 from sidecar.sections import SchedulerConfig
 from store.store import Store
 from tests.support.mailstore import mailkeep
-from tests.support.serving import Serving, free_port
+from tests.support.serving import Serving
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 WITH_JOBS = (sys.executable, str(Path(__file__).with_name("with_jobs.py")))
@@ -42,7 +42,7 @@ def jobs(serving: Serving, *arguments: str) -> subprocess.CompletedProcess[bytes
     """As an operator runs it: the command as it is shipped."""
     return subprocess.run(
         [sys.executable, "-m", "sidecar.cli", "jobs", "--config", str(serving.config), *arguments],
-        capture_output=True, timeout=60, check=False,
+        capture_output=True, timeout=120, check=False,
     )  # fmt: skip
 
 
@@ -57,7 +57,7 @@ def listed(serving: Serving) -> dict[str, dict[str, Any]]:
 
 
 def metrics(serving: Serving) -> dict[str, float]:
-    with urllib.request.urlopen(f"http://127.0.0.1:{serving.metrics_port}/metrics", timeout=5) as answer:
+    with urllib.request.urlopen(f"http://127.0.0.1:{serving.metrics_port}/metrics", timeout=60) as answer:
         lines = [line.rpartition(" ") for line in answer.read().decode().splitlines() if line[:1] != "#"]
     return {name.removeprefix("mailkeep_"): float(value) for name, _, value in lines}
 
@@ -69,7 +69,7 @@ def steps(serving: Serving) -> list[int]:
 
 def test_list_and_run(serving: Serving) -> None:
     serving.start()
-    assert wait_until(lambda: len(listed(serving)) == len(JOBS), timeout_s=10)
+    assert wait_until(lambda: len(listed(serving)) == len(JOBS), timeout_s=60)
     found = listed(serving)
     assert (found["expire"]["state"], found["expire"]["schedule"]) == ("idle", "@monthly")
     assert found["expire"]["next"].endswith("Z")
@@ -99,13 +99,13 @@ def test_pause_restart_resume(serving: Serving) -> None:
     serving.start()
     assert done(serving, "run", "check") == "check: job 1\n"
     assert done(serving, "run", "check") == "check: job 1, which was asked for already\n"
-    assert wait_until(lambda: len(steps(serving)) > 20, timeout_s=10)
-    assert wait_until(lambda: "check: " in done(serving), timeout_s=10)
+    assert wait_until(lambda: len(steps(serving)) > 20, timeout_s=60)
+    assert wait_until(lambda: "check: " in done(serving), timeout_s=60)
     running = listed(serving)["check"]["running"]
     assert (running["job"], running["total"], running["text"]) == (1, 1000, "steps")
     assert metrics(serving)['job_running{job="check"}'] == 1
     assert done(serving, "pause", "check") == "paused: check\n"
-    assert wait_until(lambda: listed(serving)["check"]["state"] == "paused, waits", timeout_s=10)
+    assert wait_until(lambda: listed(serving)["check"]["state"] == "paused, waits", timeout_s=60)
     assert serving.stop() == 0
     stood = steps(serving)
 
@@ -119,14 +119,14 @@ def test_pause_restart_resume(serving: Serving) -> None:
     assert done(serving, "pause", "expire") == "paused: expire\n"
 
     serving.start()
-    assert wait_until(lambda: metrics(serving)['job_paused{job="expire"}'] == 1, timeout_s=10)
+    assert wait_until(lambda: metrics(serving)['job_paused{job="expire"}'] == 1, timeout_s=60)
     assert steps(serving) == stood
     assert done(serving, "resume", "all") == (
         "resumed: compact, expire, check, scrub, search, drill, witness, audit\n"
     )
-    assert wait_until(lambda: len(steps(serving)) > len(stood), timeout_s=10)
+    assert wait_until(lambda: len(steps(serving)) > len(stood), timeout_s=60)
     (serving.directory / "finish").touch()
-    assert wait_until(lambda: listed(serving)["check"]["state"] == "idle", timeout_s=10)
+    assert wait_until(lambda: listed(serving)["check"]["state"] == "idle", timeout_s=60)
     assert steps(serving) == list(range(1, len(steps(serving)) + 1)), "it went on where it was"
     assert serving.stop() == 0
 
@@ -134,14 +134,14 @@ def test_pause_restart_resume(serving: Serving) -> None:
 def test_killed_in_the_middle(serving: Serving) -> None:
     serving.start()
     done(serving, "run", "check")
-    assert wait_until(lambda: len(steps(serving)) > 5, timeout_s=10)
+    assert wait_until(lambda: len(steps(serving)) > 5, timeout_s=60)
     serving.kill()
     assert listed(serving)["check"]["state"] == "interrupted"
     before = len(steps(serving))
     serving.start()
-    assert wait_until(lambda: len(steps(serving)) > before, timeout_s=10)
+    assert wait_until(lambda: len(steps(serving)) > before, timeout_s=60)
     assert done(serving, "cancel", "check") == "1 cancelled\n"
-    assert wait_until(lambda: listed(serving)["check"]["state"] == "idle", timeout_s=10)
+    assert wait_until(lambda: listed(serving)["check"]["state"] == "idle", timeout_s=60)
     assert listed(serving)["check"]["last"]["text"] == "cancelled"
     assert jobs(serving, "cancel", "check").returncode == 1
 
@@ -152,9 +152,9 @@ def test_stopped_while_somebody_waits(serving: Serving) -> None:
         [sys.executable, "-m", "sidecar.cli", "jobs", "run", "check", "--wait", "--store", serving.store],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
-    assert wait_until(lambda: len(steps(serving)) > 5, timeout_s=10)
+    assert wait_until(lambda: len(steps(serving)) > 5, timeout_s=60)
     assert serving.stop() == 0, "a job keeps nobody from stopping"
-    out, err = waits.communicate(timeout=20)
+    out, err = waits.communicate(timeout=60)
     assert (waits.returncode, out) == (3, b"")
     assert b"the service has ended before job 1" in err
     assert b"resumed" in err
@@ -162,11 +162,11 @@ def test_stopped_while_somebody_waits(serving: Serving) -> None:
 
 def test_a_reload_takes_up_schedules(serving: Serving) -> None:
     serving.start()
-    assert wait_until(lambda: len(listed(serving)) == len(JOBS), timeout_s=10)
+    assert wait_until(lambda: len(listed(serving)) == len(JOBS), timeout_s=60)
     serving.config.write_text(serving.config.read_text().replace("@monthly", "every 2h"))
     assert serving.process
     serving.process.send_signal(signal.SIGHUP)
-    assert wait_until(lambda: listed(serving)["expire"]["schedule"] == "every 2h", timeout_s=10)
+    assert wait_until(lambda: listed(serving)["expire"]["schedule"] == "every 2h", timeout_s=60)
     assert serving.stop() == 0
 
 

@@ -356,12 +356,12 @@ def test_stopped_in_the_middle(large: Path, number: signal.Signals) -> None:
             stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
         try:
-            end = time.monotonic() + 30
+            end = time.monotonic() + 60
             while max(all_packs(directory(large))) < FIRST_COMPACTED and time.monotonic() < end:
                 time.sleep(0.005)
             time.sleep(0.6 * share)
             compacting.send_signal(number)
-            out, err = compacting.communicate(timeout=30)
+            out, err = compacting.communicate(timeout=120)
         finally:
             if compacting.poll() is None:
                 compacting.kill()

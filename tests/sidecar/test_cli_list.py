@@ -187,7 +187,7 @@ def test_a_terminal_gets_a_table_and_no_controls_of_the_mails(hostile: Path, col
             if not piece:
                 break
             shown += piece
-        assert process.wait(30) == 0
+        assert process.wait(60) == 0
     os.close(terminal)
     said = re.sub(r"\x1b\[[0-9;]*m", "", shown.decode()).replace("\r\n", "\n")
     assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]", said)

@@ -78,7 +78,7 @@ def record_replay(store: Store, delivery: DeliveryId) -> None:
         downstream="127.0.0.1:24", reply=b"250 ok",
     )  # fmt: skip
     store.writer.submit(Submission(entries=[replay], done=lambda _error: done.set()))
-    assert done.wait(30)
+    assert done.wait(60)
 
 
 def test_text_and_both_legs(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from aiosmtpd.smtp import Envelope as SmtpEnvelope
 from blake3 import blake3
 
 from sidecar.config import Config, ConfigError
+from sidecar.demo.ports import free_port
 from sidecar.drill import Plan, Proof, drill, load_proof, record
 from sidecar.drill.restore import Sender, restore
 from sidecar.drill.sample import draw
@@ -42,7 +43,7 @@ from tests.store.conftest import put_message
 from tests.support.lmtp_sink import LmtpSink
 from tests.support.mailstore import NOON_US, SECOND_US, Ran, mailkeep, written
 from tests.support.service import Service
-from tests.support.serving import Client, free_port
+from tests.support.serving import Client
 from tests.support.sink_thread import SinkThread
 
 DRILL_BOX = b"drill@example.org"
@@ -90,7 +91,7 @@ def stage(tmp_path: Path) -> Iterator[Stage]:
         service = Service(
             tmp_path / "mailkeep",
             lmtp={"downstream": running.address},
-            drill={"recipient": DRILL_BOX.decode(), "sample": 5, "timeout": "20s"},
+            drill={"recipient": DRILL_BOX.decode(), "sample": 5, "timeout": "1m"},
         )
         with service:
             yield Stage(service, sink)
@@ -234,7 +235,7 @@ class Relay:
         ("altered", "but not as it was sent: something on the way altered it"),
         ("swallowed", "was taken by SMTP .* but is not in the store in 1 s"),
         ("refused", "the mailbox server said: 550 5.7.1 no"),
-        ("deferred", "took none in 1 s, and said: 451 4.7.1 later"),
+        ("deferred", "took none in 5 s, and said: 451 4.7.1 later"),
     ],
 )
 def test_by_smtp(stage: Stage, how: str, said: str) -> None:
@@ -242,13 +243,12 @@ def test_by_smtp(stage: Stage, how: str, said: str) -> None:
     if how in replies:
         stage.sink.final_replies[RCPT] = replies[how]
     port = free_port()
-    relay = Controller(Relay(stage.service.port, how), hostname="127.0.0.1", port=port)
+    relay = Controller(Relay(stage.service.port, how), hostname="127.0.0.1", port=port, ready_timeout=60)
     relay.start()
     try:
         stage.service.configure(drill={"via": f"127.0.0.1:{port}", "sender": "ops@example.org"})
-        ran = stage.drill(
-            "--json", "--no-sample", "--timeout", "1s" if how in ("swallowed", "deferred") else "20s"
-        )
+        timeout = {"swallowed": "1s", "deferred": "5s"}.get(how, "1m")
+        ran = stage.drill("--json", "--no-sample", "--timeout", timeout)
     finally:
         relay.stop()
     told = summary(ran)

@@ -32,7 +32,7 @@ def endpoint(
 
 
 def ask(address: Address, path: str, method: str = "GET") -> tuple[int, str, bytes]:
-    client = HTTPConnection(address.host or "localhost", address.port or 80, timeout=10)
+    client = HTTPConnection(address.host or "localhost", address.port or 80, timeout=60)
     if address.is_unix:
         client.sock = socket.socket(socket.AF_UNIX)
         client.sock.connect(address.path)
@@ -45,7 +45,7 @@ def ask(address: Address, path: str, method: str = "GET") -> tuple[int, str, byt
 
 
 def raw(address: Address, request: bytes) -> bytes:
-    with socket.create_connection((address.host, address.port), timeout=10) as client:
+    with socket.create_connection((address.host, address.port), timeout=60) as client:
         client.sendall(request)
         answer = b""
         while data := client.recv(65536):
@@ -123,9 +123,9 @@ def test_slow_clients_are_cut_off_and_their_places_given_on(monkeypatch: pytest.
     monkeypatch.setattr(sidecar.http, "REQUEST_DEADLINE_S", 1.0)
     with endpoint() as running:
         where = (running.address.host, running.address.port)
-        slow = [socket.create_connection(where, timeout=30) for _ in range(2)]
+        slow = [socket.create_connection(where, timeout=60) for _ in range(2)]
         slow[0].sendall(b"GET /metr")
-        with socket.create_connection(where, timeout=30) as third, suppress(ConnectionError):
+        with socket.create_connection(where, timeout=60) as third, suppress(ConnectionError):
             assert third.recv(1) == b"", "one too many is closed"
         for client in slow:
             assert client.recv(1) == b""

@@ -22,7 +22,6 @@ from typing import Any
 import pytest
 
 from sidecar.demo.ports import wait_until
-from sidecar.scheduler.channel import is_served
 from store.check import Checked, check
 from store.deliveries import Query
 from store.ids import now_us
@@ -67,9 +66,7 @@ class Kept:
         return self.path / "streams/host"
 
     def start(self) -> None:
-        """Until it takes requests for jobs, too: it listens for mail a moment before."""
         self.serving.start()
-        assert wait_until(lambda: is_served(self.path / "jobs"), timeout_s=20)
 
     def configure(self, more: str = "", *, io_rate: str = "0") -> None:
         scheduler = f'{SCHEDULER}io_rate = "{io_rate}"\n'
@@ -79,7 +76,7 @@ class Kept:
         before = len(self.serving.log.read_text())
         assert self.serving.process
         self.serving.process.send_signal(signal.SIGHUP)
-        assert wait_until(lambda: "reloaded" in self.serving.log.read_text()[before:], timeout_s=20)
+        assert wait_until(lambda: "reloaded" in self.serving.log.read_text()[before:], timeout_s=60)
 
     def send(self, count: int, *, size: int = 2000) -> None:
         """Messages that share nothing, each acknowledged when this returns."""
@@ -260,26 +257,26 @@ def test_check_tells_of_damage(kept: Kept) -> None:
 
 
 def slowly_compacting(kept: Kept) -> int:
-    """The id of a job that would take a minute at the rate it is given."""
-    kept.configure(io_rate="30KiB")
+    """The id of a job that would take five minutes at the rate it is given."""
+    kept.configure(io_rate="3KiB")
     kept.start()
     kept.send(120, size=8000)
     asked = kept.jobs("run", "compact", "--json", "--arg", "all=")
     assert asked.code == 0, asked.err
-    assert wait_until(lambda: kept.listed("compact")["running"] is not None, timeout_s=20)
+    assert wait_until(lambda: kept.listed("compact")["running"] is not None, timeout_s=60)
     return int(asked.objects[0]["job"])
 
 
 def test_stopped_in_the_middle_and_gone_on_with(kept: Kept) -> None:
     job = slowly_compacting(kept)
-    assert wait_until(lambda: kept.listed("compact")["running"]["waiting"] == "I/O rate", timeout_s=20)
+    assert wait_until(lambda: kept.listed("compact")["running"]["waiting"] == "I/O rate", timeout_s=60)
     running = kept.listed("compact")["running"]
     assert running["job"] == job
     assert running["total"] > 500_000
     assert running["text"].startswith("host, packs 1 to ")
     began = time.monotonic()
     assert kept.serving.stop() == 0
-    assert time.monotonic() - began < 15, "a job must not keep the service from stopping"
+    assert time.monotonic() - began < 25, "a job must not keep the service from stopping"
     assert set(all_packs(kept.stream)) == stream_files(kept.stream).packs(), "nothing half done is left"
     left = kept.listed("compact")
     assert (left["state"], left["serving"]) == ("interrupted", False)
@@ -287,7 +284,7 @@ def test_stopped_in_the_middle_and_gone_on_with(kept: Kept) -> None:
 
     kept.configure()
     kept.start()
-    assert wait_until(lambda: kept.listed("compact")["state"] == "idle", timeout_s=30)
+    assert wait_until(lambda: kept.listed("compact")["state"] == "idle", timeout_s=60)
     last = kept.listed("compact")["last"]
     assert (last["job"], last["result"]) == (job, "ok")
     assert "packs of" in last["text"]
@@ -305,9 +302,9 @@ def test_capture_goes_on_meanwhile(kept: Kept) -> None:
     assert kept.metrics()['job_running{job="compact"}'] == 1, "the test wants it to run all the while"
     listed = kept.command("list", "--json", "--limit", "0").lines
     assert len(listed) == len(kept.sent), "and what came is found at once"
-    assert took < 10, "at the job's rate it would be far more"
+    assert took < 30, "at the job's rate it would be far more"
     assert kept.jobs("cancel", "compact").code == 0
-    assert wait_until(lambda: kept.listed("compact")["state"] == "idle", timeout_s=20)
+    assert wait_until(lambda: kept.listed("compact")["state"] == "idle", timeout_s=60)
     assert kept.listed("compact")["last"]["text"] == "cancelled"
     assert kept.serving.stop() == 0
     kept.whole()

@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 
+from sidecar.demo.ports import wait_until
 from sidecar.replay.lmtp import with_detail
 from sidecar.replay.mapping import MappingError, read_mapping
 from store.deliveries import Query
@@ -40,10 +41,13 @@ class SinkThread:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)
         self._thread.start()
-        asyncio.run_coroutine_threadsafe(self.sink.start(), self._loop).result(10)
+        asyncio.run_coroutine_threadsafe(self.sink.start(), self._loop).result(60)
+
+    def open(self, gate: asyncio.Event) -> None:
+        self._loop.call_soon_threadsafe(gate.set)
 
     def stop(self) -> None:
-        asyncio.run_coroutine_threadsafe(self.sink.stop(), self._loop).result(10)
+        asyncio.run_coroutine_threadsafe(self.sink.stop(), self._loop).result(60)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
@@ -154,7 +158,7 @@ def test_killed_in_the_middle_and_run_again(tmp_path: Path, server: SinkThread, 
     for _ in range(3):
         assert process.stdout.readline()
     process.kill()
-    process.communicate(timeout=10)
+    process.communicate(timeout=60)
     result = run(tmp_path, server, "--since", "1h", "--json")
     assert result.returncode in {0, 6}
     doubtful = [line for line in lines(result) if line["outcome"] == "in doubt"]
@@ -261,7 +265,7 @@ def test_a_server_that_comes_back(tmp_path: Path, server: SinkThread, ids: list[
     while server.sink.connections < 3:
         time.sleep(0.02)
     server.sink.greeting = b"220 ready\r\n"
-    process.communicate(timeout=30)
+    process.communicate(timeout=120)
     assert process.returncode == 0
     assert len(server.sink.delivered) == 9
 
@@ -274,7 +278,7 @@ def test_ctrl_c_finishes_what_is_being_sent(tmp_path: Path, server: SinkThread, 
     assert process.stdout
     assert process.stdout.readline()
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=20)
+    _, said = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "the same command goes on" in said
     assert "the rest was not looked at" in said
@@ -289,14 +293,13 @@ def test_ctrl_c_finishes_what_is_being_sent(tmp_path: Path, server: SinkThread, 
 
 
 def test_two_at_once_are_one_too_many(tmp_path: Path, server: SinkThread, ids: list[str]) -> None:
-    first = subprocess.Popen(
-        command(tmp_path, server, "--since", "1h", "--rate", "3"), stdout=subprocess.PIPE
-    )
-    assert first.stdout
-    assert first.stdout.readline()
-    second = run(tmp_path, server, "--since", "1h", "--rate", "3")
+    gate = server.sink.gates[b"end"] = asyncio.Event()
+    first = subprocess.Popen(command(tmp_path, server, "--since", "1h"), stdout=subprocess.PIPE)
+    assert wait_until(lambda: bool(server.sink.delivered), timeout_s=60)
+    second = run(tmp_path, server, "--since", "1h")
     assert second.returncode == 12
-    first.communicate(timeout=20)
+    server.open(gate)
+    first.communicate(timeout=60)
     assert first.returncode == 0
     assert len(server.sink.delivered) == 9
 

@@ -1,4 +1,4 @@
-"""What /metrics says of replicas while one cannot be reached.
+"""What is said of replicas, while one cannot be reached and else.
 
 client --> mailkeep serve --> sink
                  |
@@ -14,7 +14,12 @@ import smtplib
 import time
 from pathlib import Path
 
+import pytest
+
+from sidecar.config import Config
 from sidecar.demo.ports import wait_until
+from sidecar.replication import Replication
+from store.replicas.ship import Shipped, Shipper
 from store.store import Store
 from tests.store.conftest import put_message
 from tests.support.lmtp_sink import LmtpSink
@@ -58,21 +63,46 @@ def test_what_is_not_known_to_be_there_is_lag_while_nobody_can_be_asked(tmp_path
             put_message(store, b"Subject: before\r\n\r\n" + os.urandom(50_000))
             store.writer.roll()
         with service:
-            assert wait_until(lambda: lag(service) >= 50_000, timeout_s=15), service.tail()
+            assert wait_until(lambda: lag(service) >= 50_000, timeout_s=60), service.tail()
             send(service, 20_000)
-            assert wait_until(lambda: lag(service) == packs(service) > 70_000, timeout_s=15), service.tail()
+            assert wait_until(lambda: lag(service) == packs(service) > 70_000, timeout_s=60), service.tail()
             mount.mkdir()
             assert wait_until(lambda: lag(service) == 0, timeout_s=30), service.tail()
             since = time.time()
             assert wait_until(
                 lambda: service.metrics()['replica_last_success_timestamp_seconds{replica="1"}'] > since,
-                timeout_s=15,
+                timeout_s=60,
             )
         mount.rename(tmp_path / "away")
         with service:  # what was there when it could be asked last is
             assert wait_until(
-                lambda: service.metrics()['replica_failures_total{replica="1"}'] > 0, timeout_s=15
+                lambda: service.metrics()['replica_failures_total{replica="1"}'] > 0, timeout_s=60
             )
             assert lag(service) == 0
             send(service, 20_000)
-            assert wait_until(lambda: 20_000 < lag(service) < 50_000, timeout_s=15), service.tail()
+            assert wait_until(lambda: 20_000 < lag(service) < 50_000, timeout_s=60), service.tail()
+
+
+def test_what_comes_while_a_round_is_under_way_is_not_said_to_be_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = Config.parse(
+        f'[store]\npath = "{tmp_path}/store"\nstream = "host"\n[lmtp]\n'
+        f'[[replica]]\nurl = "file://{tmp_path}/replica"\n',
+        "x",
+    )
+    round_, came = Shipper.round, []
+
+    def with_mail_behind_it(self: Shipper) -> Shipped:
+        shipped = round_(self)
+        came.append(time.time())
+        put_message(store, b"Subject: after it has looked\r\n\r\n")
+        return shipped
+
+    monkeypatch.setattr(Shipper, "round", with_mail_behind_it)
+    with Store.open(tmp_path / "store", create=True) as store:
+        store.start_writing("host")
+        running = Replication(config, config.replica[0], store)
+        began = time.time()
+        running._try()
+        assert began <= running.last_success < came[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
 import signal
@@ -18,7 +19,7 @@ import pytest
 
 from sidecar.demo.ports import wait_until
 from sidecar.scheduler.context import JobContext, JobInterrupted
-from sidecar.search.files import DIRECTORY, Cursor, Document
+from sidecar.search.files import DIRECTORY, Cursor, Document, connect
 from sidecar.search.follow import Follower, Reached, forget_removed
 from sidecar.search.index import SHARD_MESSAGES, IndexWriter
 from sidecar.search.query import QueryError, expression, parse, remarks
@@ -262,7 +263,7 @@ class Worker:
         assert self.process.stdin
         assert self.process.stdout
         self.process.stdin.close()
-        assert self.process.wait(30) == 0
+        assert self.process.wait(60) == 0
         self.process.stdout.close()
 
 
@@ -673,6 +674,80 @@ def test_killed_at_any_moment_nothing_is_missed_or_doubled(tmp_path: Path) -> No
         assert hits(store, "number") == ids[::-1]
 
 
+_HALF_WRITTEN = """
+import os, sqlite3, sys
+db = sqlite3.connect(sys.argv[1], isolation_level=None)
+assert db.execute("pragma journal_mode").fetchone() == ("delete",)
+db.execute("pragma cache_size=1")  # pages go to the file before the end
+db.execute("begin immediate")
+db.execute("update ids set id = randomblob(5000)")
+os._exit(0)
+"""
+
+
+def test_what_a_killed_writer_had_begun_is_undone_by_who_reads(tmp_path: Path) -> None:
+    path = tmp_path / "store"
+    with written(path) as fill:
+        ids = [put(fill, f"number {number}") for number in range(20)]
+        follow(fill.store, shard_messages=10)
+    shard = path / DIRECTORY / "00000001.db"
+    subprocess.run([sys.executable, "-c", _HALF_WRITTEN, str(shard)], check=True)
+    assert shard.with_name("00000001.db-journal").stat().st_size > 0
+    with Store.open(path) as store:
+        assert hits(store, "number") == ids[::-1]
+    assert not shard.with_name("00000001.db-journal").exists()
+
+
+def test_an_index_is_there_when_it_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else `find` beside a `serve` that makes it would take it for damaged."""
+
+    def interrupted(path: Path, *, write: bool) -> sqlite3.Connection:
+        raise KeyboardInterrupt
+
+    path = tmp_path / "store"
+    with written(path) as fill:
+        id_ = put(fill, "one")
+    with Store.open(path) as store:
+        with monkeypatch.context() as patched:
+            patched.setattr("sidecar.search.files.connect", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                IndexWriter.take(store.path, store.id)
+        with pytest.raises(FileNotFoundError):
+            IndexReader(store.path, store.id)
+        follow(store)
+        assert hits(store, "one") == [id_]
+    assert not list((path / DIRECTORY).glob("*.new*"))
+
+
+def test_a_shard_that_goes_before_it_is_opened_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "store"
+    with written(path) as fill:
+        for _ in range(2):
+            ids = [put(fill, f"number {number}") for number in range(10)]
+            follow(fill.store, shard_messages=10)
+
+    def late(shard: Path, *, write: bool) -> sqlite3.Connection:
+        if shard.name == "00000001.db":
+            shard.unlink()
+        return connect(shard, write=write)
+
+    monkeypatch.setattr("sidecar.search.reader.connect", late)
+    with Store.open(path) as store:
+        assert hits(store, "number") == ids[::-1]
+
+
+def test_who_reads_cannot_write(tmp_path: Path) -> None:
+    path = tmp_path / "store"
+    with written(path) as fill:
+        put(fill, "one")
+        follow(fill.store)
+    db = connect(path / DIRECTORY / "state.db", write=False)
+    with contextlib.closing(db), pytest.raises(sqlite3.OperationalError, match="readonly"):
+        db.execute("delete from shards")
+
+
 @pytest.fixture(autouse=True)
 def _nothing_from_without(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MAILKEEP_CONFIG", raising=False)
@@ -732,9 +807,9 @@ def test_ctrl_c_keeps_what_is_done(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "sidecar.cli", "find", "--build", "--store", str(path)]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     shard = path / DIRECTORY / "00000001.db"
-    assert wait_until(shard.exists, timeout_s=20)
+    assert wait_until(shard.exists, timeout_s=60)
     process.send_signal(signal.SIGINT)
-    _, told = process.communicate(timeout=30)
+    _, told = process.communicate(timeout=60)
     assert process.returncode == 130, told
     assert told == "mailkeep: interrupted; what is done stays, the same command goes on\n"
     assert mailkeep("find", "--build", "--store", path).code == 0

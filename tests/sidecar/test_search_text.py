@@ -136,7 +136,7 @@ def test_hostile_mail_takes_no_time_and_raises_nothing(name: str) -> None:
     began = time.process_time()
     found = extract(HOSTILE[name])
     fold(found.body)
-    assert time.process_time() - began < 1.0
+    assert time.process_time() - began < 3.0
     assert len(found.body) <= 4 * MOST_TEXT_BYTES
 
 

@@ -242,13 +242,13 @@ def test_a_server_that_trickles(path: Path, tmp_path: Path, monkeypatch: pytest.
         try:
             with Store.open(path) as store, pytest.raises(WitnessError, match="no whole answer within"):
                 witness(store, config)
-            assert time.monotonic() - began < 10
+            assert time.monotonic() - began < 60
         finally:
             over.set()
             server.join()
     for thread in threading.enumerate():
         if thread.name == "witness-post":
-            thread.join(10)
+            thread.join(60)
             assert not thread.is_alive(), "it ends with the connection"
 
 
@@ -284,7 +284,7 @@ def test_by_serve(keeper: Keeper, tmp_path: Path) -> None:
             keeper.status = 500
             assert mailkeep("jobs", "run", "witness", "--wait", "--config", serving.config).code == 1
             with urllib.request.urlopen(
-                f"http://127.0.0.1:{serving.metrics_port}/metrics", timeout=10
+                f"http://127.0.0.1:{serving.metrics_port}/metrics", timeout=60
             ) as page:
                 metrics = page.read().decode()
             assert 'mailkeep_job_runs_total{job="witness",result="ok"} 2.0' in metrics

@@ -44,7 +44,7 @@ async def workers(tmp_path: Path, sink: LmtpSink) -> AsyncIterator[Workers]:
     if workers.process.poll() is None:
         assert await asyncio.to_thread(workers.stop) == 0, workers.log.read_text()[-3000:]
     # Whatever became of the supervisor, no worker outlives it for long.
-    end = time.monotonic() + 20
+    end = time.monotonic() + 60
     while left := [pid for pid in processes(workers.config) if pid != os.getpid()]:
         assert time.monotonic() < end, left
         await asyncio.sleep(0.05)
@@ -84,7 +84,16 @@ def store_number(name: str) -> int:
     return stream_number(name)
 
 
-async def until(condition: Callable[[], object], timeout_s: float = 20.0) -> None:
+def replies_are_known(path: Path) -> bool:
+    """Whether all replies that were passed on are written down, which they are a moment later."""
+    with Store.open(path) as store:
+        return all(
+            len(found.outcomes) == len(found.delivery.envelope.recipients)
+            for found in store.deliveries(Query())
+        )
+
+
+async def until(condition: Callable[[], object], timeout_s: float = 60.0) -> None:
     end = time.monotonic() + timeout_s
     while not await asyncio.to_thread(condition):
         assert time.monotonic() < end, "it did not come to be"
@@ -133,10 +142,8 @@ async def test_a_retry_at_another_worker_is_not_delivered_twice(workers: Workers
         replies = await second.send(*mail, queue_id=b"4Q%d" % number)
         assert all(reply.startswith(b"250") for reply in replies), replies
     assert len(sink.delivered) == 5
-    for _ in range(100):  # it is counted after it was answered
-        if await asyncio.to_thread(workers.metric, "mailkeep_retries_suppressed_total") == 10:
-            break
-        await asyncio.sleep(0.02)
+    # It is counted after it was answered.
+    await until(lambda: workers.metric("mailkeep_retries_suppressed_total") >= 10)
     assert await asyncio.to_thread(workers.metric, "mailkeep_retries_suppressed_total") == 10
     assert await asyncio.to_thread(workers.metric, "mailkeep_redelivered_unknown_total") == 0
     await first.close()
@@ -189,13 +196,13 @@ async def test_a_worker_that_cannot_be_forked_yet(tmp_path: Path, sink: LmtpSink
         await until(lambda: "is ready again" in workers.log.read_text())
     finally:
         workers.process.send_signal(signal.SIGTERM)
-        assert workers.process.wait(40) == 0
+        assert workers.process.wait(60) == 0
 
 
 async def test_a_retry_after_its_worker_was_killed(workers: Workers, sink: LmtpSink) -> None:
     first = await Client.connect(workers.port)
     assert (await first.send(message(1), queue_id=b"4Qkilled"))[0].startswith(b"250")
-    await asyncio.sleep(0.5)  # the reply is written down
+    await until(lambda: replies_are_known(workers.store))
     shares = await asyncio.to_thread(of_streams, workers.store)
     (whose,) = shares
     await asyncio.to_thread(workers.kill_worker, whose)
@@ -285,12 +292,11 @@ async def test_systemd_hears_it_from_the_supervisor_alone(
 
         listening = asyncio.create_task(listen())
         await asyncio.to_thread(workers.start)
-        await asyncio.sleep(1.0)
+        await until(lambda: said.count(b"WATCHDOG=1") >= 3)
         assert await asyncio.to_thread(workers.stop) == 0
-        await asyncio.sleep(0.1)
+        await until(lambda: any(b"STOPPING=1" in text for text in said))
         listening.cancel()
     assert sum(b"READY=1" in text for text in said) == 1
-    assert said.count(b"WATCHDOG=1") >= 3
     assert sum(b"STOPPING=1" in text for text in said) == 1
 
 
@@ -298,7 +304,7 @@ async def test_the_job_ends_the_others_open_packs(workers: Workers) -> None:
     clients = [await Client.connect(workers.port) for _ in range(2)]
     for number, client in enumerate(clients):
         await client.send(message(number, os.urandom(3000).hex().encode()))
-    await asyncio.sleep(0.5)
+    await until(lambda: replies_are_known(workers.store))
     run = await asyncio.to_thread(workers.command, "jobs", "run", "compact", "--wait", "--arg", "all=true")
     assert run.returncode == 0, run.stderr
     for stream in ("host", "host-2"):
@@ -313,7 +319,7 @@ async def test_the_job_ends_the_others_open_packs(workers: Workers) -> None:
 async def test_a_worker_that_hangs_is_replaced(tmp_path: Path, sink: LmtpSink) -> None:
     workers = Workers(tmp_path, str(sink.address))
     hurried = (
-        "import sidecar.supervisor as s; s._HUNG_S = 1.5; from sidecar.cli import main; "
+        "import sidecar.supervisor as s; s._HUNG_S = 5; from sidecar.cli import main; "
         f"main(['serve', '--config', {json.dumps(str(workers.config))}])"
     )
     workers.process = started(workers, "-c", hurried)
@@ -333,7 +339,7 @@ async def test_a_service_of_which_one_cannot_start(tmp_path: Path, sink: LmtpSin
         with pytest.raises(AssertionError, match="another process writes to stream 'host-2'"):
             await asyncio.to_thread(workers.start)
     assert workers.process
-    assert workers.process.wait(20) == 12
+    assert workers.process.wait(60) == 12
 
 
 async def test_an_address_that_is_in_use(tmp_path: Path, sink: LmtpSink) -> None:
@@ -388,7 +394,7 @@ async def test_milter_workers_share_a_socket(tmp_path: Path, sink: LmtpSink, mil
     assert await asyncio.to_thread(workers.metric, 'mailkeep_captured_messages_total{leg="milter"}') == 130
     began = time.monotonic()
     assert await asyncio.to_thread(workers.stop) == 0
-    assert time.monotonic() - began < 8
+    assert time.monotonic() - began < 30
     assert mode(milter_socket) is None
     shares = await asyncio.to_thread(of_streams, workers.store)
     assert sum(shares.values()) == 130

@@ -36,7 +36,7 @@ def put_message(store: Store, message: bytes, *, step: int = 65536, **how: objec
         attributes={"helo": b"mx.example.com"},
         done=finished,
     )
-    assert done.wait(30), "the writer never answered"
+    assert done.wait(60), "the writer never answered"
     if errors[0] is not None:
         raise errors[0]
     return delivery

@@ -45,7 +45,7 @@ def fill(store: Store, count: int = 5, *, what: bytes = b"") -> list[Delivery]:
 def submit(store: Store, *entries: records.Entry) -> None:
     done = threading.Event()
     store.writer.submit(Submission(entries=list(entries), done=lambda _error: done.set()))
-    assert done.wait(30)
+    assert done.wait(60)
     store.settle_index()
 
 

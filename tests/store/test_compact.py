@@ -11,6 +11,7 @@ import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from blake3 import blake3
@@ -22,10 +23,11 @@ from store.deliveries import Query, RemovedError
 from store.errors import NotFoundError, StoreError
 from store.filters import Filter
 from store.ids import DeliveryId, now_us
+from store.log import StreamLog
 from store.records import Delivery, Envelope, Erasure, Expiry, Hold, Leg, Recipient
 from store.rows import Term
 from store.scan import read_pack_header, scan_records
-from store.segments import Segment, all_packs, pack_path, stream_files
+from store.segments import Segment, all_packs, pack_path, packs_of, stream_files
 from store.store import Store
 from store.writer import Submission
 
@@ -54,7 +56,7 @@ class Mailbox:
             Leg.LMTP, Envelope(b"list@example.org", (Recipient(b"anna@example.org"),)), queue_id=b"Q",
             attributes={}, done=lambda error: (errors.append(error), done.set())[1],
         )  # fmt: skip
-        assert done.wait(20)
+        assert done.wait(60)
         assert errors == [None]
         self.mails[delivery.id] = message
         return delivery
@@ -62,7 +64,7 @@ class Mailbox:
     def fact(self, *facts: Erasure | Expiry | Hold) -> None:
         done = threading.Event()
         self.store.writer.submit(Submission(entries=list(facts), done=lambda _e: done.set()))
-        assert done.wait(20)
+        assert done.wait(60)
         self.store.settle_index()
 
     def erase(self, *deliveries: Delivery) -> None:
@@ -313,7 +315,7 @@ def test_a_message_on_its_way_does_not_share_what_is_condemned(box: Mailbox) -> 
     ingest.finish()
     taken = threading.Event()
     ingest.hand_over(lambda _e: taken.set())
-    assert taken.wait(10)
+    assert taken.wait(60)
     with box.store.index.update() as update:
         update.condemn(chunks, b"t" * 8, "host")
     outcome: list[StoreError | None] = []
@@ -322,7 +324,7 @@ def test_a_message_on_its_way_does_not_share_what_is_condemned(box: Mailbox) -> 
         Leg.LMTP, Envelope(b"", (Recipient(b"a@b"),)), queue_id=b"", attributes={},
         done=lambda error: (outcome.append(error), done.set())[1],
     )  # fmt: skip
-    assert done.wait(10)
+    assert done.wait(60)
     assert isinstance(outcome[0], StoreError)
     box.put(b"Subject: a\r\n\r\n" + text)  # the next try stores it anew
     box.verify()
@@ -432,6 +434,50 @@ def test_stopped_at_every_step(box: Mailbox) -> None:
     box.verify()
 
 
+@pytest.mark.parametrize("again", [False, True], ids=["packs", "a segment"])
+def test_stopped_when_it_counts_already(box: Mailbox, monkeypatch: pytest.MonkeyPatch, again: bool) -> None:
+    """Ctrl-C, or an error of the disk, between the manifest's rename and its sync: its packs stay."""
+    gone = [box.put(mail(number)) for number in range(60)]
+    if again:
+        box.compact()
+    box.erase(*gone[:5])
+
+    def interrupted(_directory: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("store.segments.sync_directory", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            box.compact()
+    assert stream_files(box.directory).whole
+    for part in stream_files(box.directory).parts:
+        assert set(packs_of(part)) <= set(all_packs(box.directory))
+    box.put(mail(0))  # shares what was dropped
+    box.compact()
+    assert set(all_packs(box.directory)) == stream_files(box.directory).packs()
+    box.verify()
+
+
+def test_stopped_when_its_first_pack_has_just_been_made(
+    box: Mailbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Interrupted(StreamLog):
+        def __init__(self, *arguments: Any, **how: Any) -> None:
+            super().__init__(*arguments, **how)
+            self.close()
+            raise KeyboardInterrupt
+
+    for number in range(60):
+        box.put(mail(number))
+    with monkeypatch.context() as patched:
+        patched.setattr("store.compact.StreamLog", Interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            box.compact()
+    assert set(all_packs(box.directory)) == stream_files(box.directory).packs()
+    box.compact()
+    box.verify()
+
+
 def test_capture_and_reading_go_on(box: Mailbox) -> None:
     """Two threads: one captures and reads what it finds at random, the other compacts again and again."""
     for number in range(100):
@@ -520,7 +566,7 @@ def test_nothing_is_dropped_while_a_stream_is_damaged(box: Mailbox) -> None:
             Leg.LMTP, Envelope(b"", (Recipient(b"carl@example.org"),)), queue_id=b"", attributes={},
             done=lambda _e: done.set(),
         )  # fmt: skip
-        assert done.wait(10)
+        assert done.wait(60)
         store.writer.roll()
     pack = pack_path(box.path / "streams" / "other", 1)
     whole = pack.read_bytes()
@@ -609,7 +655,7 @@ def test_an_erasure_read_before_its_mail(box: Mailbox) -> None:
             delivery=delivery.id, time_us=now_us(), owner="dpo", reason="asked", content=tombstone
         )
         store.writer.submit(Submission(entries=[erasure], done=lambda _e: done.set()))
-        assert done.wait(10)
+        assert done.wait(60)
     del box.mails[delivery.id]
     shutil.rmtree(box.path / "index")
     box.store = Store.open(box.path)

@@ -182,7 +182,7 @@ def test_nothing_is_written_twice_in_one_place(path: Path) -> None:
         half.feed(b"Subject: half\r\n\r\n" + os.urandom(2_500_000))
         taken = threading.Event()
         half.hand_over(lambda _error: taken.set())
-        assert taken.wait(10)
+        assert taken.wait(60)
         seen = pack_of(path).read_bytes()
         store.writer._reserve_bytes = 1 << 60
         with pytest.raises(StoreFullError):
@@ -214,7 +214,7 @@ def test_a_message_on_its_way_through_a_rollback_is_refused(path: Path) -> None:
             answered.set()
 
         half.commit(Leg.LMTP, Envelope(b"", ()), queue_id=b"", attributes={}, done=done)
-        assert answered.wait(10)
+        assert answered.wait(60)
         assert isinstance(errors[0], StoreFullError)
 
 

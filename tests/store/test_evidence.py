@@ -193,7 +193,7 @@ def put_facts(store: Store, count: int) -> None:
         ]
         done = threading.Event()
         store.writer.submit(Submission(entries=list(facts), done=lambda _e, done=done: done.set()))  # type: ignore[misc]
-        assert done.wait(30)
+        assert done.wait(60)
         left -= some
 
 

@@ -264,11 +264,11 @@ def test_doomed_files_wait_for_the_oldest_look(index: Index) -> None:
         with looks[1] as snapshot:
             snapshot.rows()
             entered.set()
-            done.wait(20)
+            done.wait(60)
 
     thread = threading.Thread(target=look)
     thread.start()
-    assert entered.wait(20)
+    assert entered.wait(60)
     third = merged_into()
     assert first | second | third <= files(index)
     looks[0].__exit__(None, None, None)
@@ -298,7 +298,7 @@ def test_a_look_of_another_process_counts_until_it_dies(index: Index, tmp_path: 
     code = f"from tests.store.test_index import hold_a_look; hold_a_look({str(index.path)!r}, {str(ready)!r})"
     other = subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parents[2])
     try:
-        end = time.monotonic() + 30
+        end = time.monotonic() + 60
         while not ready.exists():
             assert other.poll() is None
             assert time.monotonic() < end
@@ -323,11 +323,11 @@ def test_wait_for_readers(index: Index) -> None:
         with index.read() as snapshot:
             snapshot.rows()
             entered.set()
-            leave.wait(20)
+            leave.wait(60)
 
     thread = threading.Thread(target=look)
     thread.start()
-    assert entered.wait(20)
+    assert entered.wait(60)
     seen = index.last_transaction()
     assert index.wait_for_readers(seen, 0), "who sees that transaction need not be waited for"
     put(index, [1])
@@ -340,12 +340,12 @@ def test_wait_for_readers(index: Index) -> None:
     thread.join()
 
 
-BATCH = 20
+BATCH, BATCHES, LOOKS = 20, 50, 10
 
 
-def read_until_told(path: str, stop: str, faults: str) -> None:
+def read_until_told(path: str, stop: str, looked: str, faults: str) -> None:
     """Run in a process of its own: every look must be whole, that is have all rows of as many batches as it
-    says there are."""
+    says there are. Says in `looked` when it has had a few."""
     index = Index(Path(path), STORE_ID, fresh_rows=FRESH_ROWS)
     rng = random.Random(os.getpid())
     looks = last = 0
@@ -363,7 +363,8 @@ def read_until_told(path: str, stop: str, faults: str) -> None:
                     assert len(set(found)) == batches * BATCH
                     assert found == sorted(found)
             looks += 1
-        assert looks > 5
+            if looks == LOOKS:
+                Path(looked).joinpath(f"{os.getpid()}").touch()
     except BaseException as exc:
         Path(faults).joinpath(f"{os.getpid()}").write_text(repr(exc))
         raise
@@ -372,20 +373,27 @@ def read_until_told(path: str, stop: str, faults: str) -> None:
 
 
 def test_many_processes_read_while_one_writes(index: Index, tmp_path: Path) -> None:
-    faults, stop = tmp_path / "faults", tmp_path / "stop"
+    faults, looked, stop = (tmp_path / name for name in ("faults", "looked", "stop"))
     faults.mkdir()
+    looked.mkdir()
     put(index, [])
     spawn = multiprocessing.get_context("spawn")
     readers = [
-        spawn.Process(target=read_until_told, args=(str(index.path), str(stop), str(faults)))
+        spawn.Process(target=read_until_told, args=(str(index.path), str(stop), str(looked), str(faults)))
         for _ in range(3)
     ]
     for reader in readers:
         reader.start()
     try:
-        end = time.monotonic() + 6
+        began = time.monotonic()
         batches = 0
-        while time.monotonic() < end and not any(faults.iterdir()):
+
+        def is_enough() -> bool:
+            took_s = time.monotonic() - began
+            all_did = batches > BATCHES and len(list(looked.iterdir())) == len(readers)
+            return took_s > 120 or (took_s > 6 and all_did)
+
+        while not is_enough() and not any(faults.iterdir()):
             with index.update() as update:
                 add(update, range(batches * BATCH, (batches + 1) * BATCH))
                 update.put_meta(b"batches", b"%d" % (batches + 1))
@@ -395,10 +403,11 @@ def test_many_processes_read_while_one_writes(index: Index, tmp_path: Path) -> N
     finally:
         stop.touch()
         for reader in readers:
-            reader.join(30)
+            reader.join(60)
     assert [path.read_text() for path in faults.iterdir()] == []
     assert [reader.exitcode for reader in readers] == [0, 0, 0]
-    assert batches > 50
+    assert len(list(looked.iterdir())) == len(readers)
+    assert batches > BATCHES
     put(index, [0])
     assert files(index) == live(index)
 

@@ -275,7 +275,7 @@ def test_a_lost_index_and_a_service_that_starts(path: Path, monkeypatch: pytest.
     shutil.rmtree(path / "index")
 
     def slow(self: object, stream: str, advance: object) -> object:
-        held.wait(10)
+        held.wait(60)
         return real(self, stream, advance)  # type: ignore[arg-type]  # passed on as it came
 
     monkeypatch.setattr("store.view.View._scan", slow)
@@ -284,8 +284,8 @@ def test_a_lost_index_and_a_service_that_starts(path: Path, monkeypatch: pytest.
         put_message(store, b"while it catches up")  # durable at once
         assert list(store.deliveries(Query())) == []
         held.set()
-        store.settle_index(10)
-        end = time.monotonic() + 10
+        store.settle_index(60)
+        end = time.monotonic() + 60
         while len(list(store.deliveries(Query()))) < 101 and time.monotonic() < end:
             time.sleep(0.02)
         assert mails(store) == {b"while it catches up", *(message(n) for n in range(100))}

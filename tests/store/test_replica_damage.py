@@ -453,7 +453,7 @@ def test_bandwidth(remote: Shaky) -> None:
     began = time.monotonic()
     for number in range(4):
         remote.create(f"a/{number}", bytes(10_000))
-    assert 0.25 < time.monotonic() - began < 1.0
+    assert 0.25 < time.monotonic() - began < 10
     remote.close()
     with pytest.raises(UnreachableError, match="closed"):
         remote.create("a/9", bytes(10_000))

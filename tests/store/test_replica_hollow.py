@@ -56,7 +56,7 @@ def test_what_is_being_fetched_goes_into_its_own_file_though_that_grows(tmp_path
 
     def slow(name: str, at: int, size: int) -> bytes:
         asked.set()
-        assert grown.wait(10)
+        assert grown.wait(60)
         return get(name, at, size)
 
     files = Hollow(tmp_path, slow)
@@ -64,7 +64,7 @@ def test_what_is_being_fetched_goes_into_its_own_file_though_that_grows(tmp_path
     files.lay_out(path, whole(PAGE_BYTES))
     reading = threading.Thread(target=files.fill, args=(path, 0, PAGE_BYTES))
     reading.start()
-    assert asked.wait(10)
+    assert asked.wait(60)
     files.lay_out(path, whole(3 * PAGE_BYTES))
     fds = [os.open(other, os.O_RDWR | os.O_CREAT) for _ in range(20)]
     grown.set()

@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import re
 import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyrage
 import pytest
 import zstandard
 
@@ -24,7 +26,7 @@ from store.rebuild import rebuild
 from store.records import Delivery
 from store.retention import erase, place_hold
 from store.scan import key_of_pack, keys_record
-from store.sealing import Identity, Keyring, new_identity, parse_identities, recipients_of
+from store.sealing import Identity, Keyring, new_identity, parse_identities, protect, recipients_of
 from store.segments import all_packs, pack_path
 from store.store import Store
 
@@ -283,6 +285,30 @@ def test_blind_nothing_is_compacted_or_read_by_check(path: Path) -> None:
             Compactor(store, CompactOptions(everything=True)).run()
         with pytest.raises(SealedError):
             list(check(store, Checked(), read_data=True))
+
+
+def test_a_passphrase_opens_its_file_on_a_busy_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """age takes a machine for too slow when the millisecond by which it judges was somebody else's."""
+    monkeypatch.setattr("store.sealing._PAUSE_S", 0)
+    secret, _ = new_identity()
+    file = protect(secret.encode(), "horse")
+    name, salt, work = re.search(rb"-> (scrypt) (\S+) (\d+)\n", file).groups()  # type: ignore[union-attr]
+    too_much = file.replace(b"%b %b %b" % (name, salt, work), b"%b %b 60" % (name, salt))
+    with pytest.raises(IdentityError, match="by more work than this machine"):
+        parse_identities(too_much, "key", lambda: "horse")
+
+    decrypt, tried = pyrage.passphrase.decrypt, []
+
+    def busy(data: bytes, passphrase: str) -> bytes:
+        tried.append(passphrase)
+        opened: bytes = decrypt(too_much if len(tried) < 3 else data, passphrase)
+        return opened
+
+    monkeypatch.setattr(pyrage.passphrase, "decrypt", busy)
+    assert len(parse_identities(file, "key", lambda: "horse")) == 1
+    assert len(tried) >= 3
+    with pytest.raises(IdentityError, match="does not open with this passphrase"):
+        parse_identities(file, "key", lambda: "mule")
 
 
 def test_as_of_reads_a_sealed_store_as_it_was(path: Path) -> None:

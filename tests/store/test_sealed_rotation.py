@@ -88,7 +88,7 @@ def test_who_cannot_read_takes_nothing_from_who_can(path: Path) -> None:
         for number in range(6):
             deliveries.append(put_message(store, mail(number)))
             if number % 2:
-                subprocess.run([sys.executable, "-c", look], check=True, timeout=30)
+                subprocess.run([sys.executable, "-c", look], check=True, timeout=60)
         store.settle_index()
         for delivery in deliveries:
             assert store.delivery(delivery.id).delivery == delivery

@@ -132,14 +132,14 @@ def test_lazy_facts_need_no_company(store: Store) -> None:
     done = threading.Event()
     fact = ReplayRun(run="r", time_us=1, selection=b"s", owner="me", messages=1, finished=False)
     store.writer.submit(Submission(entries=[fact], lazy=True, done=lambda error: done.set()))
-    assert done.wait(10)
+    assert done.wait(60)
     store.settle_index()
     assert store.run(b"s") == "r"
 
 
 def test_a_second_process_sees_what_was_acknowledged(store: Store, path: Path) -> None:
     delivery = put_message(store, SMALL)
-    subprocess.run([sys.executable, "-c", _READER, str(path), delivery.id.hex()], check=True, timeout=30)
+    subprocess.run([sys.executable, "-c", _READER, str(path), delivery.id.hex()], check=True, timeout=60)
 
 
 _READER = """
@@ -183,7 +183,7 @@ def test_somebody_who_may_only_look(store: Store, path: Path) -> None:
         if parent.stat().st_uid == 0 and any("pytest" in part for part in parent.parts):
             parent.chmod(0o755)
     code = _READER.replace("with", "import os; os.setgid(65534); os.setuid(65534)\nwith", 1)
-    subprocess.run([sys.executable, "-c", code, str(path), delivery.id.hex()], check=True, timeout=30)
+    subprocess.run([sys.executable, "-c", code, str(path), delivery.id.hex()], check=True, timeout=60)
 
 
 def test_two_streams_one_index(path: Path) -> None:
@@ -293,7 +293,7 @@ def test_a_selection_of_any_length(store: Store) -> None:
             run="r", time_us=now_us(), selection=b"s" * 5000, owner="", messages=1, finished=finished
         )
         store.writer.submit(Submission(entries=[fact], done=lambda _error, done=done: done.set()))
-        assert done.wait(10)
+        assert done.wait(60)
         store.settle_index()
         assert store.run(b"s" * 5000) == (None if finished else "r")
 

@@ -30,7 +30,7 @@ async def browsing(
 
 
 async def until(holds: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 15
+    deadline = time.monotonic() + 60
     while not holds():
         assert time.monotonic() < deadline, "it never came"
         await asyncio.sleep(0.01)

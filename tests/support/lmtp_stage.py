@@ -10,7 +10,7 @@ from sidecar.units import Address
 from tests.support.lmtp_sink import LmtpSink
 from tests.support.memory_capturer import MemoryCapturer
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 """what a test waits for before it fails; nothing here takes a fraction of it"""
 
 

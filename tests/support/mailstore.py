@@ -80,7 +80,7 @@ class _Done:
         self._event.set()
 
     def wait(self) -> None:
-        assert self._event.wait(30), "the writer never answered"
+        assert self._event.wait(60), "the writer never answered"
         if self._error is not None:
             raise self._error
 

@@ -52,7 +52,7 @@ class MilterClient:
     """One connection to a milter."""
 
     def __init__(
-        self, path: str, *, actions: int = ACTIONS, steps: int = STEPS, timeout_s: float = 20.0
+        self, path: str, *, actions: int = ACTIONS, steps: int = STEPS, timeout_s: float = 60.0
     ) -> None:
         self._socket = socket.socket(socket.AF_UNIX)
         self._socket.settimeout(timeout_s)

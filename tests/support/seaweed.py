@@ -154,7 +154,7 @@ class Seaweed:
             )  # fmt: skip
 
     def _wait(self, url: str) -> None:
-        end = time.monotonic() + 30
+        end = time.monotonic() + 60
         while time.monotonic() < end:
             try:
                 urllib.request.urlopen(url, timeout=2).close()
@@ -166,7 +166,7 @@ class Seaweed:
         raise RuntimeError((self.directory / "weed.log").read_text(errors="replace")[-3000:])
 
     def _make_bucket(self) -> None:
-        end = time.monotonic() + 30
+        end = time.monotonic() + 60
         while True:
             request = urllib.request.Request(f"http://127.0.0.1:{self.filer}/buckets/mail/", method="POST")
             try:

@@ -20,7 +20,7 @@ from typing import Any, Self
 from sidecar.demo.ports import LOOPBACK, free_port, wait_until
 
 COMMAND = (sys.executable, "-P", "-m", "sidecar.cli")
-START_TIMEOUT_S = 30.0
+START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 45.0
 COMMAND_TIMEOUT_S = 120.0
 
@@ -136,7 +136,7 @@ class Service:
         """SIGHUP; what it logged of the reload."""
         before = len(self.log_text())
         self.signal(signal.SIGHUP)
-        assert wait_until(lambda: "reloaded" in self.log_text()[before:], timeout_s=20), self.tail()
+        assert wait_until(lambda: "reloaded" in self.log_text()[before:], timeout_s=60), self.tail()
         return self.log_text()[before:]
 
     def log_text(self) -> str:
@@ -151,7 +151,7 @@ class Service:
         """Status and body. Raises OSError when nobody answers."""
         try:
             with urllib.request.urlopen(
-                f"http://{self.sections['metrics']['listen']}{path}", timeout=10
+                f"http://{self.sections['metrics']['listen']}{path}", timeout=60
             ) as answer:
                 return answer.status, answer.read().decode()
         except urllib.error.HTTPError as error:

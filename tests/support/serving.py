@@ -10,18 +10,15 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 
+from sidecar.demo.ports import free_port
+
 COMMAND = (sys.executable, "-P", "-m", "sidecar.cli")
-START_TIMEOUT_S = 20.0
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+START_TIMEOUT_S = 60.0
 
 
 class Serving:
@@ -46,7 +43,8 @@ class Serving:
         return {**os.environ, "MAILKEEP_CONFIG": str(self.config)}
 
     def start(self) -> float:
-        """Returns the seconds until it listened."""
+        """Returns when it is ready, or complains of something other than a start: the seconds until it
+        listened. Before it is ready it has no jobs yet, and a SIGHUP ends it."""
         began = time.monotonic()
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
@@ -56,14 +54,32 @@ class Serving:
             assert self.process.poll() is None, self.log.read_text()[-3000:]
             with socket.socket() as probe:
                 if probe.connect_ex(("127.0.0.1", self.port)) == 0:
-                    return time.monotonic() - began
+                    listened_s = time.monotonic() - began
+                    break
             time.sleep(0.02)
-        raise AssertionError("serve does not listen: " + self.log.read_text()[-3000:])
+        else:
+            raise AssertionError("serve does not listen: " + self.log.read_text()[-3000:])
+        while self._is_starting():
+            assert self.process.poll() is None, self.log.read_text()[-3000:]
+            assert time.monotonic() < began + START_TIMEOUT_S, self.log.read_text()[-3000:]
+            time.sleep(0.02)
+        return listened_s
+
+    def _is_starting(self) -> bool:
+        try:
+            page = f"http://127.0.0.1:{self.metrics_port}/readyz"
+            with urllib.request.urlopen(page, timeout=60):
+                return False
+        except urllib.error.HTTPError as answer:
+            with answer:
+                return "starting" in answer.read().decode()
+        except OSError:
+            return True
 
     def kill(self) -> None:
         assert self.process
         self.process.send_signal(signal.SIGKILL)
-        self.process.wait(10)
+        self.process.wait(60)
 
     def stop(self) -> int:
         assert self.process

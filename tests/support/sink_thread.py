@@ -51,4 +51,4 @@ class SinkThread:
         self._loop.call_soon_threadsafe(gate.set)
 
     def _run(self, coroutine: Coroutine[Any, Any, None]) -> None:
-        asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(10)
+        asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(60)

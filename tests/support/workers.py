@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tests.support.serving import Serving
 
-READY_TIMEOUT_S = 20.0
+READY_TIMEOUT_S = 60.0
 
 
 class Workers(Serving):
@@ -48,10 +48,18 @@ class Workers(Serving):
         raise AssertionError(f"nobody writes {stream}")
 
     def kill_worker(self, stream: str) -> int:
-        """SIGKILL to one worker; which process it was."""
+        """SIGKILL to one worker, which the supervisor has noticed at return; which process it was."""
         pid = self.pid(stream)
+        known = self._killed()
         os.kill(pid, signal.SIGKILL)
+        end = time.monotonic() + READY_TIMEOUT_S
+        while self._killed() == known:
+            assert time.monotonic() < end, "the supervisor does not notice: " + self.log.read_text()[-3000:]
+            time.sleep(0.005)
         return pid
+
+    def _killed(self) -> int:
+        return self.log.read_text().count("has ended by signal 9")
 
     def metric(self, name: str) -> float:
         """One sample. Raises OSError while nobody answers."""
