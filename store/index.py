@@ -27,7 +27,7 @@ import msgspec
 
 from store import rows
 from store.errors import DamagedError, IndexFailedError, StoreError, StoreFullError
-from store.files import Fill, adopt, all_here
+from store.files import Fill, adopt, all_here, make_directory
 from store.rows import FILTERED, PLACE_AT
 from store.runs import Blocks, Run, RunDamagedError, RunWriter, merged
 from store.sealing import NO_KEYS, Keyring
@@ -71,9 +71,7 @@ class Index:
         self._last: tuple[bytes, Known] = (b"", Known(Catalogue(), []))
         self._runs: dict[int, Run] = {}
         fresh = not (path / "data.mdb").exists()
-        if not path.exists():
-            path.mkdir(mode=0o700)
-            adopt(path)
+        make_directory(path)
         try:
             self._env = lmdb.open(
                 str(path), map_size=MAP_BYTES, max_dbs=2 + len(_EARLIER_TABLES), max_readers=_MAX_READERS,

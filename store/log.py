@@ -14,7 +14,7 @@ from pathlib import Path
 
 from store import layout, records
 from store.errors import StoreError, StoreFailedError, StoreFullError, StoreLockedError
-from store.files import adopt, sync_directory, write_all
+from store.files import adopt, make_directory, sync_directory, write_all
 from store.ids import ChunkId, now_us
 from store.layout import Commit, NewChunk, PackHeader, RecordType
 from store.places import Location, StreamState, stream_number
@@ -309,9 +309,7 @@ class StreamLock:
     """The right to write to one stream, held through flock until released or the process ends."""
 
     def __init__(self, directory: Path, name: str = "lock") -> None:
-        if not directory.exists():
-            directory.mkdir(mode=0o700)
-            adopt(directory)
+        make_directory(directory)
         self._fd = os.open(directory / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         adopt(directory / name)
         try:

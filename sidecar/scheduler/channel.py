@@ -17,8 +17,7 @@ from pathlib import Path
 
 import msgspec
 
-from sidecar.scheduler.state import write_whole
-from store.files import adopt, take_lock
+from store.files import make_directory, take_lock, write_whole
 
 log = logging.getLogger(__name__)
 
@@ -47,10 +46,8 @@ def new_request_id() -> str:
 
 def make_directories(directory: Path) -> None:
     """The scheduler's directory and that of its requests. Raises OSError."""
-    for path in (directory, directory / _REQUESTS):
-        if not path.is_dir():
-            path.mkdir(mode=0o700, exist_ok=True)
-            adopt(path)
+    make_directory(directory)
+    make_directory(directory / _REQUESTS)
 
 
 def send(directory: Path, request: Request) -> None:

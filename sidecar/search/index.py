@@ -46,7 +46,7 @@ from sidecar.search.files import (
     told,
 )
 from sidecar.search.text import fold
-from store.files import adopt, take_lock
+from store.files import make_directory, take_lock
 from store.ids import DeliveryId, delivery_time_us, order
 
 SHARD_MESSAGES = 40_000
@@ -74,9 +74,7 @@ class IndexWriter:
         """The index of a store, made if it is not there and made anew if it is of no use; None while another
         process writes to it. Raises `OSError`, `SearchError`."""
         directory = store_path / DIRECTORY
-        if not directory.is_dir():
-            directory.mkdir(mode=0o700, exist_ok=True)
-            adopt(directory)
+        make_directory(directory)
         lock = take_lock(directory / "lock")
         if lock is None:
             return None

@@ -14,6 +14,7 @@ from pathlib import Path
 from blake3 import blake3
 
 from store.errors import StoreError
+from store.files import make_directory, write_whole
 from store.layout import FIRST_COMPACTED
 from store.replicas.contents import Contents
 from store.replicas.layout import NO_ROUND, Round, RoundError, decode_round, round_name
@@ -63,11 +64,9 @@ class Memory:
     def keep(self, contents: Contents, writer: str) -> None:
         """Remember where it stands; `writer` is who goes on from there."""
         told = self._told | {"number": contents.number, "digest": contents.digest.hex(), "writer": writer}
-        fresh = self._path.with_suffix(".new")
         try:
-            self._path.parent.mkdir(mode=0o700, exist_ok=True)
-            fresh.write_text(json.dumps(told) + "\n")
-            fresh.rename(self._path)
+            make_directory(self._path.parent)
+            write_whole(self._path, json.dumps(told).encode() + b"\n", durable=False)
         except OSError as exc:
             log.warning("%s cannot be written: %s", self._path, exc.strerror)
 

@@ -25,7 +25,7 @@ from pathlib import Path
 import msgspec
 
 from store.errors import DamagedError, StoreError
-from store.files import room_for
+from store.files import room_for, write_whole
 from store.index import Index
 from store.replicas.contents import Contents, regroups
 from store.replicas.fetch import cover
@@ -267,7 +267,7 @@ class Mirror:
         for path in (self.path / "rounds").glob("*"):
             if not path.name.isdigit() or int(path.name) <= contents.full_number:
                 path.unlink()
-        for path in self.path.glob("contents.*.new"):  # of one that was killed
+        for path in self.path.glob("*contents.*.new"):  # of one that was killed
             path.unlink()
         self._saved.runs = {
             name: extents
@@ -327,15 +327,5 @@ class Mirror:
 
 
 def _put(path: Path, data: bytes, *, durable: bool = False) -> None:
-    """A file that is there whole or not at all; `durable`: also after a crash of the machine."""
-    fresh = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_native_id()}.new")
-    try:
-        with room_for(path), fresh.open("wb") as file:
-            file.write(data)
-            file.flush()
-            if durable:
-                os.fsync(file.fileno())
-    except BaseException:
-        fresh.unlink(missing_ok=True)
-        raise
-    fresh.rename(path)
+    with room_for(path):
+        write_whole(path, data, durable=durable, rivals=True)
