@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,22 +39,6 @@ def make_directory(path: Path) -> None:
     if not path.is_dir():
         path.mkdir(mode=0o700, exist_ok=True)
         adopt(path)
-
-
-def take_lock(path: Path) -> int | None:
-    """The lock that the file `path` stands for, as a descriptor: closed, it is given up. None while another
-    process has it. Raises `OSError`."""
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    try:
-        adopt(path)
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(fd)
-        return None
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd
 
 
 def sync_directory(directory: Path) -> None:

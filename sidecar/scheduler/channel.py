@@ -7,7 +7,6 @@ that ends. Whoever may write in the store's directory may ask; nobody else can.
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import secrets
@@ -17,13 +16,16 @@ from pathlib import Path
 
 import msgspec
 
-from store.files import make_directory, take_lock, write_whole
+from store import locks
+from store.files import make_directory, write_whole
+from store.locks import Lock
 
 log = logging.getLogger(__name__)
 
 DIRECTORY = "jobs"
 """in the store's directory"""
 _REQUESTS = "requests"
+_LOCK = "lock"
 _MAX_BYTES = 64 << 10
 _SUFFIX = ".json"
 
@@ -95,36 +97,13 @@ def _path(directory: Path, request: str) -> Path:
     return directory / _REQUESTS / f"{request}{_SUFFIX}"
 
 
-class SchedulerLock:
-    """The right to run a store's jobs and to write their state, held until released or the process ends."""
-
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
-
-    @classmethod
-    def take(cls, directory: Path) -> SchedulerLock | None:
-        """The lock, or None while another process has it. Makes what is missing. Raises OSError."""
-        make_directories(directory)
-        fd = take_lock(directory / "lock")
-        return None if fd is None else cls(fd)
-
-    def release(self) -> None:
-        """Idempotent."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+def take_lock(directory: Path) -> Lock | None:
+    """The right to run a store's jobs and to write their state; None while another process has it. Makes
+    what is missing. Raises OSError."""
+    make_directories(directory)
+    return locks.take_lock(directory / _LOCK)
 
 
 def is_served(directory: Path) -> bool:
     """Whether a scheduler runs there; makes nothing. Raises OSError."""
-    try:
-        fd = os.open(directory / "lock", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return False
-    try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(fd)
-    return False
+    return locks.is_taken(directory / _LOCK)

@@ -14,7 +14,6 @@ somebody forged who can write to the bucket takes `restore-store` or `check --re
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
 import os
 import shutil
@@ -27,6 +26,7 @@ import msgspec
 from store.errors import DamagedError, StoreError
 from store.files import room_for, write_whole
 from store.index import Index
+from store.locks import wait_for_lock
 from store.replicas.contents import Contents, regroups
 from store.replicas.fetch import cover
 from store.replicas.hollow import Hollow, Part
@@ -290,13 +290,8 @@ class Mirror:
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
         """One at a time changes what is here."""
-        with self._lock:
-            fd = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX)
-                yield
-            finally:
-                os.close(fd)
+        with self._lock, wait_for_lock(self.path / "lock"):
+            yield
 
     def _load(self) -> None:
         stamp = self._stamp_now()

@@ -14,7 +14,7 @@ import pytest
 from sidecar.metrics import Metrics
 from sidecar.scheduler import control
 from sidecar.scheduler import scheduler as scheduler_module
-from sidecar.scheduler.channel import Request, SchedulerLock, new_request_id, send
+from sidecar.scheduler.channel import Request, new_request_id, send, take_lock
 from sidecar.scheduler.context import JobContext
 from sidecar.scheduler.control import NoAnswerError, NotServedError, overview
 from sidecar.scheduler.kinds import JobKind, Settings
@@ -368,7 +368,7 @@ def test_a_job_that_does_not_stop(room: Room) -> None:
 
 def test_two_services_on_one_store(room: Room, caplog: pytest.LogCaptureFixture) -> None:
     room.directory.mkdir()
-    held = SchedulerLock.take(room.directory)
+    held = take_lock(room.directory)
     assert held is not None
     other = Scheduler(room.directory, {"compact": JobKind(room.compact)}, room.settings, look_s=0.02)
     other.start()
@@ -399,7 +399,7 @@ def test_pause_without_a_service(room: Room) -> None:
 def test_nobody_answers(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(control, "ANSWER_TIMEOUT_S", 0.3)
     room.directory.mkdir()
-    held = SchedulerLock.take(room.directory)
+    held = take_lock(room.directory)
     assert held is not None
     with pytest.raises(NoAnswerError):
         control.run(room.directory, "check", {})

@@ -24,7 +24,7 @@ from store.check import Checked, check
 from store.compact import CompactOptions, Compactor
 from store.deliveries import Query
 from store.ids import now_us
-from store.log import COMPACT_LOCK, StreamLock
+from store.log import COMPACT_LOCK, lock_stream
 from store.records import Delivery, Erasure
 from store.segments import FIRST_COMPACTED, Segment, all_packs, pack_path, stream_files
 from store.store import Store
@@ -294,11 +294,8 @@ def test_a_damaged_segment_is_named_and_left(path: Path) -> None:
 
 
 def test_somebody_else_compacts(path: Path) -> None:
-    lock = StreamLock(directory(path), COMPACT_LOCK)
-    try:
+    with lock_stream(directory(path), COMPACT_LOCK):
         ran = compact(path, "--all")
-    finally:
-        lock.release()
     assert ran.code == 1
     assert "another process compacts stream 'host'" in ran.err
     assert compact(path, "--all").code == 0
