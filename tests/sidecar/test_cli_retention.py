@@ -25,8 +25,9 @@ from store.ids import now_us
 from store.records import Delivery, Leg, Outcome, Outcomes
 from store.retention import erase, record
 from store.store import Store
-from tests.sidecar.test_replay import SinkThread
+from tests.support.lmtp_sink import LmtpSink
 from tests.support.mailstore import MESSAGE, Ran, mailkeep, written
+from tests.support.sink_thread import SinkThread
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 DAY_US = 86_400_000_000
@@ -411,24 +412,20 @@ def test_nothing_sees_what_was_removed(place: Place, removed: str, tmp_path: Pat
 
 
 def test_erased_while_a_replay_runs(place: Place) -> None:
-    server = SinkThread()
-    try:
-        with Store.open(place.store) as store:
-            store.start_writing("operator")
-            todo = list(targets(select(store, Selection(leg="lmtp"), newest_first=False), Whereto()))
-            gone = place.mails["other"]
-            results = []
+    with SinkThread(LmtpSink()) as server, Store.open(place.store) as store:
+        store.start_writing("operator")
+        todo = list(targets(select(store, Selection(leg="lmtp"), newest_first=False), Whereto()))
+        gone = place.mails["other"]
+        results = []
 
-            def progress(result: Result) -> None:
-                results.append(result)
-                if not store.was_erased(gone.content):
-                    erase(store, [gone.id], owner="dpo", reason="request")
+        def progress(result: Result) -> None:
+            results.append(result)
+            if not store.was_erased(gone.content):
+                erase(store, [gone.id], owner="dpo", reason="request")
 
-            journal = Journal(store, b"x" * 16, road="x", owner="o")
-            performance = Performance(store, Request(address=server.sink.address, lanes=1), journal)
-            performance.perform(resume(store, journal, todo), progress)
-    finally:
-        server.stop()
+        journal = Journal(store, b"x" * 16, road="x", owner="o")
+        performance = Performance(store, Request(address=server.sink.address, lanes=1), journal)
+        performance.perform(resume(store, journal, todo), progress)
     assert [result.target.delivery.id for result in results if not result.is_back] == [gone.id]
     assert len(results) == len(todo)
     (missing,) = (result for result in results if not result.is_back)
