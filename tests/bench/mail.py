@@ -24,7 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sidecar.demo.dovecot import PrivateDovecot
-from tests.support.serving import Serving, free_port
+from sidecar.demo.ports import free_port
+from tests.support.serving import Serving
 
 ROUNDS = int(os.environ.get("MAILKEEP_BENCH_ROUNDS", "5"))
 SMALL, LARGE = 6000, 12
@@ -107,8 +108,7 @@ def mailkeep(directory: Path, downstream: str) -> Iterator[Contender]:
     directory.mkdir()
     serving = Serving(directory, downstream)
     serving.start()
-    assert serving.process
-    stat = Path(f"/proc/{serving.process.pid}/stat")
+    stat = Path(f"/proc/{serving.pid}/stat")
     ticks = os.sysconf("SC_CLK_TCK")
 
     def cpu_s() -> float:

@@ -30,6 +30,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from sidecar.demo.ports import free_port
 from store.index_copy import copy_of
 from store.replicas.remote import Remote, RemoteOptions
 from store.replicas.ship import ShipOptions, Shipper
@@ -39,7 +40,7 @@ from tests.bench.mail import program, wait_for
 from tests.bench.stream import Stream
 from tests.bench.table import Line, conditions, record, show, skipped
 from tests.support.seaweed import Seaweed, weed
-from tests.support.serving import COMMAND, free_port
+from tests.support.service import COMMAND
 
 ROUNDS = int(os.environ.get("MAILKEEP_BENCH_ROUNDS", "3"))
 STORE_MB = int(os.environ.get("MAILKEEP_BENCH_STORE_MB", "1000"))

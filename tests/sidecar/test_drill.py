@@ -27,6 +27,7 @@ from aiosmtpd.smtp import Envelope as SmtpEnvelope
 from blake3 import blake3
 
 from sidecar.config import Config, ConfigError
+from sidecar.demo.ports import free_port
 from sidecar.drill import Plan, Proof, drill, load_proof, record
 from sidecar.drill.restore import Sender, restore
 from sidecar.drill.sample import draw
@@ -42,7 +43,7 @@ from tests.store.conftest import put_message
 from tests.support.lmtp_sink import LmtpSink
 from tests.support.mailstore import NOON_US, SECOND_US, Ran, mailkeep, written
 from tests.support.service import Service
-from tests.support.serving import Client, free_port
+from tests.support.serving import Client
 from tests.support.sink_thread import SinkThread
 
 DRILL_BOX = b"drill@example.org"

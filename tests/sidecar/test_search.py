@@ -703,7 +703,7 @@ def test_a_real_serve_keeps_it(tmp_path: Path) -> None:
         serving.start()
         try:
             asyncio.run(_send(serving.port, b"Subject: plum\r\n\r\nxyzzyword\r\n"))
-            config = ("--config", serving.config)
+            config = ("--config", serving.config_file)
             ran = mailkeep("jobs", "run", "search", "--wait", *config)
             assert ran.code == 0, ran.err
             assert "1 messages" in mailkeep("jobs", *config).out
