@@ -22,7 +22,6 @@ from store.deliveries import Query
 from store.ids import ContentId, content_id
 from store.store import Store
 from tests.support.lmtp_sink import LmtpSink
-from tests.support.s3_request import KEY, SECRET
 from tests.support.seaweed import Seaweed, weed
 from tests.support.service import COMMAND
 from tests.support.serving import Client, Serving
@@ -80,9 +79,7 @@ def lose(serving: Serving, seconds: float) -> tuple[dict[ContentId, float], floa
 
 
 def test_lost_under_load(seaweed: Seaweed, tmp_path: Path) -> None:
-    keys = tmp_path / "keys"
-    keys.write_text(f"aws_access_key_id = {KEY}\naws_secret_access_key = {SECRET}\n")
-    keys.chmod(0o600)
+    keys = seaweed.credentials
     points: list[float] = []
     messages = 0
     with SinkThread(LmtpSink()) as sink:
