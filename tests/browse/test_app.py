@@ -20,10 +20,11 @@ from sidecar.units import Address
 from store.records import Delivery
 from store.store import Store
 from tests.store.conftest import put_message
-from tests.support.browsing import browsing, screen_text, until
+from tests.support.browsing import browsing, screen_text
 from tests.support.lmtp_sink import LmtpSink
 from tests.support.mailstore import NOON_US, SECOND_US, written
 from tests.support.sink_thread import SinkThread
+from tests.support.waiting import until
 
 HOUR_US = 3600 * SECOND_US
 PDF = (

@@ -28,7 +28,7 @@ from store.notes import SignKey
 from store.store import Store
 from tests.support.attacker import Attacker
 from tests.support.lmtp_sink import LmtpSink
-from tests.support.mailstore import MESSAGE, mailkeep, written
+from tests.support.mailstore import MESSAGE, filled, mailkeep
 from tests.support.serving import Client, Serving
 from tests.support.sink_thread import SinkThread
 
@@ -81,10 +81,7 @@ def keeper() -> Iterator[Keeper]:
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    with written(tmp_path / "store") as fill:
-        for n in range(3):
-            fill.put(MESSAGE + b"%d" % n)
-    return tmp_path / "store"
+    return filled(tmp_path / "store", 3)
 
 
 @pytest.fixture
