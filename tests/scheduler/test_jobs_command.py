@@ -21,6 +21,7 @@ from sidecar.metric_table import JOBS
 from sidecar.sections import SchedulerConfig
 from store.store import Store
 from tests.support.mailstore import mailkeep, options_in_help
+from tests.support.service import COMMAND
 from tests.support.serving import Serving
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
@@ -40,7 +41,7 @@ def serving(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Serving
 def jobs(serving: Serving, *arguments: str) -> subprocess.CompletedProcess[bytes]:
     """As an operator runs it: the command as it is shipped."""
     return subprocess.run(
-        [sys.executable, "-m", "sidecar.cli", "jobs", "--config", str(serving.config_file), *arguments],
+        [*COMMAND, "jobs", "--config", str(serving.config_file), *arguments],
         capture_output=True, timeout=60, check=False,
     )  # fmt: skip
 
@@ -142,7 +143,7 @@ def test_killed_in_the_middle(serving: Serving) -> None:
 def test_stopped_while_somebody_waits(serving: Serving) -> None:
     serving.start()
     waits = subprocess.Popen(
-        [sys.executable, "-m", "sidecar.cli", "jobs", "run", "check", "--wait", "--store", serving.store],
+        [*COMMAND, "jobs", "run", "check", "--wait", "--store", serving.store],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
     assert wait_until(lambda: len(steps(serving)) > 5, timeout_s=10)

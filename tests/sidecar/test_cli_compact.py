@@ -12,7 +12,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -30,8 +29,8 @@ from store.segments import FIRST_COMPACTED, Segment, all_packs, pack_path, strea
 from store.store import Store
 from store.writer import Submission
 from tests.support.mailstore import MESSAGE, NOON_US, Ran, mailkeep, written
+from tests.support.service import COMMAND
 
-COMMAND = (sys.executable, "-P", "-m", "sidecar.cli")
 REPORT = {
     "units", "packs_before", "packs_after", "bytes_before", "bytes_after",
     "dropped_messages", "dropped_chunks", "seconds", "skipped",

@@ -9,7 +9,6 @@ import os
 import pty
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -27,6 +26,7 @@ from store.retention import erase, record
 from store.store import Store
 from tests.support.lmtp_sink import LmtpSink
 from tests.support.mailstore import MESSAGE, Ran, mailkeep, options_in_help, written
+from tests.support.service import COMMAND
 from tests.support.sink_thread import SinkThread
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
@@ -239,7 +239,7 @@ def test_beside_a_writer(place: Place) -> None:
         store.start_writing("host")
         command = ["hold", "add", "case", "--to", "*", "--reason", "x", "--store", str(place.store)]
         done = subprocess.run(
-            [sys.executable, "-m", "sidecar.cli", *command],
+            [*COMMAND, *command],
             capture_output=True,
             text=True,
             timeout=60,
@@ -311,7 +311,7 @@ def test_a_terminal_is_asked(place: Place, answer: str, code: int) -> None:
     terminal, end = pty.openpty()
     command = ["erase", place.id("old"), "--reason", "x", "--store", str(place.store)]
     with subprocess.Popen(
-        [sys.executable, "-m", "sidecar.cli", *command],
+        [*COMMAND, *command],
         stdin=end,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

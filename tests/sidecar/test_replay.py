@@ -9,7 +9,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +25,7 @@ from store.store import Store
 from store.writer import Submission
 from tests.store.conftest import put_message
 from tests.support.lmtp_sink import LmtpSink
+from tests.support.service import COMMAND
 from tests.support.sink_thread import SinkThread
 
 MESSAGES = [b"Subject: mail %d\r\n\r\n.dot\r\n\0\xff line\r\n%s\r\n" % (n, b"x" * n * 1000) for n in range(5)]
@@ -56,7 +56,7 @@ def ids(tmp_path: Path) -> list[str]:
 
 
 def command(tmp_path: Path, server: Server, *arguments: str) -> list[str]:
-    return [sys.executable, "-m", "sidecar.cli", "replay", "--store", str(tmp_path / "store"),
+    return [*COMMAND, "replay", "--store", str(tmp_path / "store"),
             "--downstream", server.address, *arguments]  # fmt: skip
 
 
@@ -131,7 +131,7 @@ def test_a_run_that_met_refusals_goes_on_with_what_is_missing(
 
 def test_killed_in_the_middle_and_run_again(tmp_path: Path, server: Server, ids: list[str]) -> None:
     process = subprocess.Popen(
-        [sys.executable, "-m", "sidecar.cli", "replay", "--store", str(tmp_path / "store"), "--rate", "4",
+        [*COMMAND, "replay", "--store", str(tmp_path / "store"), "--rate", "4",
          "--downstream", server.address, "--since", "1h"], stdout=subprocess.PIPE,
     )  # fmt: skip
     assert process.stdout

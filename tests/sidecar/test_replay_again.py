@@ -6,7 +6,6 @@ import asyncio
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -37,6 +36,7 @@ from store.store import Store
 from store.writer import Submission
 from tests.store.conftest import put_message
 from tests.support.lmtp_sink import LmtpSink
+from tests.support.service import COMMAND
 from tests.support.sink_thread import SinkThread
 
 Server = SinkThread[LmtpSink]
@@ -220,7 +220,7 @@ def test_a_second_ctrl_c_waits_for_no_server(tmp_path: Path) -> None:
             f'passwords = "{tmp_path}/passwords"\n'
         )
         process = subprocess.Popen(
-            [sys.executable, "-m", "sidecar.cli", "replay", "--all", "--via", "imap", "--config",
+            [*COMMAND, "replay", "--all", "--via", "imap", "--config",
              str(tmp_path / "mailkeep.toml")], stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
         try:
