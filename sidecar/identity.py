@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 from store.errors import IdentityError
+from store.files import write_new
 from store.sealing import Identity, new_identity, parse_identities, protect
 
 VARIABLE = "MAILKEEP_PASSPHRASE"
@@ -57,11 +58,7 @@ def write_identity(path: Path, passphrase: str | None) -> str:
     text = f"# created: {created}\n# public key: {public}\n{secret}\n".encode()
     data = text if passphrase is None else protect(text, passphrase)
     try:
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        write_new(path, data)
     except OSError as exc:
         raise IdentityError(f"{path}: {exc.strerror}; nothing was written") from exc
-    with os.fdopen(fd, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
     return public

@@ -21,9 +21,9 @@ from urllib.error import HTTPError
 
 from sidecar import heads
 from sidecar.readable import escaped
-from sidecar.scheduler.state import write_whole
 from sidecar.sections import WitnessConfig
 from store.evidence import continuation, head_of
+from store.files import write_whole
 from store.store import Store
 
 TIMEOUT_S = 30.0
@@ -82,7 +82,7 @@ def _places(
     config: WitnessConfig, note: str, syslog: str, *, keep_file: bool
 ) -> Iterator[tuple[str, Callable[[], None]]]:
     if config.file is not None and not keep_file:
-        yield str(config.file), partial(write_whole, config.file, note.encode(), durable=True)
+        yield str(config.file), partial(write_whole, config.file, note.encode())
     if config.syslog:
         yield "syslog", partial(_to_syslog, note, syslog)
     if config.url:

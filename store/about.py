@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from store.errors import DamagedError, FormatError, StoreError, StoreNotFoundError
-from store.files import adopt, sync_directory, write_all
+from store.files import sync_directory, write_whole
 from store.ids import now_us
 from store.layout import FORMAT_VERSION, OPEN_VERSION
 
 NAME = "mailkeep.store"
-_FRESH = NAME + ".new"
 _NETWORK_FILE_SYSTEMS = frozenset(
     {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "fuse.sshfs", "ceph", "afs", "glusterfs"}
 )
@@ -62,17 +61,9 @@ class About:
         }
         if self.recipients:
             told["recipients"] = list(self.recipients)
-        fresh = path / f"{_FRESH}{os.getpid()}"  # several processes may begin at once
         try:
-            fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-            try:
-                write_all(fd, json.dumps(told).encode() + b"\n", 0)
-                os.fsync(fd)
-            finally:
-                os.close(fd)
-            adopt(fresh)
-            fresh.rename(path / NAME)
-            sync_directory(path)
+            # With rivals: several may make a store here at once.
+            write_whole(path / NAME, json.dumps(told).encode() + b"\n", rivals=True)
         except OSError as exc:
             raise StoreError(f"{path / NAME} cannot be written: {exc.strerror}") from exc
 
@@ -85,7 +76,7 @@ def _create(path: Path) -> None:
     _refuse_network_file_system(path)
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
     # What a creation that was cut off leaves, and what a file system of its own has, is in nobody's way.
-    others = {entry.name for entry in path.iterdir() if not entry.name.startswith(_FRESH)}
+    others = {entry.name for entry in path.iterdir() if f"{NAME}." not in entry.name}
     others -= {"lost+found", "streams"}
     streams = path / "streams"
     if others or (streams.exists() and any(streams.iterdir())):

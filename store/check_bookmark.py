@@ -7,7 +7,6 @@ that has gone bad since changes neither.
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from pathlib import Path
 from typing import Literal
@@ -15,7 +14,7 @@ from typing import Literal
 import msgspec
 
 from store.check_part import PartResult
-from store.files import adopt
+from store.files import make_directory, write_whole
 from store.sample import Sample
 
 _FRESH_S = 7 * 86_400
@@ -48,14 +47,10 @@ class Bookmark:
 
     def save(self, sample: Sample | None, parts: dict[str, PartResult]) -> None:
         """Note what is finished."""
-        fresh = self._path.with_name(f"check.json.{os.getpid()}")
         with contextlib.suppress(OSError):  # a check on a read-only medium cannot be resumed, that is all
-            if not self._path.parent.exists():
-                self._path.parent.mkdir(mode=0o700)
-                adopt(self._path.parent)
-            fresh.write_bytes(msgspec.json.encode(_Saved(sample, parts, "squares")))
-            adopt(fresh)
-            fresh.rename(self._path)
+            make_directory(self._path.parent)
+            data = msgspec.json.encode(_Saved(sample, parts, "squares"))
+            write_whole(self._path, data, durable=False, rivals=True)
 
     def clear(self) -> None:
         """The check is over."""

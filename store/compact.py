@@ -25,7 +25,7 @@ from store.files import sync_directory
 from store.garbage import Garbage
 from store.ids import ChunkId, DeliveryId, chunk_id
 from store.layout import FIRST_COMPACTED, NewChunk
-from store.log import COMPACT_LOCK, StreamLock, StreamLog
+from store.log import COMPACT_LOCK, StreamLog, lock_stream
 from store.packs import PackReader
 from store.places import Damage, Group, Location, StreamState, stream_number
 from store.plan import Unit, in_force, plan
@@ -205,11 +205,8 @@ class Compactor:
 
     @contextlib.contextmanager
     def _locked(self, stream: str) -> Iterator[Path]:
-        lock = StreamLock(self._streams / stream, COMPACT_LOCK)
-        try:
+        with lock_stream(self._streams / stream, COMPACT_LOCK):
             yield self._streams / stream
-        finally:
-            lock.release()
 
     def _finish_earlier(self, stream: str) -> None:
         """Finish or remove what a run that was killed left. Where anything is damaged or missing nothing is

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,20 +34,11 @@ def adopt(path: Path) -> None:
         os.chown(path, parent.st_uid, parent.st_gid)
 
 
-def take_lock(path: Path) -> int | None:
-    """The lock that the file `path` stands for, as a descriptor: closed, it is given up. None while another
-    process has it. Raises `OSError`."""
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    try:
+def make_directory(path: Path) -> None:
+    """A directory for its owner alone, where none is yet; what it stands in is there. Raises `OSError`."""
+    if not path.is_dir():
+        path.mkdir(mode=0o700, exist_ok=True)
         adopt(path)
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(fd)
-        return None
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd
 
 
 def sync_directory(directory: Path) -> None:
@@ -67,6 +57,43 @@ def write_all(fd: int, data: bytes, offset: int) -> None:
         written = os.pwrite(fd, view, offset)
         offset += written
         view = view[written:]
+
+
+def write_new(path: Path, data: bytes, *, mode: int = 0o600, durable: bool = True) -> None:
+    """Make a file where none is; where this raises `OSError`, none is left of it. Its name is durable once
+    the directory is synced."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    try:
+        try:
+            write_all(fd, data, 0)
+            if durable:
+                os.fsync(fd)
+        finally:
+            os.close(fd)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+
+
+def write_whole(path: Path, data: bytes, *, durable: bool = True, rivals: bool = False) -> None:
+    """Have a file hold this, for its directory's owner alone, by one rename: it is there whole or as it was
+    before. `durable`: also after a crash of the machine. Raises `OSError`.
+
+    `rivals`: several may write it at once. Then what is left of one that was killed stays, under a name that
+    begins with a dot and ends in `.new`; else the next one writes over it.
+    """
+    whose = os.urandom(6).hex() + "." if rivals else ""
+    fresh = path.with_name(f".{path.name}.{whose}new")
+    fresh.unlink(missing_ok=True)
+    write_new(fresh, data, durable=durable)
+    try:
+        adopt(fresh)
+        fresh.rename(path)
+    except BaseException:
+        fresh.unlink(missing_ok=True)
+        raise
+    if durable:
+        sync_directory(path.parent)
 
 
 @contextlib.contextmanager

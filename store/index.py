@@ -14,7 +14,6 @@ The only file that knows LMDB.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import threading
 import time
@@ -27,7 +26,8 @@ import msgspec
 
 from store import rows
 from store.errors import DamagedError, IndexFailedError, StoreError, StoreFullError
-from store.files import Fill, adopt, all_here
+from store.files import Fill, adopt, all_here, make_directory
+from store.locks import take_lock, wait_for_lock
 from store.rows import FILTERED, PLACE_AT
 from store.runs import Blocks, Run, RunDamagedError, RunWriter, merged
 from store.sealing import NO_KEYS, Keyring
@@ -71,9 +71,7 @@ class Index:
         self._last: tuple[bytes, Known] = (b"", Known(Catalogue(), []))
         self._runs: dict[int, Run] = {}
         fresh = not (path / "data.mdb").exists()
-        if not path.exists():
-            path.mkdir(mode=0o700)
-            adopt(path)
+        make_directory(path)
         try:
             self._env = lmdb.open(
                 str(path), map_size=MAP_BYTES, max_dbs=2 + len(_EARLIER_TABLES), max_readers=_MAX_READERS,
@@ -214,18 +212,9 @@ class Index:
 
     @contextlib.contextmanager
     def _alone(self, name: str, *, wait: bool) -> Iterator[bool]:
-        lock = self.path / name
-        fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            adopt(lock)
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            except BlockingIOError:
-                yield False
-            else:
-                yield True
-        finally:
-            os.close(fd)
+        path = self.path / name
+        with (wait_for_lock(path) if wait else take_lock(path)) or contextlib.nullcontext() as lock:
+            yield lock is not None
 
     def merge(self, *, everything: bool = False, stop: Callable[[], bool] = lambda: False) -> int:
         """Merge runs of a tier wherever there are enough; with `everything` make one run of all there is.

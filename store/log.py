@@ -6,7 +6,6 @@ The only code that writes packs. Knows nothing of what the records mean beyond c
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,9 +13,10 @@ from pathlib import Path
 
 from store import layout, records
 from store.errors import StoreError, StoreFailedError, StoreFullError, StoreLockedError
-from store.files import adopt, sync_directory, write_all
+from store.files import adopt, make_directory, sync_directory, write_all
 from store.ids import ChunkId, now_us
 from store.layout import Commit, NewChunk, PackHeader, RecordType
+from store.locks import Lock, take_lock
 from store.places import Location, StreamState, stream_number
 from store.scan import keys_record, pack_seal, read_pack_header
 from store.sealing import NO_KEYS, SUITE, Keyring, PackSeal, sealed_for
@@ -46,7 +46,7 @@ class StreamLog:
         store_id: bytes,
         state: StreamState,
         *,
-        lock: StreamLock | None,
+        lock: Lock | None,
         new_pack: bool = False,
         last_pack: int = 0,
         pack_bytes: int = DEFAULT_PACK_BYTES,
@@ -305,24 +305,12 @@ class StreamLog:
         raise StoreFailedError(f"writing {path} failed: {exc.strerror}") from exc
 
 
-class StreamLock:
-    """The right to write to one stream, held through flock until released or the process ends."""
-
-    def __init__(self, directory: Path, name: str = "lock") -> None:
-        if not directory.exists():
-            directory.mkdir(mode=0o700)
-            adopt(directory)
-        self._fd = os.open(directory / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        adopt(directory / name)
-        try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as exc:
-            os.close(self._fd)
-            what = "compacts" if name == COMPACT_LOCK else "writes to"
-            raise StoreLockedError(f"another process {what} stream {directory.name!r}") from exc
-
-    def release(self) -> None:
-        """Idempotent."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+def lock_stream(directory: Path, name: str = "lock") -> Lock:
+    """The right to write to one stream, which is made if it is not there. Raises `StoreLockedError` while
+    another process has it, `OSError`."""
+    make_directory(directory)
+    lock = take_lock(directory / name)
+    if lock is None:
+        what = "compacts" if name == COMPACT_LOCK else "writes to"
+        raise StoreLockedError(f"another process {what} stream {directory.name!r}")
+    return lock

@@ -9,8 +9,6 @@ Compaction waits (its lock is held), since it replaces what is being read.
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import os
 import shutil
 import tempfile
 import time
@@ -21,7 +19,8 @@ from pathlib import Path
 from store.errors import StoreError, StoreLockedError
 from store.files import adopt
 from store.index import Index
-from store.log import COMPACT_LOCK, StreamLock
+from store.locks import take_lock
+from store.log import COMPACT_LOCK, lock_stream
 from store.places import Damage
 from store.store import Store
 from store.view import View
@@ -61,7 +60,10 @@ def rebuild(store: Store, options: RebuildOptions | None = None) -> RebuildRepor
         raise StoreError(f"{store.path} cannot be written to: its index is not kept")
     began = time.monotonic()
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_alone(store.path))
+        lock = take_lock(store.path / "rebuild.lock")
+        if lock is None:
+            raise StoreLockedError(f"another process rebuilds the index of {store.path}")
+        stack.enter_context(lock)
         for left in store.path.glob(_PREFIX + "*"):  # of one that was killed: there is no other
             shutil.rmtree(left)
         stack.enter_context(_no_compaction(store, options))
@@ -76,33 +78,17 @@ def rebuild(store: Store, options: RebuildOptions | None = None) -> RebuildRepor
 
 
 @contextlib.contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    lock = path / "rebuild.lock"
-    fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        adopt(lock)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as exc:
-            raise StoreLockedError(f"another process rebuilds the index of {path}") from exc
-        yield
-    finally:
-        os.close(fd)
-
-
-@contextlib.contextmanager
 def _no_compaction(store: Store, options: RebuildOptions) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         for name in store.view.names():
             while True:
                 try:
-                    lock = StreamLock(store.path / "streams" / name, COMPACT_LOCK)
+                    stack.enter_context(lock_stream(store.path / "streams" / name, COMPACT_LOCK))
                 except StoreLockedError:
                     options.progress(0, 0, f"waits for the compaction of {name}")
                     options.step(0)
                     time.sleep(_LOOK_S)
                     continue
-                stack.callback(lock.release)
                 break
         yield
 

@@ -12,13 +12,12 @@ import contextlib
 import dataclasses
 import itertools
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from blake3 import blake3
 
-from store.files import adopt, sync_directory, write_all
+from store.files import write_whole
 from store.layout import FIRST_COMPACTED
 from store.places import StreamState
 
@@ -192,16 +191,7 @@ def write(directory: Path, segment: Segment) -> None:
         "replaces": list(segment.replaces),
     }
     text = json.dumps(told).encode()
-    fresh = directory / (segment.name + ".new")
-    fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    try:
-        write_all(fd, text + b"\n" + blake3(text).hexdigest().encode() + b"\n", 0)
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-    adopt(fresh)
-    fresh.rename(directory / segment.name)
-    sync_directory(directory)
+    write_whole(directory / segment.name, text + b"\n" + blake3(text).hexdigest().encode() + b"\n")
 
 
 def may_count(directory: Path, segment: Segment) -> bool:

@@ -203,13 +203,8 @@ class Snapshot:
         return self._chunk(self._find_settled(Table.CHUNK, chunk), bad)
 
     def _chunk(self, found: Iterable[bytes], bad: frozenset[Record]) -> Location | None:
-        worse = None
-        for row in found:
-            where = self._location(row, PLACE_AT[Table.CHUNK], int.from_bytes(row[22:], "big"))
-            if where is not None and where.record not in bad:
-                return where
-            worse = worse or where
-        return worse
+        at = PLACE_AT[Table.CHUNK]
+        return _best((self._location(row, at, int.from_bytes(row[22:], "big")) for row in found), bad)
 
     def content(self, content: ContentId, bad: frozenset[Record] = frozenset()) -> Location | None:
         """Where a content's recipe lies; a place in one of the `bad` records only if there is no other."""
@@ -220,13 +215,7 @@ class Snapshot:
         return self._content(self._find_settled(Table.CONTENT, content[: rows.NAME_BYTES]), bad)
 
     def _content(self, found: Iterable[bytes], bad: frozenset[Record]) -> Location | None:
-        worse = None
-        for row in found:
-            where = self._location(row, PLACE_AT[Table.CONTENT])
-            if where is not None and where.record not in bad:
-                return where
-            worse = worse or where
-        return worse
+        return _best((self._location(row, PLACE_AT[Table.CONTENT]) for row in found), bad)
 
     def all_places(self, table: Table, name: bytes) -> list[Location]:
         """Every place at which a chunk or recipe of that name lies."""
@@ -432,3 +421,13 @@ class Snapshot:
 
 def _interval(since_us: int, until_us: int) -> tuple[bytes, bytes]:
     return max(since_us, 0).to_bytes(8, "big"), min(max(until_us, 0), _MAX_TIME).to_bytes(8, "big")
+
+
+def _best(found: Iterable[Location | None], bad: frozenset[Record]) -> Location | None:
+    """The first place that is in none of the `bad` records; in one of them only if there is no other."""
+    worse = None
+    for where in found:
+        if where is not None and where.record not in bad:
+            return where
+        worse = worse or where
+    return worse

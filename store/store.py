@@ -39,7 +39,7 @@ from store.index import Index
 from store.indexer import Indexer
 from store.ingest import Ingest
 from store.layout import STREAM_NAME_BYTES
-from store.log import COMPACT_LOCK, DEFAULT_PACK_BYTES, StreamLock, StreamLog
+from store.log import COMPACT_LOCK, DEFAULT_PACK_BYTES, StreamLog, lock_stream
 from store.neighbours import Neighbours
 from store.packs import PackReader
 from store.places import Location, StreamState
@@ -227,21 +227,17 @@ class Store:
 
     def _put_index_aside(self, why: DamagedError) -> bool:
         """Make way for a new index. False while anybody writes, who would go on in the old one."""
-        locks: list[StreamLock] = []
-        try:
-            for stream in self._streams.iterdir():
-                for name in ("lock", COMPACT_LOCK):  # nor while anybody compacts
-                    locks.append(StreamLock(stream, name))  # noqa: PERF401 - what was taken must be let go
-        except StoreLockedError:
-            return False
-        else:
+        with contextlib.ExitStack() as locks:
+            try:
+                for stream in self._streams.iterdir():
+                    for name in ("lock", COMPACT_LOCK):  # nor while anybody compacts
+                        locks.enter_context(lock_stream(stream, name))
+            except StoreLockedError:
+                return False
             aside = self.path / f"index.damaged-{time.strftime('%Y%m%dT%H%M%S')}"
             log.error("%s; put aside as %s and rebuilt from the streams", why, aside)
             (self.path / "index").rename(aside)
             return True
-        finally:
-            for lock in locks:
-                lock.release()
 
     def _note(self, caught: CaughtUp) -> None:
         self.damage += [str(damage) for damage in caught.damage]
@@ -259,7 +255,7 @@ class Store:
         if len(stream.encode()) > STREAM_NAME_BYTES or "/" in stream or not stream.strip("."):
             raise StoreError(f"{stream!r} cannot name a stream: up to {STREAM_NAME_BYTES} bytes, no slash")
         directory = self._streams / stream
-        lock = StreamLock(directory)
+        lock = lock_stream(directory)
         try:
             sync_directory(self._streams)
             caught = find_end(directory, self.id) if self._behind else self.view.catch_up(stream)
@@ -297,7 +293,7 @@ class Store:
 
     def end_pack(self, stream: str) -> None:
         """End the open pack of a stream that nobody writes. Raises `StoreLockedError` when somebody does."""
-        lock = StreamLock(self._streams / stream)
+        lock = lock_stream(self._streams / stream)
         try:
             caught = self.view.catch_up(stream)
             if caught.torn and caught.torn.offset == 0:

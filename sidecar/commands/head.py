@@ -16,10 +16,9 @@ from sidecar import heads
 from sidecar.commands import options
 from sidecar.present import print_json
 from sidecar.readable import escaped
-from sidecar.scheduler.state import write_whole
 from sidecar.units import format_time
 from store.evidence import continuation, head_of
-from store.files import sync_directory
+from store.files import sync_directory, write_new, write_whole
 from store.notes import SignKey, VerifyKey
 from store.proofs import Continuation, parse_continuation
 from store.store import Store
@@ -95,7 +94,7 @@ def command(
                 heads.standing(output, "proof that one head continues another", parse_continuation)
             made = continuation(opened, old, sign=signs)
             if output:
-                write_whole(output.absolute(), made.text().encode(), durable=True)
+                write_whole(output.absolute(), made.text().encode())
             _tell_continuation(made, json=json)
             return
         kept = heads.standing(output, "head", heads.head_in) if output else None
@@ -103,7 +102,7 @@ def command(
         damage = list(opened.damage)
     head = heads.head_in(note)
     if output:
-        write_whole(output.absolute(), note.encode(), durable=True)
+        write_whole(output.absolute(), note.encode())
     if json:
         print_json(heads.head_object(head, heads.signers(note)))
     elif not output:
@@ -157,12 +156,8 @@ def keygen(
     made: list[Path] = []
     try:
         for path, text, mode in pair:
-            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+            write_new(path, text.encode() + b"\n", mode=mode)
             made.append(path)
-            with os.fdopen(fd, "w") as written:
-                written.write(text + "\n")
-                written.flush()
-                os.fsync(fd)
         sync_directory(file.parent)
     except BaseException:  # one key without the other is of no use, and its name would be taken
         for path in made:

@@ -13,9 +13,9 @@ from sidecar.commands import options
 from sidecar.commands.head import KeyOption, OutputOption, SignOption
 from sidecar.present import print_json
 from sidecar.readable import escaped, text
-from sidecar.scheduler.state import write_whole
 from sidecar.units import format_time, iso_time
 from store.evidence import prove
+from store.files import write_whole
 from store.heads import Head
 from store.notes import VerifyKey
 from store.proofs import Proof, ProofError, parse
@@ -76,7 +76,7 @@ def command(
         id_ = opened.resolve(delivery or "")
         proof = prove(opened, id_, under=under, sign=signing.sign if signing else str)
     if output:
-        write_whole(output.absolute(), proof.text().encode(), durable=True)
+        write_whole(output.absolute(), proof.text().encode())
     else:
         print(proof.text(), end="")
 

@@ -13,8 +13,6 @@ import shutil
 import subprocess
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from sidecar.demo.mailbox import Mailbox
 from sidecar.demo.ports import LOOPBACK, free_port, greets, wait_until
@@ -26,6 +24,7 @@ from sidecar.demo.process import (
     server_directory,
     why_it_failed,
 )
+from sidecar.demo.started import Started
 
 MASTER = "master"
 """the user who may log in as everybody, with the same password"""
@@ -116,7 +115,7 @@ userdb {{
 """
 
 
-class PrivateDovecot:
+class PrivateDovecot(Started):
     """A Dovecot of our own under `directory`; a context manager that starts and stops it.
 
     users: the only mailboxes there are (others get 550 5.1.1 at RCPT); None: any address has one.
@@ -179,15 +178,6 @@ class PrivateDovecot:
     def pid(self) -> int | None:
         """The master's process id while it runs; it leads a session that holds all the others."""
         return self._process.pid if self._process else None
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
 
     def start(self) -> None:
         """Start and wait until LMTP and IMAP greet. Raises ServerFailedError and leaves nothing running."""

@@ -23,6 +23,7 @@ from typing import BinaryIO, Self
 
 from sidecar.demo.mailbox import StoredMail
 from sidecar.demo.ports import LOOPBACK, free_port
+from sidecar.demo.started import Started
 from sidecar.lmtp import Command, CommandError, DotReader, parse_command, parse_path
 from store.files import sync_directory
 
@@ -39,7 +40,7 @@ _OVER_QUOTA = b"552 5.2.2 <%b> Quota exceeded (mailbox for user is full)\r\n"
 _FAULT = b"451 4.3.0 <%b> Temporary internal error\r\n"
 
 
-class MaildirServer:
+class MaildirServer(Started):
     """A server on a loopback port; a context manager that starts and stops it.
 
     users: the only mailboxes there are, each below `directory`; `user+detail` is `user`. quota_bytes:
@@ -63,15 +64,6 @@ class MaildirServer:
     def lmtp_address(self) -> str:
         """HOST:PORT of the LMTP listener."""
         return f"{LOOPBACK}:{self.lmtp_port}"
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
 
     def start(self) -> None:
         """Listen; once only. Raises OSError."""

@@ -17,8 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from sidecar.demo.ports import LOOPBACK, free_port, greets, wait_until
 from sidecar.demo.process import (
@@ -29,6 +28,7 @@ from sidecar.demo.process import (
     server_directory,
     why_it_failed,
 )
+from sidecar.demo.started import Started
 
 _START_TIMEOUT_S = 60.0
 _COMMAND_TIMEOUT_S = 60.0
@@ -94,7 +94,7 @@ class Submission:
         return self.text.rpartition("queued as ")[2] if self.accepted else ""
 
 
-class PrivatePostfix:
+class PrivatePostfix(Started):
     """A Postfix of our own under `directory`; a context manager that starts and stops it.
 
     lmtp: where mail for `domains` goes, "HOST:PORT" or "unix:/path". smtpd_milters and
@@ -143,15 +143,6 @@ class PrivatePostfix:
     def config_directory(self) -> Path:
         """What Postfix's commands take after -c."""
         return self.directory / "etc"
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
 
     def start(self) -> None:
         """Start and wait until SMTP greets. Raises ServerFailedError and leaves nothing running."""

@@ -13,11 +13,11 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from sidecar.demo.ports import LOOPBACK, free_port, wait_until
 from sidecar.demo.process import ServerFailedError, ServerProcess, why_it_failed
+from sidecar.demo.started import Started
 
 # -P: never from the directory that we happen to be in, where anybody may have put a `store`.
 _COMMAND = (sys.executable, "-P", "-m", "sidecar.cli")
@@ -27,7 +27,7 @@ _COMMAND_TIMEOUT_S = 60.0
 _HTTP_TIMEOUT_S = 10.0
 
 
-class PrivateServe:
+class PrivateServe(Started):
     """A service with a store of its own under `directory`; a context manager that starts and stops it.
 
     downstream: the mailbox server's LMTP address. milter: with the milter front, on a unix socket. imap: the
@@ -57,15 +57,6 @@ class PrivateServe:
     def running(self) -> bool:
         """True while the process lives."""
         return self._process is not None and self._process.running
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
 
     def start(self) -> None:
         """Start and wait until it captures mail. Raises ServerFailedError and leaves nothing running."""

@@ -12,8 +12,7 @@ from pathlib import Path
 import msgspec
 
 from sidecar.scheduler import channel
-from sidecar.scheduler.state import write_whole
-from store.files import sync_directory
+from store.files import write_whole
 
 FILE = "drill.json"
 
@@ -51,8 +50,7 @@ def record(store: Path, time_s: float, reasons: list[str]) -> Proof:
             failures=before.failures + bool(reasons),
             reasons=reasons[:20],
         )
-        write_whole(directory / FILE, msgspec.json.format(msgspec.json.encode(proof)) + b"\n", durable=True)
-        sync_directory(directory)
+        write_whole(directory / FILE, msgspec.json.format(msgspec.json.encode(proof)) + b"\n")
     finally:
         os.close(lock)
     return proof

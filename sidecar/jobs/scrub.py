@@ -24,10 +24,10 @@ from sidecar.replication import open_configured
 from sidecar.scheduler import channel
 from sidecar.scheduler.context import JobContext
 from sidecar.scheduler.kinds import Run
-from sidecar.scheduler.state import write_whole
 from sidecar.sections import ReplicaConfig
 from sidecar.units import format_size
 from store.errors import StoreError
+from store.files import write_whole
 from store.store import Store
 
 if TYPE_CHECKING:
@@ -173,7 +173,7 @@ def _file(store: Path, url: str) -> Path:
 
 def _save(store: Path, record: Record) -> None:
     channel.make_directories(store / channel.DIRECTORY)
-    write_whole(_file(store, record.url), msgspec.json.encode(record) + b"\n", durable=True)
+    write_whole(_file(store, record.url), msgspec.json.encode(record) + b"\n")
 
 
 class StillWrongError(Exception):

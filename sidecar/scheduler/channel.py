@@ -7,7 +7,6 @@ that ends. Whoever may write in the store's directory may ask; nobody else can.
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import secrets
@@ -17,14 +16,16 @@ from pathlib import Path
 
 import msgspec
 
-from sidecar.scheduler.state import write_whole
-from store.files import adopt, take_lock
+from store import locks
+from store.files import make_directory, write_whole
+from store.locks import Lock
 
 log = logging.getLogger(__name__)
 
 DIRECTORY = "jobs"
 """in the store's directory"""
 _REQUESTS = "requests"
+_LOCK = "lock"
 _MAX_BYTES = 64 << 10
 _SUFFIX = ".json"
 
@@ -47,10 +48,8 @@ def new_request_id() -> str:
 
 def make_directories(directory: Path) -> None:
     """The scheduler's directory and that of its requests. Raises OSError."""
-    for path in (directory, directory / _REQUESTS):
-        if not path.is_dir():
-            path.mkdir(mode=0o700, exist_ok=True)
-            adopt(path)
+    make_directory(directory)
+    make_directory(directory / _REQUESTS)
 
 
 def send(directory: Path, request: Request) -> None:
@@ -98,36 +97,13 @@ def _path(directory: Path, request: str) -> Path:
     return directory / _REQUESTS / f"{request}{_SUFFIX}"
 
 
-class SchedulerLock:
-    """The right to run a store's jobs and to write their state, held until released or the process ends."""
-
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
-
-    @classmethod
-    def take(cls, directory: Path) -> SchedulerLock | None:
-        """The lock, or None while another process has it. Makes what is missing. Raises OSError."""
-        make_directories(directory)
-        fd = take_lock(directory / "lock")
-        return None if fd is None else cls(fd)
-
-    def release(self) -> None:
-        """Idempotent."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+def take_lock(directory: Path) -> Lock | None:
+    """The right to run a store's jobs and to write their state; None while another process has it. Makes
+    what is missing. Raises OSError."""
+    make_directories(directory)
+    return locks.take_lock(directory / _LOCK)
 
 
 def is_served(directory: Path) -> bool:
     """Whether a scheduler runs there; makes nothing. Raises OSError."""
-    try:
-        fd = os.open(directory / "lock", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return False
-    try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(fd)
-    return False
+    return locks.is_taken(directory / _LOCK)

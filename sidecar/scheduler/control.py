@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sidecar.scheduler import channel
-from sidecar.scheduler.channel import Request, SchedulerLock, is_served
+from sidecar.scheduler.channel import Request, is_served, take_lock
 from sidecar.scheduler.queue import JobRefusedError, hold
 from sidecar.scheduler.state import (
     STATE_FILE,
@@ -91,14 +91,12 @@ def pause(directory: Path, kind: str, *, paused: bool) -> str:
     if not is_served(directory):
         if not (directory / STATE_FILE).exists():
             raise JobRefusedError("there are no jobs yet: serve has not run any on this store")
-        lock = SchedulerLock.take(directory)
+        lock = take_lock(directory)
         if lock is not None:
-            try:
+            with lock:
                 state = load_state(directory)
                 changed = hold(state, kind, paused=paused)
                 save_state(directory, state)
-            finally:
-                lock.release()
             return f"{action}d: {', '.join(changed) or 'nothing'}"
     return _ask(directory, action, kind, {}).text
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from sidecar.scheduler import channel
-from sidecar.scheduler.channel import Request, SchedulerLock
+from sidecar.scheduler.channel import Request
 from sidecar.scheduler.context import JobContext, JobInterrupted
 from sidecar.scheduler.kinds import JobEvents, JobKind, Settings
 from sidecar.scheduler.niceness import stand_back
@@ -32,6 +32,7 @@ from sidecar.scheduler.state import (
     save_progress,
     save_state,
 )
+from store.locks import Lock
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +91,7 @@ class Scheduler:
         self._look_s = look_s
         self._lock = threading.Lock()
         self._queue = JobQueue(State(), kinds)
-        self._held: SchedulerLock | None = None
+        self._held: Lock | None = None
         self._tries = 0
         self._work: _Work | None = None
         self._shown: Far | None = None
@@ -177,7 +178,7 @@ class Scheduler:
 
     def _take_lock(self) -> bool:
         if self._held is None and not self._stopping:
-            held = SchedulerLock.take(self._directory)
+            held = channel.take_lock(self._directory)
             if held is None:
                 self._tries += 1
                 if self._tries == _TRIES_BEFORE_WARNING:

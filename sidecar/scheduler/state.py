@@ -8,12 +8,11 @@ aside and all begins anew, for what is lost is only when jobs ran last.
 from __future__ import annotations
 
 import logging
-import os
 from pathlib import Path
 
 import msgspec
 
-from store.files import adopt, sync_directory
+from store.files import write_whole
 
 log = logging.getLogger(__name__)
 
@@ -136,8 +135,7 @@ def look_at_state(directory: Path) -> State:
 
 def save_state(directory: Path, state: State) -> None:
     """Durable when it returns. Raises OSError, and then the old state is still there."""
-    write_whole(directory / STATE_FILE, msgspec.json.format(msgspec.json.encode(state)) + b"\n", durable=True)
-    sync_directory(directory)
+    write_whole(directory / STATE_FILE, msgspec.json.format(msgspec.json.encode(state)) + b"\n")
 
 
 def load_progress(directory: Path) -> Far | None:
@@ -151,21 +149,3 @@ def load_progress(directory: Path) -> Far | None:
 def save_progress(directory: Path, far: Far) -> None:
     """Not durable, and need not be. Raises OSError."""
     write_whole(directory / PROGRESS_FILE, msgspec.json.encode(far), durable=False)
-
-
-def write_whole(path: Path, data: bytes, *, durable: bool) -> None:
-    """A file that is there whole or not at all, for its directory's owner alone. Raises OSError."""
-    fresh = path.with_name(f".{path.name}.new")
-    fresh.unlink(missing_ok=True)
-    fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    try:
-        with os.fdopen(fd, "wb") as file:
-            file.write(data)
-            if durable:
-                file.flush()
-                os.fsync(fd)
-        adopt(fresh)
-        fresh.rename(path)
-    except OSError:
-        fresh.unlink(missing_ok=True)
-        raise

@@ -13,8 +13,9 @@ from typing import NamedTuple
 from urllib.parse import quote
 
 from sidecar.search.text import Text
-from store.files import adopt, take_lock
+from store.files import adopt
 from store.ids import DeliveryId
+from store.locks import take_lock
 
 DIRECTORY = "search"
 VERSION = "1"
@@ -193,8 +194,6 @@ def remove(store_path: Path) -> bool:
     lock = take_lock(directory / "lock")
     if lock is None:
         return False
-    try:
+    with lock:
         empty(directory)
-    finally:
-        os.close(lock)
     return True

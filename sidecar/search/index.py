@@ -22,7 +22,6 @@ same messages once more and finds them there.
 from __future__ import annotations
 
 import contextlib
-import os
 import sqlite3
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -46,8 +45,9 @@ from sidecar.search.files import (
     told,
 )
 from sidecar.search.text import fold
-from store.files import adopt, take_lock
+from store.files import make_directory
 from store.ids import DeliveryId, delivery_time_us, order
+from store.locks import Lock, take_lock
 
 SHARD_MESSAGES = 40_000
 _FIRST_ROW = 1 << 40
@@ -57,7 +57,7 @@ _PAGES_A_STEP = 200
 class IndexWriter:
     """The one that writes. Everything may raise `SearchError`."""
 
-    def __init__(self, directory: Path, lock: int, mark: str, shard_messages: int) -> None:
+    def __init__(self, directory: Path, lock: Lock, mark: str, shard_messages: int) -> None:
         self.directory = directory
         self._lock = lock
         self._mark = mark
@@ -74,9 +74,7 @@ class IndexWriter:
         """The index of a store, made if it is not there and made anew if it is of no use; None while another
         process writes to it. Raises `OSError`, `SearchError`."""
         directory = store_path / DIRECTORY
-        if not directory.is_dir():
-            directory.mkdir(mode=0o700, exist_ok=True)
-            adopt(directory)
+        make_directory(directory)
         lock = take_lock(directory / "lock")
         if lock is None:
             return None
@@ -87,7 +85,7 @@ class IndexWriter:
                 empty(directory)
                 return cls(directory, lock, mark_of(store_id), shard_messages)
         except BaseException:
-            os.close(lock)
+            lock.release()
             raise
 
     def _opened(self) -> sqlite3.Connection:
@@ -261,11 +259,10 @@ class IndexWriter:
 
     def close(self) -> None:
         """Let go."""
-        if self._lock >= 0:
+        if self._lock.held:
             self._close_shard()
             self._db.close()
-            os.close(self._lock)
-            self._lock = -1
+            self._lock.release()
 
     def __enter__(self) -> Self:
         return self

@@ -9,14 +9,13 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from blake3 import blake3
 
-from store.files import adopt, sync_directory, write_all
+from store.files import make_directory, write_whole
 from store.replicas.layout import Extent
 
 log = logging.getLogger(__name__)
@@ -81,20 +80,9 @@ class Asked:
         }
         told |= {"full_after": wish.full_after, "anew": wish.anew}
         text = json.dumps(told).encode() + b"\n"
-        if not self._directory.exists():
-            self._directory.mkdir(mode=0o700)
-            adopt(self._directory)
+        make_directory(self._directory)
         note = self._directory / f"{self._prefix}{blake3(text).hexdigest()[:16]}.json"
-        fresh = note.with_suffix(f".{os.getpid()}")
-        fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        try:
-            write_all(fd, text, 0)
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-        adopt(fresh)
-        fresh.rename(note)
-        sync_directory(self._directory)
+        write_whole(note, text, rivals=True)
 
     def notes(self) -> dict[Path, Wish]:
         """What is asked for; a note that cannot be read is taken away."""

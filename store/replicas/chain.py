@@ -15,6 +15,7 @@ from typing import Any
 from blake3 import blake3
 
 from store.errors import StoreError
+from store.files import make_directory, write_whole
 from store.layout import FIRST_COMPACTED
 from store.replicas.behind import Mark
 from store.replicas.contents import Contents
@@ -93,11 +94,9 @@ class Memory:
         told = known | self._told | what
         if told == known:
             return
-        fresh = self._path.with_suffix(".new")
         try:
-            self._path.parent.mkdir(mode=0o700, exist_ok=True)
-            fresh.write_text(json.dumps(told) + "\n")
-            fresh.rename(self._path)
+            make_directory(self._path.parent)
+            write_whole(self._path, json.dumps(told).encode() + b"\n", durable=False)
         except OSError as exc:
             log.warning("%s cannot be written: %s", self._path, exc.strerror)
 

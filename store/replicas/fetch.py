@@ -20,7 +20,7 @@ from pathlib import Path
 
 from store.about import NAME, About
 from store.errors import StoreError
-from store.files import adopt, sync_directory, write_all
+from store.files import adopt, make_directory, sync_directory, write_all
 from store.ids import FOREVER_US
 from store.replicas.arrivals import PART, Arrivals, on_its_way
 from store.replicas.contents import StreamContents
@@ -111,7 +111,7 @@ class Fetching:
         streams = {part.path.parent for part in self._parts}
         segments = _segments(self._readings)
         for directory in streams | {self._path / "streams" / name for name in segments}:
-            _make(directory)
+            make_directory(directory)
         _leave_only(self._path, self._parts)
         keyring = Keyring(recipients_of(self._about.recipients), self._options.identities)
         ahead = self._options.check_ahead and self.total_bytes >= _AHEAD_BYTES
@@ -183,17 +183,10 @@ def _begin(path: Path, url: str, about: About) -> None:
         if json.loads(mark.read_text()) != told:
             raise StoreError(f"{path} holds a restore of something else, begun earlier; nothing was changed")
     path.parent.mkdir(parents=True, exist_ok=True)
-    for directory in (path, path / "streams"):
-        _make(directory)
+    make_directory(path)
+    make_directory(path / "streams")
     mark.write_text(json.dumps(told))
     adopt(mark)
-
-
-def _make(directory: Path) -> None:
-    """A directory for its owner alone, who is not root where root restores into what is another's."""
-    if not directory.exists():
-        directory.mkdir(mode=0o700)
-        adopt(directory)
 
 
 def _wanted(path: Path, readings: Iterable[Reading], fetched: Fetched) -> Iterable[_Part]:

@@ -14,7 +14,6 @@ somebody forged who can write to the bucket takes `restore-store` or `check --re
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
 import os
 import shutil
@@ -25,8 +24,9 @@ from pathlib import Path
 import msgspec
 
 from store.errors import DamagedError, StoreError
-from store.files import room_for
+from store.files import room_for, write_whole
 from store.index import Index
+from store.locks import wait_for_lock
 from store.replicas.contents import Contents, regroups
 from store.replicas.fetch import cover
 from store.replicas.hollow import Hollow, Part
@@ -268,7 +268,7 @@ class Mirror:
         for path in (self.path / "rounds").glob("*"):
             if not path.name.isdigit() or int(path.name) <= contents.full_number:
                 path.unlink()
-        for path in self.path.glob("contents.*.new"):  # of one that was killed
+        for path in self.path.glob("*contents.*.new"):  # of one that was killed
             path.unlink()
         self._index.sweep()
         self._saved.runs = {
@@ -293,13 +293,8 @@ class Mirror:
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
         """One at a time changes what is here."""
-        with self._lock:
-            fd = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX)
-                yield
-            finally:
-                os.close(fd)
+        with self._lock, wait_for_lock(self.path / "lock"):
+            yield
 
     def _load(self) -> None:
         stamp = self._stamp_now()
@@ -330,15 +325,5 @@ class Mirror:
 
 
 def _put(path: Path, data: bytes, *, durable: bool = False) -> None:
-    """A file that is there whole or not at all; `durable`: also after a crash of the machine."""
-    fresh = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_native_id()}.new")
-    try:
-        with room_for(path), fresh.open("wb") as file:
-            file.write(data)
-            file.flush()
-            if durable:
-                os.fsync(file.fileno())
-    except BaseException:
-        fresh.unlink(missing_ok=True)
-        raise
-    fresh.rename(path)
+    with room_for(path):
+        write_whole(path, data, durable=durable, rivals=True)

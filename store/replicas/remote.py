@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
-from store.files import sync_directory, write_all
+from store.files import sync_directory, write_new
 from store.loopback import LOOPBACK
 from store.replicas.errors import (
     ClockError,
@@ -432,15 +432,12 @@ def _put_file(path: Path, data: bytes) -> str:
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     # What ends so is no object to obstore: an upload that was broken off.
     fresh = path.with_name(f"{path.name}#{secrets.randbits(63)}")
-    fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    write_new(fresh, data)
     try:
-        write_all(fd, data, 0)
-        os.fsync(fd)
         os.link(fresh, path)  # never replaces what is there
     except FileExistsError as exc:
         raise AlreadyExistsError(str(exc)) from exc
     finally:
-        os.close(fd)
         fresh.unlink()
     for directory in (path.parent, *(parent.parent for parent in missing)):
         sync_directory(directory)

@@ -8,7 +8,7 @@ import subprocess
 from typing import Any
 
 from store.store import Store
-from tests.support.serving import COMMAND
+from tests.support.service import COMMAND
 
 MISSING = "this version of the store has no compaction (store.compact); figures after it are left out"
 

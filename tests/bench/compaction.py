@@ -25,7 +25,7 @@ from tests.bench import compacting
 from tests.bench.capture import Captures, Mail, timed
 from tests.bench.stream import Stream
 from tests.bench.table import Line, percentile, record, show, skipped, spread
-from tests.support.serving import COMMAND
+from tests.support.service import COMMAND
 
 ROUNDS = int(os.environ.get("MAILKEEP_BENCH_ROUNDS", "3"))
 STORE_MB = int(os.environ.get("MAILKEEP_BENCH_STORE_MB", "400"))

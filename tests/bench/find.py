@@ -35,6 +35,7 @@ from tests.bench.corpus import prepare
 from tests.bench.find_engines import START_US, STEP_US, documents, queries, size_of, words
 from tests.bench.size import keep
 from tests.bench.table import Line, conditions, record, show, skipped, spread
+from tests.support.service import COMMAND
 
 MESSAGES = int(os.environ.get("MAILKEEP_FIND_MESSAGES", "100000"))
 FIRST_TARGET_MS = 100
@@ -150,7 +151,7 @@ def _commands(path: Path) -> list[Line]:
     """`mailkeep find` from a shell, its start included."""
     lines = []
     for name, typed in queries(words()).items():
-        command = [sys.executable, "-m", "sidecar.cli", "find", "--store", str(path), typed]
+        command = [*COMMAND, "find", "--store", str(path), typed]
         seconds = []
         for _ in range(COMMANDS):
             began = time.perf_counter()
@@ -164,9 +165,7 @@ def _commands(path: Path) -> list[Line]:
             )
         )
     began = time.perf_counter()
-    subprocess.run(
-        [sys.executable, "-m", "sidecar.cli", "list", "--store", str(path)], capture_output=True, check=True
-    )
+    subprocess.run([*COMMAND, "list", "--store", str(path)], capture_output=True, check=True)
     lines.append(
         Line(what="for comparison `mailkeep list`", ours=f"{(time.perf_counter() - began) * 1e3:.0f} ms")
     )

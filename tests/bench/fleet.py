@@ -29,6 +29,7 @@ from pathlib import Path
 
 from blake3 import blake3
 
+from sidecar.demo.ports import free_port
 from store.deliveries import Query
 from store.fleet import Fleet
 from store.replicas.fleet import open_fleet
@@ -41,7 +42,7 @@ from tests.bench.stream import DAY_US, START_US
 from tests.bench.table import Line, conditions, percentile, show, skipped
 from tests.support.lmtp_sink import LmtpSink
 from tests.support.seaweed import KEY, SECRET, Seaweed, weed
-from tests.support.serving import free_port
+from tests.support.service import COMMAND
 from tests.support.sink_thread import SinkThread
 
 HOSTS = int(os.environ.get("MAILKEEP_FLEET_HOSTS", "10"))
@@ -104,7 +105,7 @@ class Commands:
         """Seconds, and what it printed."""
         began = time.perf_counter()
         done = subprocess.run(
-            [sys.executable, "-m", "sidecar.cli", *arguments, "--store", URL],
+            [*COMMAND, *arguments, "--store", URL],
             check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=self._environment,
         )  # fmt: skip
         return time.perf_counter() - began, done.stdout

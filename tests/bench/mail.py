@@ -108,8 +108,7 @@ def mailkeep(directory: Path, downstream: str) -> Iterator[Contender]:
     directory.mkdir()
     serving = Serving(directory, downstream)
     serving.start()
-    assert serving.process
-    stat = Path(f"/proc/{serving.process.pid}/stat")
+    stat = Path(f"/proc/{serving.pid}/stat")
     ticks = os.sysconf("SC_CLK_TCK")
 
     def cpu_s() -> float:

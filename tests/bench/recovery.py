@@ -40,7 +40,7 @@ from tests.bench.mail import program, wait_for
 from tests.bench.stream import Stream
 from tests.bench.table import Line, conditions, record, show, skipped
 from tests.support.seaweed import Seaweed, weed
-from tests.support.serving import COMMAND
+from tests.support.service import COMMAND
 
 ROUNDS = int(os.environ.get("MAILKEEP_BENCH_ROUNDS", "3"))
 STORE_MB = int(os.environ.get("MAILKEEP_BENCH_STORE_MB", "1000"))

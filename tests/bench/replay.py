@@ -12,7 +12,6 @@ import os
 import shutil
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -22,6 +21,7 @@ from store.records import Envelope, Leg, Recipient
 from store.store import Store
 from tests.bench.table import Line, conditions, show, skipped
 from tests.support.restoring import configure
+from tests.support.service import COMMAND
 
 MAILS = int(os.environ.get("MAILKEEP_BENCH_MAILS", "4000"))
 ROUNDS = 3
@@ -55,7 +55,7 @@ def replay(store: Path, address: str, lanes: int, recipient: str) -> float:
     config = str(store.with_name("mailkeep.toml"))
     began = time.perf_counter()
     subprocess.run(
-        [sys.executable, "-m", "sidecar.cli", "replay", "--store", str(fresh), "--all", "--rcpt", recipient,
+        [*COMMAND, "replay", "--store", str(fresh), "--all", "--rcpt", recipient,
          "--downstream", address, "--connections", str(lanes), "--config", config],
         check=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, timeout=120,
     )  # fmt: skip
@@ -77,7 +77,7 @@ def first_mail(store: Path, address: str, id_: str) -> float:
     """Seconds that a single restore takes, as a command."""
     began = time.perf_counter()
     subprocess.run(
-        [sys.executable, "-m", "sidecar.cli", "replay", "--store", str(store), id_, "--downstream", address],
+        [*COMMAND, "replay", "--store", str(store), id_, "--downstream", address],
         check=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, timeout=60,
     )  # fmt: skip
     return time.perf_counter() - began

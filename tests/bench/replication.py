@@ -25,7 +25,7 @@ from pathlib import Path
 from sidecar.demo.ports import free_port
 from tests.bench.mail import program, wait_for
 from tests.bench.table import Line, conditions, record, show, skipped
-from tests.bench.workers import busy_s, command_of, cpu_of, metric, tree
+from tests.bench.workers import busy_s, command_of, cpu_of, tree
 from tests.support.seaweed import Seaweed, weed
 from tests.support.serving import Serving
 
@@ -64,18 +64,16 @@ def _wait_until_shipped(service: Serving) -> None:
     until = time.monotonic() + _SHIPPED_S
     while time.monotonic() < until:
         # What came since its last look is not in the figure of bytes, but makes the one of seconds grow.
-        if not metric(service, 'replica_lag_bytes{replica="1"}') and not metric(
-            service, 'replica_lag_seconds{replica="1"}'
-        ):
+        told = service.metrics()
+        if not any(told[f'replica_lag_{unit}{{replica="1"}}'] for unit in ("bytes", "seconds")):
             return
         time.sleep(0.25)
-    raise RuntimeError("the replica does not catch up: " + service.log.read_text()[-1000:])
+    raise RuntimeError("the replica does not catch up: " + service.tail())
 
 
 def measure(service: Serving, others: list[int], engine: list[int], *, ships: bool, count: int) -> Run:
     """Send so many messages; `others` is who takes them from mailkeep."""
-    assert service.process
-    ours = tree(service.process.pid)
+    ours = tree(service.pid)
     load = subprocess.Popen(
         ["nice", "-n", str(_NICE), sys.executable, "-m", "tests.bench.load", f"127.0.0.1:{service.port}",
          "small", str(count), str(SESSIONS), "u@example.org", "wait"],
@@ -155,7 +153,7 @@ def main() -> None:
                 record("replication", replica=name, round=number, rate=run.rate, cpu_s=run.cpu_s,
                        engine_cpu_s=run.engine_cpu_s, strangers=run.strangers)  # fmt: skip
         requests = {
-            name: metric(service, 'replica_requests_total{replica="1"}')
+            name: service.metrics()['replica_requests_total{replica="1"}']
             for name, service in services.items()
             if name != "none"
         }

@@ -24,7 +24,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,8 +102,7 @@ def serving(directory: Path, sink_port: int, workers: int) -> Iterator[Serving]:
 
 def measure(service: Serving, sink: int, count: int, sessions: int) -> Run:
     """Send so many messages."""
-    assert service.process
-    ours = tree(service.process.pid)
+    ours = tree(service.pid)
     load = subprocess.Popen(
         ["nice", "-n", "5", sys.executable, "-m", "tests.bench.load", f"127.0.0.1:{service.port}", "small",
          str(count), str(sessions), "u@example.org", "wait"],
@@ -224,16 +222,10 @@ def store(where: Path, corpus: Corpus, workers: int, rate: float) -> Stored:
         began = time.perf_counter()
         asyncio.run(feed(service, corpus, rate))
         took_s = time.perf_counter() - began
-        new, duplicate = (metric(service, f"stored_{what}_bytes_total") for what in ("new", "duplicate"))
+        told = service.metrics()
+        new, duplicate = (told[f"stored_{what}_bytes_total"] for what in ("new", "duplicate"))
     packs = sum(path.stat().st_size for path in (where / "store/streams").glob("*/*.pack"))
     return Stored(new=new, duplicate=duplicate, packs=packs, rate=len(corpus.names) / took_s)
-
-
-def metric(service: Serving, name: str) -> float:
-    """One number of a service's."""
-    with urllib.request.urlopen(f"http://127.0.0.1:{service.metrics_port}/metrics", timeout=10) as answer:
-        text = answer.read().decode()
-    return next(float(line.split()[1]) for line in text.splitlines() if line.startswith(f"mailkeep_{name} "))
 
 
 def deduplication(where: Path) -> None:

@@ -20,10 +20,11 @@ from sidecar.units import Address
 from store.records import Delivery
 from store.store import Store
 from tests.store.conftest import put_message
-from tests.support.browsing import browsing, screen_text, until
+from tests.support.browsing import browsing, screen_text
 from tests.support.lmtp_sink import LmtpSink
 from tests.support.mailstore import NOON_US, SECOND_US, written
 from tests.support.sink_thread import SinkThread
+from tests.support.waiting import until
 
 HOUR_US = 3600 * SECOND_US
 PDF = (
@@ -62,7 +63,7 @@ async def test_newest_first_and_nothing_of_the_mail_drives_the_screen(
     path: Path, mails: list[Delivery]
 ) -> None:
     async with browsing(path) as (browser, pilot):
-        await pilot.pause()
+        await until(lambda: " q quit" in screen_text(browser).rpartition("\n")[2])
         assert subjects(browser) == [f"invoice {n}" for n in range(11, -1, -1)]
         shown = screen_text(browser)
         assert "\x1b" not in shown
@@ -72,7 +73,6 @@ async def test_newest_first_and_nothing_of_the_mail_drives_the_screen(
         assert lines[0].startswith(" mailkeep  everything, newest first")
         assert lines[2].startswith(">  ")
         assert r"invoice 11\x1b[2J" in lines[2]
-        assert " q quit" in lines[-1]
         await pilot.press("down", "down", "k", "G")
         assert browser.messages.cursor == 11
         await pilot.press("g", "pagedown")

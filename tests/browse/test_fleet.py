@@ -13,9 +13,10 @@ from store.replicas.remote import Remote
 from store.replicas.ship import ShipOptions, Shipper
 from store.store import Store
 from tests.store.conftest import put_message
-from tests.support.browsing import browsing, screen_text, until
+from tests.support.browsing import browsing, screen_text
 from tests.support.lmtp_sink import LmtpSink
 from tests.support.sink_thread import SinkThread
+from tests.support.waiting import until
 
 
 class Host:

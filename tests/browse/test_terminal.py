@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.mailstore import written
-from tests.support.serving import COMMAND
+from tests.support.service import COMMAND
 
 
 @pytest.fixture

@@ -19,10 +19,11 @@ from tests.support.ceph import Ceph, missing_programs
 from tests.support.faked_clock import FakedClock
 from tests.support.fault_proxy import FaultProxy
 from tests.support.lmtp_sink import LmtpSink
+from tests.support.s3_engine import S3Engine
 from tests.support.s3_request import make_bucket, make_locked_bucket
 from tests.support.seaweed import Seaweed, weed
 from tests.support.service import Service
-from tests.support.shipping import Mail, catches_up, full_bucket, metric, restored, skewed_clock
+from tests.support.shipping import Mail, catches_up, full_bucket, kept_objects, metric, restored, skewed_clock
 from tests.support.sink_thread import SinkThread
 
 pytestmark = [
@@ -31,7 +32,6 @@ pytestmark = [
 ]
 needs_faketime = pytest.mark.skipif(not FakedClock.is_there(), reason="NOT TESTED: libfaketime is missing")
 _NUMBERS = itertools.count()
-Engine = Ceph | Seaweed
 
 
 @pytest.fixture(scope="module")
@@ -75,13 +75,12 @@ def sink() -> Iterator[SinkThread]:
 
 
 @pytest.fixture
-def shipping(tmp_path: Path, sink: SinkThread) -> Iterator[Callable[[Engine, str, str], Service]]:
+def shipping(tmp_path: Path, sink: SinkThread) -> Iterator[Callable[[S3Engine, str, str], Service]]:
     """Make a service that ships to a bucket of an engine's, at that address."""
     service = Service(tmp_path, lmtp={"downstream": sink.address})
 
-    def make(engine: Engine, url: str, endpoint: str = "") -> Service:
-        replica = {"url": url, "interval": "100ms", "endpoint": endpoint or engine.endpoint}
-        service.configure(**{"[replica]": {**replica, "credentials": str(engine.credentials)}})
+    def make(engine: S3Engine, url: str, endpoint: str = "") -> Service:
+        service.configure(**engine.replica(url, endpoint))
         return service
 
     yield make
@@ -93,21 +92,7 @@ def shipping(tmp_path: Path, sink: SinkThread) -> Iterator[Callable[[Engine, str
 
 
 def test_it_passes_the_probe_and_keeps_what_it_is_given(remote: Remote) -> None:
-    probe(remote, "host")
-    probe(remote, "host")
-    big = os.urandom(16 << 20)
-    assert remote.create("packs/a", big)
-    assert not remote.create("packs/a", big), "the very same is there"
-    with pytest.raises(DiffersError, match="packs/a is there with other bytes"):
-        remote.create("packs/a", big[:-1])
-    assert remote.get("packs/a") == big
-    assert remote.get_range("packs/a", 1 << 20, 100) == big[1 << 20 :][:100]
-    assert remote.create("packs=2a/x", b"")
-    assert list(remote.list("packs/")) == [("packs/a", 16 << 20)]
-    assert remote.size("packs/b") is None
-    remote.delete(["packs/a", "packs/never"])
-    assert remote.size("packs/a") is None
-    assert remote.locked_until("packs=2a/x") is None
+    kept_objects(remote)
 
 
 def test_what_the_network_does(remote: Remote, proxy: FaultProxy) -> None:
@@ -229,7 +214,7 @@ def test_a_host_whose_clock_is_wrong(
     engine: str,
     offset: str,
 ) -> None:
-    running: Engine = request.getfixturevalue(engine)
+    running: S3Engine = request.getfixturevalue(engine)
     clock = FakedClock(tmp_path / "clock")
     url = f"s3://mail/clock{offset[0] == '-'}"
     service = shipping(running, url)

@@ -32,7 +32,8 @@ from store.segments import Segment, all_packs, stream_files
 from store.store import Store
 from tests.crash.test_kill import Load
 from tests.support.lmtp_sink import LmtpSink
-from tests.support.serving import COMMAND, Serving
+from tests.support.service import COMMAND
+from tests.support.serving import Serving
 
 KILLS = min(int(os.environ.get("MAILKEEP_KILLS", "4")), 40)
 CLIENTS = 4
@@ -50,8 +51,8 @@ class Trial:
         self.load = Load(seed)
         self.random = random.Random(seed)
         self.serving = Serving(directory, str(sink.address), SCHEDULER)
-        text = self.serving.config.read_text()
-        self.serving.config.write_text(text.replace('reserve = "1MiB"\n', STORE))
+        text = self.serving.config_file.read_text()
+        self.serving.config_file.write_text(text.replace('reserve = "1MiB"\n', STORE))
         self.erased: dict[ContentId, DeliveryId] = {}
         self.stored: dict[ContentId, DeliveryId] = {}
         self.proved: set[ContentId] = set()
@@ -102,15 +103,16 @@ class Trial:
             if compacting.poll() is None:
                 compacting.kill()
                 compacting.wait()
-        if self.serving.process and self.serving.process.poll() is None:  # goes on capturing for a moment
+        if self.serving.running:  # goes on capturing for a moment
             await asyncio.sleep(self.random.uniform(0.0, 0.4))
             await asyncio.to_thread(self.serving.kill)
 
     def _start_compacting(self) -> subprocess.Popen[bytes]:
         with self.log.open("wb") as log:
             return subprocess.Popen(
-                [*COMMAND, "compact", "--all"], env=self.serving.environment, stdout=log, stderr=log
-            )
+                [*COMMAND, "compact", "--all", "--config", str(self.serving.config_file)],
+                stdout=log, stderr=log,
+            )  # fmt: skip
 
     def erase(self, count: int) -> None:
         """Some of what is there, for good: it counts from the command's exit code on."""
@@ -206,7 +208,7 @@ async def test_killed_while_compacting(tmp_path: Path) -> None:
         await asyncio.to_thread(trial.erase, 2)
         assert await asyncio.to_thread(trial.serving.stop) == 0
     finally:
-        if trial.serving.process and trial.serving.process.poll() is None:
+        if trial.serving.running:
             trial.serving.kill()
         await sink.stop()
     await asyncio.to_thread(trial.verify, everything=True)

@@ -24,9 +24,9 @@ from store.deliveries import Query
 from store.ids import ContentId, content_id
 from store.store import Store
 from tests.support.lmtp_sink import LmtpSink
-from tests.support.s3_request import KEY, SECRET
 from tests.support.seaweed import Seaweed, weed
-from tests.support.serving import COMMAND, Client, Serving
+from tests.support.service import COMMAND
+from tests.support.serving import Client, Serving
 from tests.support.sink_thread import SinkThread
 
 LOSSES = int(os.environ.get("MAILKEEP_LOSSES", "2"))
@@ -89,9 +89,7 @@ def lose(serving: Serving, seconds: float) -> tuple[dict[ContentId, float], floa
 
 
 def test_lost_under_load(seaweed: Seaweed, tmp_path: Path) -> None:
-    keys = tmp_path / "keys"
-    keys.write_text(f"aws_access_key_id = {KEY}\naws_secret_access_key = {SECRET}\n")
-    keys.chmod(0o600)
+    keys = seaweed.credentials
     points: list[float] = []
     messages = 0
     with SinkThread(LmtpSink()) as sink:
@@ -111,7 +109,7 @@ def test_lost_under_load(seaweed: Seaweed, tmp_path: Path) -> None:
                  "--credentials", str(keys)],
                 capture_output=True, check=False, timeout=120,
             )  # fmt: skip
-            assert ran.returncode == 0, (ran.stdout, ran.stderr, serving.log.read_bytes()[-2000:])
+            assert ran.returncode == 0, (ran.stdout, ran.stderr, serving.tail())
             with Store.open(directory / "again") as store:
                 found = {one.delivery.content for one in store.deliveries(Query())}
                 for content in found:

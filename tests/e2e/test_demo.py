@@ -18,6 +18,7 @@ import pytest
 
 from sidecar.demo.ports import wait_until
 from tests.conftest import processes_in
+from tests.support.service import COMMAND
 
 pytestmark = pytest.mark.e2e
 
@@ -45,7 +46,7 @@ class Demo:
         self.directory = directory
         environment = {**os.environ, "TMPDIR": str(directory), "MAILKEEP_DEMO_WITHOUT": without}
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "sidecar.cli", "demo", *arguments],
+            [*COMMAND, "demo", *arguments],
             env={**environment, "PYTHONUNBUFFERED": "1"},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

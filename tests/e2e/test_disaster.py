@@ -11,7 +11,6 @@ import re
 import shlex
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,7 +24,7 @@ from sidecar.units import Address
 from tests.e2e.test_audit import mail, send
 from tests.support.lmtp_sink import LmtpSink
 from tests.support.seaweed import KEY, SECRET, Seaweed, weed
-from tests.support.service import Service
+from tests.support.service import COMMAND, Service
 from tests.support.sink_thread import SinkThread
 
 pytestmark = pytest.mark.skipif(
@@ -87,7 +86,7 @@ class Operator:
         words = [self._names.get(word, word) for word in arguments]
         place = {"MAILKEEP_CONFIG": str(config) if config else ""}
         done = subprocess.run(
-            [sys.executable, "-P", "-m", "sidecar.cli", *words], capture_output=True, text=True, timeout=60,
+            [*COMMAND, *words], capture_output=True, text=True, timeout=60,
             check=False, cwd=self._directory, env=self._environment | place,
         )  # fmt: skip
         assert done.returncode == 0, (words, done.stdout, done.stderr)

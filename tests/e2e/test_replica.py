@@ -40,7 +40,7 @@ from tests.support.mailstore import mailkeep
 from tests.support.s3_request import make_locked_bucket, signed
 from tests.support.seaweed import Seaweed, weed
 from tests.support.service import Service
-from tests.support.shipping import Mail, catches_up, caught_up, restored, skewed_clock
+from tests.support.shipping import Mail, catches_up, caught_up, kept_objects, restored, skewed_clock
 from tests.support.sink_thread import SinkThread
 
 pytestmark = pytest.mark.skipif(
@@ -83,20 +83,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
 
 
 def test_it_passes_the_probe_and_keeps_what_it_is_given(remote: Remote) -> None:
-    probe(remote, "host")
-    probe(remote, "host")
-    big = os.urandom(16 << 20)
-    assert remote.create("packs/a", big)
-    assert not remote.create("packs/a", big), "the very same is there"
-    assert remote.get("packs/a") == big
-    assert remote.get_range("packs/a", 1 << 20, 100) == big[1 << 20 :][:100]
-    assert remote.create("packs=2a/x", b"")
-    assert list(remote.list("packs/")) == [("packs/a", 16 << 20)]
-    assert remote.size("packs/b") is None
-    remote.delete(["packs/a", "packs/never"])
-    assert remote.size("packs/a") is None
-    assert remote.counted.sent_bytes > 16 << 20
-    assert remote.locked_until("packs=2a/x") is None
+    kept_objects(remote)
 
 
 def test_what_the_network_does_to_an_upload(remote: Remote, proxy: FaultProxy) -> None:
@@ -242,9 +229,7 @@ def sink() -> Iterator[SinkThread]:
 def service(
     tmp_path: Path, sink: SinkThread, seaweed: Seaweed, proxy: FaultProxy, url: str
 ) -> Iterator[Service]:
-    replica = {"url": url, "interval": "100ms", "endpoint": proxy.address}
-    replica["credentials"] = str(seaweed.credentials)
-    made = Service(tmp_path, lmtp={"downstream": sink.address}, **{"[replica]": replica})
+    made = Service(tmp_path, lmtp={"downstream": sink.address}, **seaweed.replica(url, proxy.address))
     yield made
     if made.running:
         made.kill()

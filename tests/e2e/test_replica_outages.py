@@ -40,16 +40,7 @@ def service(tmp_path: Path, sink: SinkThread) -> Iterator[Service]:
 
 def ship(service: Service, seaweed: Seaweed) -> Remote:
     """Let it ship to there; what is there."""
-    service.configure(
-        **{
-            "[replica]": {
-                "url": URL,
-                "interval": "100ms",
-                "endpoint": seaweed.endpoint,
-                "credentials": str(seaweed.credentials),
-            }
-        }
-    )
+    service.configure(**seaweed.replica(URL))
     return Remote.open(URL, seaweed.options())
 
 

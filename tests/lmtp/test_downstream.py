@@ -12,7 +12,8 @@ from sidecar.downstream import BARE_NEWLINE, Downstream, DownstreamError
 from sidecar.units import Address
 from sidecar.wakeup import Wakeup
 from tests.support.lmtp_sink import LmtpSink
-from tests.support.lmtp_stage import settle, until
+from tests.support.lmtp_stage import settle
+from tests.support.waiting import until
 
 MAIL = b"MAIL FROM:<>\r\n"
 ONE = b"RCPT TO:<one@example.org>\r\n"

@@ -11,7 +11,8 @@ import pytest
 from sidecar.front import FrontLimits, FrontServer
 from sidecar.units import Address
 from tests.support.lmtp_sink import LmtpSink
-from tests.support.lmtp_stage import PATIENCE_S, Client, Stage, settle, until
+from tests.support.lmtp_stage import Client, Stage, settle
+from tests.support.waiting import PATIENCE_S, until
 
 MAIL = b"MAIL FROM:<s@example.org>\r\n"
 ONE = b"RCPT TO:<one@example.org>\r\n"

@@ -10,7 +10,8 @@ from sidecar.capture import CaptureFailedError
 from sidecar.downstream import CHUNK_BYTES
 from sidecar.front import FrontLimits
 from store.errors import StoreError
-from tests.support.lmtp_stage import Client, Stage, settle, until
+from tests.support.lmtp_stage import Client, Stage, settle
+from tests.support.waiting import until
 
 MAIL = b"MAIL FROM:<s@example.org>\r\n"
 ONE = b"RCPT TO:<one@example.org>\r\n"

@@ -7,21 +7,21 @@ import re
 import signal
 import subprocess
 import sys
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-import tests.support.serving
+import tests.support.service
 from sidecar.commands.jobs import SUBCOMMANDS
 from sidecar.config import Config, ConfigError, reloadable_changes, reloadable_keys
 from sidecar.demo.ports import free_port, wait_until
 from sidecar.metric_table import JOBS
 from sidecar.sections import SchedulerConfig
 from store.store import Store
-from tests.support.mailstore import mailkeep
+from tests.support.mailstore import mailkeep, options_in_help
+from tests.support.service import COMMAND
 from tests.support.serving import Serving
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
@@ -31,18 +31,18 @@ SECTION = '[scheduler]\ncompact = ""\nexpire = "@monthly"\ncheck = ""\nnice = 5\
 
 @pytest.fixture
 def serving(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Serving]:
-    monkeypatch.setattr(tests.support.serving, "COMMAND", WITH_JOBS)
+    monkeypatch.setattr(tests.support.service, "COMMAND", WITH_JOBS)
     serving = Serving(tmp_path, f"127.0.0.1:{free_port()}", SECTION)
     yield serving
-    if serving.process and serving.process.poll() is None:
+    if serving.running:
         serving.kill()
 
 
 def jobs(serving: Serving, *arguments: str) -> subprocess.CompletedProcess[bytes]:
     """As an operator runs it: the command as it is shipped."""
     return subprocess.run(
-        [sys.executable, "-m", "sidecar.cli", "jobs", "--config", str(serving.config), *arguments],
-        capture_output=True, timeout=120, check=False,
+        [*COMMAND, "jobs", "--config", str(serving.config_file), *arguments],
+        capture_output=True, timeout=60, check=False,
     )  # fmt: skip
 
 
@@ -54,12 +54,6 @@ def done(serving: Serving, *arguments: str) -> str:
 
 def listed(serving: Serving) -> dict[str, dict[str, Any]]:
     return {line["kind"]: line for line in map(json.loads, done(serving, "--json").splitlines())}
-
-
-def metrics(serving: Serving) -> dict[str, float]:
-    with urllib.request.urlopen(f"http://127.0.0.1:{serving.metrics_port}/metrics", timeout=60) as answer:
-        lines = [line.rpartition(" ") for line in answer.read().decode().splitlines() if line[:1] != "#"]
-    return {name.removeprefix("mailkeep_"): float(value) for name, _, value in lines}
 
 
 def steps(serving: Serving) -> list[int]:
@@ -87,7 +81,7 @@ def test_list_and_run(serving: Serving) -> None:
     assert re.search(r"(?m)^compact +idle +on request +20.* ok: nothing to give back \\x1b\[31m$", table)
     assert re.search(r"(?m)^expire +idle +@monthly +20.* failed: \[Errno 5\] Input/output error$", table)
     assert re.search(r"(?m)^check +idle +on request +never$", table)
-    counted = metrics(serving)
+    counted = serving.metrics()
     assert counted['job_runs_total{job="compact",result="ok"}'] == 1
     assert counted['job_runs_total{job="expire",result="failed"}'] == 1
     assert counted['job_last_success_timestamp_seconds{job="compact"}'] > 1_700_000_000
@@ -103,7 +97,7 @@ def test_pause_restart_resume(serving: Serving) -> None:
     assert wait_until(lambda: "check: " in done(serving), timeout_s=60)
     running = listed(serving)["check"]["running"]
     assert (running["job"], running["total"], running["text"]) == (1, 1000, "steps")
-    assert metrics(serving)['job_running{job="check"}'] == 1
+    assert serving.metrics()['job_running{job="check"}'] == 1
     assert done(serving, "pause", "check") == "paused: check\n"
     assert wait_until(lambda: listed(serving)["check"]["state"] == "paused, waits", timeout_s=60)
     assert serving.stop() == 0
@@ -119,7 +113,7 @@ def test_pause_restart_resume(serving: Serving) -> None:
     assert done(serving, "pause", "expire") == "paused: expire\n"
 
     serving.start()
-    assert wait_until(lambda: metrics(serving)['job_paused{job="expire"}'] == 1, timeout_s=60)
+    assert wait_until(lambda: serving.metrics()['job_paused{job="expire"}'] == 1, timeout_s=60)
     assert steps(serving) == stood
     assert done(serving, "resume", "all") == (
         "resumed: compact, expire, check, scrub, search, drill, witness, audit\n"
@@ -149,7 +143,7 @@ def test_killed_in_the_middle(serving: Serving) -> None:
 def test_stopped_while_somebody_waits(serving: Serving) -> None:
     serving.start()
     waits = subprocess.Popen(
-        [sys.executable, "-m", "sidecar.cli", "jobs", "run", "check", "--wait", "--store", serving.store],
+        [*COMMAND, "jobs", "run", "check", "--wait", "--store", serving.store],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
     assert wait_until(lambda: len(steps(serving)) > 5, timeout_s=60)
@@ -163,9 +157,8 @@ def test_stopped_while_somebody_waits(serving: Serving) -> None:
 def test_a_reload_takes_up_schedules(serving: Serving) -> None:
     serving.start()
     assert wait_until(lambda: len(listed(serving)) == len(JOBS), timeout_s=60)
-    serving.config.write_text(serving.config.read_text().replace("@monthly", "every 2h"))
-    assert serving.process
-    serving.process.send_signal(signal.SIGHUP)
+    serving.config_file.write_text(serving.config_file.read_text().replace("@monthly", "every 2h"))
+    serving.signal(signal.SIGHUP)
     assert wait_until(lambda: listed(serving)["expire"]["schedule"] == "every 2h", timeout_s=60)
     assert serving.stop() == 0
 
@@ -187,12 +180,7 @@ def test_wrong_usage_and_no_store(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", SUBCOMMANDS)
 def test_help_of_each(name: str) -> None:
-    ran = mailkeep("jobs", name, "--help")
-    assert ran.code == 0
-    assert f"Example: mailkeep jobs {name}" in ran.out
-    assert "Exit codes: 0" in ran.out
-    options = set(re.findall(r"(--[a-z]+)", ran.out)) - {"--help"}
-    assert [option for option in options if option not in README] == []
+    assert [option for option in options_in_help("jobs", name) if option not in README] == []
     assert re.search(rf"(?m)^\$ mailkeep jobs {name} |# and {name} all", README)
 
 

@@ -14,7 +14,7 @@ import pytest
 from sidecar.metrics import Metrics
 from sidecar.scheduler import control
 from sidecar.scheduler import scheduler as scheduler_module
-from sidecar.scheduler.channel import Request, SchedulerLock, new_request_id, send
+from sidecar.scheduler.channel import Request, new_request_id, send, take_lock
 from sidecar.scheduler.context import JobContext
 from sidecar.scheduler.control import NoAnswerError, NotServedError, overview
 from sidecar.scheduler.kinds import JobKind, Settings
@@ -384,7 +384,7 @@ def test_who_asks_right_after_the_start_is_heard(room: Room, monkeypatch: pytest
 
 def test_two_services_on_one_store(room: Room, caplog: pytest.LogCaptureFixture) -> None:
     room.directory.mkdir()
-    held = SchedulerLock.take(room.directory)
+    held = take_lock(room.directory)
     assert held is not None
     other = Scheduler(room.directory, {"compact": JobKind(room.compact)}, room.settings, look_s=0.02)
     other.start()
@@ -415,7 +415,7 @@ def test_pause_without_a_service(room: Room) -> None:
 def test_nobody_answers(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(control, "ANSWER_TIMEOUT_S", 0.3)
     room.directory.mkdir()
-    held = SchedulerLock.take(room.directory)
+    held = take_lock(room.directory)
     assert held is not None
     with pytest.raises(NoAnswerError):
         control.run(room.directory, "check", {})

@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from sidecar.scheduler import channel
-from sidecar.scheduler.channel import Request, SchedulerLock, is_served
+from sidecar.scheduler.channel import Request, is_served, take_lock
 from sidecar.scheduler.state import (
     Ended,
     Far,
@@ -124,10 +124,10 @@ def test_what_is_no_request_is_removed(tmp_path: Path, caplog: pytest.LogCapture
 def test_one_scheduler_for_a_store(tmp_path: Path) -> None:
     assert not is_served(tmp_path)
     assert list(tmp_path.iterdir()) == [], "looking makes nothing"
-    lock = SchedulerLock.take(tmp_path)
+    lock = take_lock(tmp_path)
     assert lock is not None
     assert is_served(tmp_path)
-    assert SchedulerLock.take(tmp_path) is None
+    assert take_lock(tmp_path) is None
     lock.release()
     lock.release()
     assert not is_served(tmp_path)
@@ -135,8 +135,8 @@ def test_one_scheduler_for_a_store(tmp_path: Path) -> None:
 
 def test_a_lock_goes_with_its_process(tmp_path: Path) -> None:
     code = (
-        "import sys, time, pathlib; from sidecar.scheduler.channel import SchedulerLock\n"
-        "lock = SchedulerLock.take(pathlib.Path(sys.argv[1]))\n"
+        "import sys, time, pathlib; from sidecar.scheduler.channel import take_lock\n"
+        "lock = take_lock(pathlib.Path(sys.argv[1]))\n"
         "print(lock is not None, flush=True); time.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", code, tmp_path], stdout=subprocess.PIPE) as process:

@@ -15,6 +15,7 @@ from sidecar.select import Selection
 from store.store import Store
 from tests.store.conftest import put_message
 from tests.support.mailstore import MESSAGE, mailkeep, written
+from tests.support.service import COMMAND
 
 READING = ["list", "show", "export", "check", "stats"]
 CONFIG = '[store]\npath = "{path}"\n[lmtp]\nlisten = "127.0.0.1:2424"\ndownstream = "127.0.0.1:24"\n'
@@ -146,7 +147,7 @@ def test_a_reader_that_goes_away_is_no_fault(tmp_path: Path, limit: str) -> None
             put_message(store, MESSAGE, to=(b"x" * 60_000,))
     reader, writer = os.pipe()
     os.close(reader)
-    command = [sys.executable, "-m", "sidecar.cli", "list", "--json", "--limit", limit, "--store"]
+    command = [*COMMAND, "list", "--json", "--limit", limit, "--store"]
     with os.fdopen(writer, "wb") as gone:
         done = subprocess.run(
             [*command, tmp_path / "store"], stdout=gone, stderr=subprocess.PIPE, timeout=60, check=False

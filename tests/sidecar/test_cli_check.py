@@ -8,15 +8,12 @@ import pytest
 
 from store.check import Checker, CheckOptions, Sample
 from store.store import Store
-from tests.support.mailstore import MESSAGE, mailkeep, written
+from tests.support.mailstore import MESSAGE, filled, mailkeep, written
 
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    with written(tmp_path / "store") as fill:
-        for n in range(20):
-            fill.put(MESSAGE + b"%d" % n)
-    return tmp_path / "store"
+    return filled(tmp_path / "store", 20)
 
 
 def spoil(path: Path) -> Path:

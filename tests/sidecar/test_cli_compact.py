@@ -12,7 +12,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -24,14 +23,14 @@ from store.check import Checked, check
 from store.compact import CompactOptions, Compactor
 from store.deliveries import Query
 from store.ids import now_us
-from store.log import COMPACT_LOCK, StreamLock
+from store.log import COMPACT_LOCK, lock_stream
 from store.records import Delivery, Erasure
 from store.segments import FIRST_COMPACTED, Segment, all_packs, pack_path, stream_files
 from store.store import Store
 from store.writer import Submission
 from tests.support.mailstore import MESSAGE, NOON_US, Ran, mailkeep, written
+from tests.support.service import COMMAND
 
-COMMAND = (sys.executable, "-P", "-m", "sidecar.cli")
 REPORT = {
     "units", "packs_before", "packs_after", "bytes_before", "bytes_after",
     "dropped_messages", "dropped_chunks", "seconds", "skipped",
@@ -294,11 +293,8 @@ def test_a_damaged_segment_is_named_and_left(path: Path) -> None:
 
 
 def test_somebody_else_compacts(path: Path) -> None:
-    lock = StreamLock(directory(path), COMPACT_LOCK)
-    try:
+    with lock_stream(directory(path), COMPACT_LOCK):
         ran = compact(path, "--all")
-    finally:
-        lock.release()
     assert ran.code == 1
     assert "another process compacts stream 'host'" in ran.err
     assert compact(path, "--all").code == 0

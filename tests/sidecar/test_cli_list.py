@@ -7,7 +7,6 @@ import pty
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,7 @@ from store.records import Delivery, Leg
 from store.store import Store
 from tests.store.conftest import put_message
 from tests.support.mailstore import NOON_US, SECOND_US, mailkeep, written
+from tests.support.service import COMMAND
 
 OK = b"250 2.0.0 <anna@example.org> Saved"
 FULL = b"452-4.2.2 Mailbox\r\n452 4.2.2 is full"
@@ -174,7 +174,7 @@ def test_hostile_mail_in_plain_lines_and_json(hostile: Path) -> None:
 @pytest.mark.parametrize("columns", [80, 110, 200])
 def test_a_terminal_gets_a_table_and_no_controls_of_the_mails(hostile: Path, columns: int) -> None:
     terminal, end = pty.openpty()
-    command = [sys.executable, "-m", "sidecar.cli", "list", "--store", str(hostile)]
+    command = [*COMMAND, "list", "--store", str(hostile)]
     environment = {**os.environ, "COLUMNS": str(columns), "TERM": "xterm", "PYTHONWARNINGS": "error"}
     with subprocess.Popen(command, stdout=end, env=environment) as process:
         os.close(end)

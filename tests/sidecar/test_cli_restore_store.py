@@ -9,15 +9,12 @@ import pytest
 
 from store.replicas.remote import Remote
 from store.replicas.ship import Shipper
-from tests.support.mailstore import MESSAGE, mailkeep, written
+from tests.support.mailstore import filled, mailkeep
 
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    with written(tmp_path / "store") as fill:
-        for n in range(20):
-            fill.put(MESSAGE + b"%d" % n)
-    return tmp_path / "store"
+    return filled(tmp_path / "store", 20)
 
 
 @pytest.fixture

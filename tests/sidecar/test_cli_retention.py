@@ -9,7 +9,6 @@ import os
 import pty
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -25,8 +24,10 @@ from store.ids import now_us
 from store.records import Delivery, Leg, Outcome, Outcomes
 from store.retention import erase, record
 from store.store import Store
-from tests.sidecar.test_replay import SinkThread
-from tests.support.mailstore import MESSAGE, Ran, mailkeep, written
+from tests.support.lmtp_sink import LmtpSink
+from tests.support.mailstore import MESSAGE, Ran, mailkeep, options_in_help, written
+from tests.support.service import COMMAND
+from tests.support.sink_thread import SinkThread
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 DAY_US = 86_400_000_000
@@ -238,7 +239,7 @@ def test_beside_a_writer(place: Place) -> None:
         store.start_writing("host")
         command = ["hold", "add", "case", "--to", "*", "--reason", "x", "--store", str(place.store)]
         done = subprocess.run(
-            [sys.executable, "-m", "sidecar.cli", *command],
+            [*COMMAND, *command],
             capture_output=True,
             text=True,
             timeout=60,
@@ -310,7 +311,7 @@ def test_a_terminal_is_asked(place: Place, answer: str, code: int) -> None:
     terminal, end = pty.openpty()
     command = ["erase", place.id("old"), "--reason", "x", "--store", str(place.store)]
     with subprocess.Popen(
-        [sys.executable, "-m", "sidecar.cli", *command],
+        [*COMMAND, *command],
         stdin=end,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -411,24 +412,20 @@ def test_nothing_sees_what_was_removed(place: Place, removed: str, tmp_path: Pat
 
 
 def test_erased_while_a_replay_runs(place: Place) -> None:
-    server = SinkThread()
-    try:
-        with Store.open(place.store) as store:
-            store.start_writing("operator")
-            todo = list(targets(select(store, Selection(leg="lmtp"), newest_first=False), Whereto()))
-            gone = place.mails["other"]
-            results = []
+    with SinkThread(LmtpSink()) as server, Store.open(place.store) as store:
+        store.start_writing("operator")
+        todo = list(targets(select(store, Selection(leg="lmtp"), newest_first=False), Whereto()))
+        gone = place.mails["other"]
+        results = []
 
-            def progress(result: Result) -> None:
-                results.append(result)
-                if not store.was_erased(gone.content):
-                    erase(store, [gone.id], owner="dpo", reason="request")
+        def progress(result: Result) -> None:
+            results.append(result)
+            if not store.was_erased(gone.content):
+                erase(store, [gone.id], owner="dpo", reason="request")
 
-            journal = Journal(store, b"x" * 16, road="x", owner="o")
-            performance = Performance(store, Request(address=server.sink.address, lanes=1), journal)
-            performance.perform(resume(store, journal, todo), progress)
-    finally:
-        server.stop()
+        journal = Journal(store, b"x" * 16, road="x", owner="o")
+        performance = Performance(store, Request(address=server.sink.address, lanes=1), journal)
+        performance.perform(resume(store, journal, todo), progress)
     assert [result.target.delivery.id for result in results if not result.is_back] == [gone.id]
     assert len(results) == len(todo)
     (missing,) = (result for result in results if not result.is_back)
@@ -517,10 +514,5 @@ def test_as_of_is_part_of_what_a_replay_is_asked_for() -> None:
 
 @pytest.mark.parametrize("name", SUBCOMMANDS)
 def test_help_of_each(name: str) -> None:
-    ran = mailkeep("hold", name, "--help")
-    assert ran.code == 0
-    assert f"Example: mailkeep hold {name}" in ran.out
-    assert "Exit codes: 0" in ran.out
-    options = set(re.findall(r"(--[a-z]+(?:-[a-z]+)*)", ran.out)) - {"--help"}
-    assert [option for option in options if option not in README] == []
+    assert [option for option in options_in_help("hold", name) if option not in README] == []
     assert re.search(rf"(?m)^\$ mailkeep hold {name} ", README)

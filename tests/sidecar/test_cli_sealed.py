@@ -12,7 +12,7 @@ import pytest
 from sidecar.identity import write_identity
 from store.store import Store
 from tests.store.conftest import put_message
-from tests.support.serving import COMMAND
+from tests.support.service import COMMAND
 
 MAIL = b"Subject: secret\r\nFrom: a@example.com\r\n\r\nhello\r\n"
 SEALED, NO_IDENTITY = 21, 22

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import subprocess
-import sys
 import threading
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from store.store import Store
 from store.writer import Submission
 from tests.store.conftest import put_message
 from tests.support.mailstore import MESSAGE, NOON_US, SECOND_US, mailkeep, written
+from tests.support.service import COMMAND
 
 DAY_US = 86_400 * SECOND_US
 NOISE = random.Random(7).randbytes(200_000)
@@ -36,7 +36,7 @@ def test_raw_through_a_real_pipe_while_the_store_is_being_written(tmp_path: Path
     with Store.open(path, create=True) as store:
         store.start_writing("host")
         delivery = put_message(store, NOISE)
-        command = [sys.executable, "-m", "sidecar.cli", "show", "--store", path, "--raw", delivery.id.hex()]
+        command = [*COMMAND, "show", "--store", path, "--raw", delivery.id.hex()]
         assert subprocess.run(command, capture_output=True, check=True, timeout=60).stdout == NOISE
 
 

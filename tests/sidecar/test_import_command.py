@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from store.sealing import new_identity
 from store.store import Store
 from store.writer import Submission
 from tests.support.mailstore import MESSAGE, NOON_US, mailkeep, written
+from tests.support.service import COMMAND
 
 NOON_S = NOON_US // 1_000_000
 ANNA = ("--rcpt", "anna@example.org")
@@ -199,7 +199,7 @@ def test_killed_in_the_middle_it_goes_on(store: Path, tmp_path: Path) -> None:
         b"Subject: %d\nMessage-ID: <same@x>\n\n" % n + os.urandom(300).hex().encode() for n in range(number)
     ]
     source = maildir(tmp_path / "m", messages)
-    command = [sys.executable, "-P", "-m", "sidecar.cli", "import", str(source), *ANNA, "--store", str(store)]
+    command = [*COMMAND, "import", str(source), *ANNA, "--store", str(store)]
     for name in (signal.SIGKILL, signal.SIGINT):
         before = _pack_bytes(store)
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)

@@ -12,9 +12,7 @@ from __future__ import annotations
 import asyncio
 import random
 import re
-import signal
 import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -50,7 +48,7 @@ class Kept:
 
     def __init__(self, directory: Path, downstream: str) -> None:
         self.serving = Serving(directory, downstream, SCHEDULER)
-        text = self.serving.config.read_text()
+        text = self.serving.config_file.read_text()
         more = 'reserve = "1MiB"\npack_size = "64KiB"\ncompaction_level = 3\n'
         self.plain = text.replace('reserve = "1MiB"\n', more)
         self.configure()
@@ -70,13 +68,10 @@ class Kept:
 
     def configure(self, more: str = "", *, io_rate: str = "0") -> None:
         scheduler = f'{SCHEDULER}io_rate = "{io_rate}"\n'
-        self.serving.config.write_text(self.plain.replace(SCHEDULER, scheduler) + more)
+        self.serving.config_file.write_text(self.plain.replace(SCHEDULER, scheduler) + more)
 
     def reload(self) -> None:
-        before = len(self.serving.log.read_text())
-        assert self.serving.process
-        self.serving.process.send_signal(signal.SIGHUP)
-        assert wait_until(lambda: "reloaded" in self.serving.log.read_text()[before:], timeout_s=60)
+        self.serving.reload()
 
     def send(self, count: int, *, size: int = 2000) -> None:
         """Messages that share nothing, each acknowledged when this returns."""
@@ -96,7 +91,7 @@ class Kept:
 
     def command(self, *arguments: str) -> Ran:
         """In the tests' own process: an interpreter for each would cost most of the time."""
-        return mailkeep(*arguments, "--config", self.serving.config)
+        return mailkeep(*arguments, "--config", self.serving.config_file)
 
     def jobs(self, *arguments: str) -> Ran:
         return self.command("jobs", *arguments)
@@ -112,12 +107,6 @@ class Kept:
         assert ran.code == 0, ran.err
         told = {line["kind"]: line for line in ran.objects}
         return told.get(kind, {"state": "not yet known", "running": None})
-
-    def metrics(self) -> dict[str, float]:
-        page = f"http://127.0.0.1:{self.serving.metrics_port}/metrics"
-        with urllib.request.urlopen(page, timeout=10) as answer:
-            lines = [line.rpartition(" ") for line in answer.read().decode().splitlines() if line[:1] != "#"]
-        return {name.removeprefix("mailkeep_"): float(value) for name, _, value in lines}
 
     # -- what must be so
 
@@ -137,7 +126,7 @@ def kept(tmp_path: Path) -> Iterator[Kept]:
     with SinkThread(LmtpSink()) as sink:
         kept = Kept(tmp_path, sink.address)
         yield kept
-        if kept.serving.process and kept.serving.process.poll() is None:
+        if kept.serving.running:
             kept.serving.kill()
 
 
@@ -156,7 +145,7 @@ def test_compact(kept: Kept) -> None:
     assert listed["last"]["result"] == "ok"
     assert f"compact: ok: {listed['last']['text']}\n" == told
     assert listed["last_success"] == listed["last"]["ended"]
-    counted = kept.metrics()
+    counted = kept.serving.metrics()
     assert counted['job_runs_total{job="compact",result="ok"}'] == 2
     assert abs(counted['job_last_success_timestamp_seconds{job="compact"}'] - time.time()) < 60
     assert counted['job_last_duration_seconds{job="compact"}'] > 0
@@ -205,7 +194,7 @@ def test_expire_by_rules_that_sighup_brings(kept: Kept) -> None:
     kept.reload()
     assert kept.run("expire") == "expire: ok: no rules: mail is kept for ever\n"
     assert kept.listed("expire")["last"]["text"] == "no rules: mail is kept for ever"
-    assert kept.metrics()['job_runs_total{job="expire",result="ok"}'] == 5
+    assert kept.serving.metrics()['job_runs_total{job="expire",result="ok"}'] == 5
     listed = kept.command("list", "--json", "--limit", "0").lines
     assert len(listed) == 15
     told = kept.run("compact")
@@ -242,11 +231,11 @@ def test_check_tells_of_damage(kept: Kept) -> None:
     ran = kept.jobs("run", "check", "--wait")
     assert ran.code == 1
     assert re.search(r"^check: failed: \d+ findings; `mailkeep check` tells them\n", ran.out)
-    assert f"check: damage: {pack}" in kept.serving.log.read_text()
+    assert f"check: damage: {pack}" in kept.serving.log_text()
     listed = kept.listed("check")
     assert (listed["state"], listed["last"]["result"]) == ("idle", "failed")
     assert listed["last_success"] < listed["last"]["ended"]
-    counted = kept.metrics()
+    counted = kept.serving.metrics()
     assert counted['job_runs_total{job="check",result="ok"}'] == 1
     assert counted['job_runs_total{job="check",result="failed"}'] == 1
     ran = kept.jobs("run", "compact", "--wait", "--arg", "all=")
@@ -288,7 +277,7 @@ def test_stopped_in_the_middle_and_gone_on_with(kept: Kept) -> None:
     last = kept.listed("compact")["last"]
     assert (last["job"], last["result"]) == (job, "ok")
     assert "packs of" in last["text"]
-    assert kept.metrics()['job_runs_total{job="compact",result="ok"}'] == 1
+    assert kept.serving.metrics()['job_runs_total{job="compact",result="ok"}'] == 1
     assert isinstance(stream_files(kept.stream).parts[0], Segment)
     assert kept.serving.stop() == 0
     kept.whole()
@@ -299,7 +288,7 @@ def test_capture_goes_on_meanwhile(kept: Kept) -> None:
     began = time.monotonic()
     kept.send(60)
     took = time.monotonic() - began
-    assert kept.metrics()['job_running{job="compact"}'] == 1, "the test wants it to run all the while"
+    assert kept.serving.metrics()['job_running{job="compact"}'] == 1, "the test wants it to run all the while"
     listed = kept.command("list", "--json", "--limit", "0").lines
     assert len(listed) == len(kept.sent), "and what came is found at once"
     assert took < 30, "at the job's rate it would be far more"

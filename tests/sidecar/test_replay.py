@@ -10,8 +10,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,35 +27,19 @@ from store.store import Store
 from store.writer import Submission
 from tests.store.conftest import put_message
 from tests.support.lmtp_sink import LmtpSink
+from tests.support.service import COMMAND
+from tests.support.sink_thread import SinkThread
 
 MESSAGES = [b"Subject: mail %d\r\n\r\n.dot\r\n\0\xff line\r\n%s\r\n" % (n, b"x" * n * 1000) for n in range(5)]
 
 
-class SinkThread:
-    """The sink in an event loop of its own, so that tests can run commands and wait for them."""
-
-    def __init__(self) -> None:
-        self.sink = LmtpSink()
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever)
-        self._thread.start()
-        asyncio.run_coroutine_threadsafe(self.sink.start(), self._loop).result(60)
-
-    def open(self, gate: asyncio.Event) -> None:
-        self._loop.call_soon_threadsafe(gate.set)
-
-    def stop(self) -> None:
-        asyncio.run_coroutine_threadsafe(self.sink.stop(), self._loop).result(60)
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
+Server = SinkThread[LmtpSink]
 
 
 @pytest.fixture
-def server() -> Iterator[SinkThread]:
-    thread = SinkThread()
-    yield thread
-    thread.stop()
+def server() -> Iterator[Server]:
+    with SinkThread(LmtpSink()) as running:
+        yield running
 
 
 @pytest.fixture
@@ -75,12 +57,12 @@ def ids(tmp_path: Path) -> list[str]:
     return names
 
 
-def command(tmp_path: Path, server: SinkThread, *arguments: str) -> list[str]:
-    return [sys.executable, "-m", "sidecar.cli", "replay", "--store", str(tmp_path / "store"),
-            "--downstream", str(server.sink.address), *arguments]  # fmt: skip
+def command(tmp_path: Path, server: Server, *arguments: str) -> list[str]:
+    return [*COMMAND, "replay", "--store", str(tmp_path / "store"),
+            "--downstream", server.address, *arguments]  # fmt: skip
 
 
-def run(tmp_path: Path, server: SinkThread, *arguments: str) -> subprocess.CompletedProcess[str]:
+def run(tmp_path: Path, server: Server, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in os.environ.items() if name != "MAILKEEP_CONFIG"}
     return subprocess.run(
         command(tmp_path, server, *arguments),
@@ -96,7 +78,7 @@ def lines(result: subprocess.CompletedProcess[str]) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("chunking", [True, False])
 def test_everyone_who_got_it_gets_it_again(
-    tmp_path: Path, server: SinkThread, ids: list[str], chunking: bool
+    tmp_path: Path, server: Server, ids: list[str], chunking: bool
 ) -> None:
     server.sink.chunking = chunking
     result = run(tmp_path, server, "--since", "1h", "--json")
@@ -112,7 +94,7 @@ def test_everyone_who_got_it_gets_it_again(
 
 
 def test_to_narrows_the_recipients_and_rcpt_replaces_them(
-    tmp_path: Path, server: SinkThread, ids: list[str]
+    tmp_path: Path, server: Server, ids: list[str]
 ) -> None:
     assert run(tmp_path, server, "--to", "Carl@example.org").returncode == 0
     assert {tuple(m.recipients) for m in server.sink.delivered} == {(b"RCPT TO:<carl@example.org>",)}
@@ -124,7 +106,7 @@ def test_to_narrows_the_recipients_and_rcpt_replaces_them(
     ]
 
 
-def test_dry_run_sends_nothing(tmp_path: Path, server: SinkThread, ids: list[str]) -> None:
+def test_dry_run_sends_nothing(tmp_path: Path, server: Server, ids: list[str]) -> None:
     result = run(tmp_path, server, *ids, "--dry-run", "--json")
     assert result.returncode == 0
     assert len(lines(result)) == 9
@@ -132,7 +114,7 @@ def test_dry_run_sends_nothing(tmp_path: Path, server: SinkThread, ids: list[str
 
 
 def test_a_run_that_met_refusals_goes_on_with_what_is_missing(
-    tmp_path: Path, server: SinkThread, ids: list[str]
+    tmp_path: Path, server: Server, ids: list[str]
 ) -> None:
     server.sink.final_replies[b"RCPT TO:<carl@example.org>"] = b"452 4.2.2 full\r\n"
     result = run(tmp_path, server, "--since", "1h", "--json")
@@ -149,10 +131,10 @@ def test_a_run_that_met_refusals_goes_on_with_what_is_missing(
     assert len(server.sink.delivered) == 9
 
 
-def test_killed_in_the_middle_and_run_again(tmp_path: Path, server: SinkThread, ids: list[str]) -> None:
+def test_killed_in_the_middle_and_run_again(tmp_path: Path, server: Server, ids: list[str]) -> None:
     process = subprocess.Popen(
-        [sys.executable, "-m", "sidecar.cli", "replay", "--store", str(tmp_path / "store"), "--rate", "4",
-         "--downstream", str(server.sink.address), "--since", "1h"], stdout=subprocess.PIPE,
+        [*COMMAND, "replay", "--store", str(tmp_path / "store"), "--rate", "4",
+         "--downstream", server.address, "--since", "1h"], stdout=subprocess.PIPE,
     )  # fmt: skip
     assert process.stdout
     for _ in range(3):
@@ -172,7 +154,7 @@ def test_killed_in_the_middle_and_run_again(tmp_path: Path, server: SinkThread, 
     assert len(got) <= 9 + len(doubtful)
 
 
-def test_nobody_there(tmp_path: Path, server: SinkThread, ids: list[str]) -> None:
+def test_nobody_there(tmp_path: Path, server: Server, ids: list[str]) -> None:
     server.sink.greeting = b"421 go away\r\n"
     result = run(tmp_path, server, *ids, "--patience", "1s")
     assert result.returncode == 4
@@ -180,7 +162,7 @@ def test_nobody_there(tmp_path: Path, server: SinkThread, ids: list[str]) -> Non
     assert "gave up" in result.stderr
 
 
-def test_wrong_usage(tmp_path: Path, server: SinkThread, ids: list[str]) -> None:
+def test_wrong_usage(tmp_path: Path, server: Server, ids: list[str]) -> None:
     assert run(tmp_path, server).returncode == 2
     assert run(tmp_path, server, "--rcpt", "a b@x", ids[0]).returncode == 2
     assert run(tmp_path, server, "--to", "nobody@example.org").returncode == 4
@@ -188,7 +170,7 @@ def test_wrong_usage(tmp_path: Path, server: SinkThread, ids: list[str]) -> None
     assert not server.sink.delivered
 
 
-def test_damage_is_never_delivered(tmp_path: Path, server: SinkThread, ids: list[str]) -> None:
+def test_damage_is_never_delivered(tmp_path: Path, server: Server, ids: list[str]) -> None:
     pack = tmp_path / "store/streams/host/0000000001.pack"
     data = bytearray(pack.read_bytes())
     for at in range(200, len(data), 500):
@@ -199,7 +181,7 @@ def test_damage_is_never_delivered(tmp_path: Path, server: SinkThread, ids: list
     assert all(mail.message in MESSAGES for mail in server.sink.delivered)
 
 
-def test_a_recipient_that_is_refused(tmp_path: Path, server: SinkThread, ids: list[str]) -> None:
+def test_a_recipient_that_is_refused(tmp_path: Path, server: Server, ids: list[str]) -> None:
     """This server does not answer a BDAT for nobody, as Dovecot would."""
     server.sink.rcpt_replies[b"RCPT TO:<carl@example.org>"] = b"550 5.1.1 who\r\n"
     result = run(tmp_path, server, "--since", "1h", "--json")
@@ -208,7 +190,7 @@ def test_a_recipient_that_is_refused(tmp_path: Path, server: SinkThread, ids: li
     assert len(server.sink.delivered) == 5
 
 
-def test_intents_come_first_and_are_settled(tmp_path: Path, server: SinkThread, ids: list[str]) -> None:
+def test_intents_come_first_and_are_settled(tmp_path: Path, server: Server, ids: list[str]) -> None:
     """What is shown of a message: each reply once, and nothing in doubt."""
     server.sink.final_replies[b"RCPT TO:<carl@example.org>"] = b"452 4.2.2 full\r\n"
     assert run(tmp_path, server, "--since", "1h").returncode == 3
@@ -222,7 +204,7 @@ def test_intents_come_first_and_are_settled(tmp_path: Path, server: SinkThread, 
 
 
 def test_a_connection_lost_after_the_end_leaves_a_doubt(
-    tmp_path: Path, server: SinkThread, ids: list[str]
+    tmp_path: Path, server: Server, ids: list[str]
 ) -> None:
     """Without IMAP nobody knows: it is told, never sent again by itself, and sent once more when asked to."""
     server.sink.drop_at = b"end"
@@ -243,7 +225,7 @@ def test_a_connection_lost_after_the_end_leaves_a_doubt(
 
 @pytest.mark.parametrize("step", [b"MAIL", b"RCPT", b"BDAT"])
 def test_a_message_that_ends_every_connection_does_not_end_the_run(
-    tmp_path: Path, server: SinkThread, ids: list[str], step: bytes
+    tmp_path: Path, server: Server, ids: list[str], step: bytes
 ) -> None:
     server.sink.pipelining = False  # one step at a time: what has no end yet cannot be there
     server.sink.drop_at = step
@@ -257,7 +239,7 @@ def test_a_message_that_ends_every_connection_does_not_end_the_run(
     assert not server.sink.delivered
 
 
-def test_a_server_that_comes_back(tmp_path: Path, server: SinkThread, ids: list[str]) -> None:
+def test_a_server_that_comes_back(tmp_path: Path, server: Server, ids: list[str]) -> None:
     server.sink.greeting = b"421 4.3.2 starting\r\n"
     process = subprocess.Popen(
         command(tmp_path, server, "--since", "1h", "--patience", "30s"), stdout=subprocess.PIPE
@@ -270,7 +252,7 @@ def test_a_server_that_comes_back(tmp_path: Path, server: SinkThread, ids: list[
     assert len(server.sink.delivered) == 9
 
 
-def test_ctrl_c_finishes_what_is_being_sent(tmp_path: Path, server: SinkThread, ids: list[str]) -> None:
+def test_ctrl_c_finishes_what_is_being_sent(tmp_path: Path, server: Server, ids: list[str]) -> None:
     process = subprocess.Popen(
         command(tmp_path, server, "--since", "1h", "--rate", "4"),
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -292,7 +274,7 @@ def test_ctrl_c_finishes_what_is_being_sent(tmp_path: Path, server: SinkThread, 
     assert len(server.sink.delivered) == 9
 
 
-def test_two_at_once_are_one_too_many(tmp_path: Path, server: SinkThread, ids: list[str]) -> None:
+def test_two_at_once_are_one_too_many(tmp_path: Path, server: Server, ids: list[str]) -> None:
     gate = server.sink.gates[b"end"] = asyncio.Event()
     first = subprocess.Popen(command(tmp_path, server, "--since", "1h"), stdout=subprocess.PIPE)
     assert wait_until(lambda: bool(server.sink.delivered), timeout_s=60)
@@ -305,7 +287,7 @@ def test_two_at_once_are_one_too_many(tmp_path: Path, server: SinkThread, ids: l
 
 
 def test_several_at_once_and_as_few_round_trips_as_can_be(
-    tmp_path: Path, server: SinkThread, ids: list[str]
+    tmp_path: Path, server: Server, ids: list[str]
 ) -> None:
     assert run(tmp_path, server, "--all", "--connections", "3").returncode == 0
     assert server.sink.connections == 3
@@ -314,7 +296,7 @@ def test_several_at_once_and_as_few_round_trips_as_can_be(
     assert in_order == [message for message in MESSAGES for _ in range(2)][1:], "by time, with one connection"
 
 
-def test_the_report_has_a_line_for_each(tmp_path: Path, server: SinkThread, ids: list[str]) -> None:
+def test_the_report_has_a_line_for_each(tmp_path: Path, server: Server, ids: list[str]) -> None:
     server.sink.final_replies[b"RCPT TO:<carl@example.org>"] = b"552 5.2.2 full\r\n"
     result = run(tmp_path, server, "--all", "--report", str(tmp_path / "report"), "--json")
     told = [json.loads(line) for line in (tmp_path / "report").read_text().splitlines()]
@@ -325,7 +307,7 @@ def test_the_report_has_a_line_for_each(tmp_path: Path, server: SinkThread, ids:
 
 
 def test_what_was_erased_stays_away_also_as_another_delivery(
-    tmp_path: Path, server: SinkThread, ids: list[str]
+    tmp_path: Path, server: Server, ids: list[str]
 ) -> None:
     with Store.open(tmp_path / "store") as store:
         store.start_writing("host")
@@ -375,7 +357,7 @@ def test_a_folder_in_an_address(address: bytes, wanted: bytes) -> None:
     assert with_detail(b"anna@x", b"+Old mail") == b'"anna+Old mail"@x'
 
 
-def test_what_needs_imap_says_so(tmp_path: Path, server: SinkThread, ids: list[str]) -> None:
+def test_what_needs_imap_says_so(tmp_path: Path, server: Server, ids: list[str]) -> None:
     for arguments in (
         ["--all", "--missing-only"],
         ["--all", "--flags", "\\Seen"],

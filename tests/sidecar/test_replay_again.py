@@ -7,7 +7,6 @@ import contextlib
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -36,19 +35,21 @@ from store.ids import now_us
 from store.records import Expiry, Leg, Replay, ReplayRun
 from store.store import Store
 from store.writer import Submission
-from tests.sidecar.test_replay import SinkThread
 from tests.store.conftest import put_message
+from tests.support.lmtp_sink import LmtpSink
+from tests.support.service import COMMAND
+from tests.support.sink_thread import SinkThread
 
+Server = SinkThread[LmtpSink]
 NAME = b"x" * 16
 ANNA = b"anna@example.org"
 MESSAGE = b"Subject: x\r\n\r\nbody\r\n"
 
 
 @pytest.fixture
-def server() -> Iterator[SinkThread]:
-    thread = SinkThread()
-    yield thread
-    thread.stop()
+def server() -> Iterator[Server]:
+    with SinkThread(LmtpSink()) as running:
+        yield running
 
 
 @pytest.fixture
@@ -68,9 +69,7 @@ def begin(store: Store) -> Journal:
     return Journal(store, NAME, road="x", owner="o")
 
 
-def perform(
-    store: Store, server: SinkThread, journal: Journal, what: list[Target]
-) -> tuple[Ended, list[Result]]:
+def perform(store: Store, server: Server, journal: Journal, what: list[Target]) -> tuple[Ended, list[Result]]:
     told: list[Result] = []
     how = Request(address=server.sink.address, lanes=1)
     ended = Performance(store, how, journal).perform(resume(store, journal, what), told.append)
@@ -109,7 +108,7 @@ def test_a_plan_that_another_process_has_carried_out_is_not_carried_out_again(
 
 
 def test_what_is_begun_after_the_clock_was_set_back_is_in_doubt(
-    store: Store, server: SinkThread, monkeypatch: pytest.MonkeyPatch
+    store: Store, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put_message(store, MESSAGE)
     (target,) = todo(store)
@@ -143,7 +142,7 @@ def test_a_doubt_of_the_future_is_not_waited_for(store: Store, monkeypatch: pyte
 
 @pytest.mark.parametrize("reply", [b"250 ok", b""])
 def test_the_same_bytes_go_once_though_their_first_delivery_has_expired(
-    store: Store, server: SinkThread, reply: bytes
+    store: Store, server: Server, reply: bytes
 ) -> None:
     put_message(store, MESSAGE)
     (first,) = todo(store)
@@ -223,7 +222,7 @@ def test_a_second_ctrl_c_waits_for_no_server(tmp_path: Path) -> None:
             f'passwords = "{tmp_path}/passwords"\n'
         )
         process = subprocess.Popen(
-            [sys.executable, "-m", "sidecar.cli", "replay", "--all", "--via", "imap", "--config",
+            [*COMMAND, "replay", "--all", "--via", "imap", "--config",
              str(tmp_path / "mailkeep.toml")], stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
         try:
@@ -245,7 +244,7 @@ def test_a_second_ctrl_c_waits_for_no_server(tmp_path: Path) -> None:
     assert "left at once" in told
 
 
-def test_an_address_cannot_carry_a_command(store: Store, server: SinkThread) -> None:
+def test_an_address_cannot_carry_a_command(store: Store, server: Server) -> None:
     put_message(store, MESSAGE, to=(b"anna@example.org>\r\nRCPT TO:<carl@example.org", b"bert@example.org"))
     ended, told = perform(store, server, begin(store), todo(store))
     assert (ended.targets, ended.back) == (2, 1)
@@ -259,7 +258,7 @@ def test_the_same_mailbox_in_other_letters_gets_a_message_once(store: Store) -> 
     assert len(todo(store)) == 1
 
 
-def test_doubts_that_were_not_looked_for_are_told(store: Store, server: SinkThread) -> None:
+def test_doubts_that_were_not_looked_for_are_told(store: Store, server: Server) -> None:
     class Stopped:
         def sift(self, targets: Iterable[Item], *, since_us: int = 0) -> Iterator[Item]:
             assert list(targets)

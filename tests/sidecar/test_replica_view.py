@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,7 @@ from store.replicas.ship import ShipOptions, Shipper
 from store.store import Store
 from tests.store.conftest import put_message
 from tests.support.lmtp_sink import LmtpSink
+from tests.support.service import COMMAND
 from tests.support.sink_thread import SinkThread
 
 ANNA, BERT = b"anna@example.org", b"bert@example.org"
@@ -51,7 +51,7 @@ class Bucket:
         place = {"MAILKEEP_VIEW_DIR": str(self.directory / "views"), "MAILKEEP_CONFIG": ""}
         clean = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
         return subprocess.run(
-            [sys.executable, "-m", "sidecar.cli", *arguments, "--store", self.url],
+            [*COMMAND, *arguments, "--store", self.url],
             capture_output=True, text=True, check=False, timeout=60, env=clean | place | environment,
         )  # fmt: skip
 

@@ -34,6 +34,7 @@ from store.sealing import new_identity
 from store.store import Store
 from tests.support.lmtp_sink import LmtpSink
 from tests.support.mailstore import NOON_US, SECOND_US, Filler, mailkeep, written
+from tests.support.service import COMMAND
 from tests.support.serving import Client, Serving
 from tests.support.sink_thread import SinkThread
 
@@ -466,7 +467,7 @@ def test_one_writer_at_a_time_and_readers_beside_it(tmp_path: Path) -> None:
             Follower(store, index).run()
             assert len(hits(store, "one")) == 1
             assert not forget_removed(store)
-            command = [sys.executable, "-m", "sidecar.cli", "find", "--store", str(path)]
+            command = [*COMMAND, "find", "--store", str(path)]
             beside = subprocess.run([*command, "one"], cwd=ROOT, capture_output=True, text=True, check=False)
             assert beside.returncode == 0, beside.stderr
             assert "one" in beside.stdout
@@ -778,7 +779,7 @@ def test_a_real_serve_keeps_it(tmp_path: Path) -> None:
         serving.start()
         try:
             asyncio.run(_send(serving.port, b"Subject: plum\r\n\r\nxyzzyword\r\n"))
-            config = ("--config", serving.config)
+            config = ("--config", serving.config_file)
             ran = mailkeep("jobs", "run", "search", "--wait", *config)
             assert ran.code == 0, ran.err
             assert "1 messages" in mailkeep("jobs", *config).out
@@ -804,7 +805,7 @@ def test_ctrl_c_keeps_what_is_done(tmp_path: Path) -> None:
     with written(path) as fill:
         for number in range(1000):
             put(fill, f"number {number}", f"text {number} " * 200)
-    command = [sys.executable, "-m", "sidecar.cli", "find", "--build", "--store", str(path)]
+    command = [*COMMAND, "find", "--build", "--store", str(path)]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     shard = path / DIRECTORY / "00000001.db"
     assert wait_until(shard.exists, timeout_s=60)

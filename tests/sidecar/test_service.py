@@ -8,38 +8,28 @@ import os
 import signal
 import socket
 import subprocess
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from sidecar.demo.ports import free_port, wait_until
-from tests.support.serving import COMMAND, Client, Serving
+from tests.support.service import COMMAND
+from tests.support.serving import Client, Serving
 
 
 @pytest.fixture
 def serving(tmp_path: Path) -> Iterator[Serving]:
     serving = Serving(tmp_path, f"127.0.0.1:{free_port()}")
     yield serving
-    if serving.process and serving.process.poll() is None:
+    if serving.running:
         serving.kill()
-
-
-def get(serving: Serving, page: str) -> tuple[int, str]:
-    try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{serving.metrics_port}/{page}", timeout=60) as answer:
-            return answer.status, answer.read().decode()
-    except urllib.error.HTTPError as exc:
-        with exc:
-            return exc.code, exc.read().decode()
 
 
 def run(serving: Serving, **environment: str) -> subprocess.CompletedProcess[str]:
     """`serve` where it is expected to end by itself."""
     return subprocess.run(
-        [*COMMAND, "serve", "--config", str(serving.config)],
+        [*COMMAND, "serve", "--config", str(serving.config_file)],
         capture_output=True, text=True, timeout=60, check=False, env={**os.environ, **environment},
     )  # fmt: skip
 
@@ -47,13 +37,14 @@ def run(serving: Serving, **environment: str) -> subprocess.CompletedProcess[str
 @pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
 def test_starts_answers_and_stops_in_order(serving: Serving, signal_number: int) -> None:
     serving.start()
-    assert get(serving, "healthz") == (200, "ok\n")
-    assert get(serving, "readyz") == (200, "ready\n")
-    assert "mailkeep_captured_messages_total" in get(serving, "metrics")[1]
+    assert serving.page("/healthz") == (200, "ok\n")
+    # It listens a moment before it says so.
+    assert wait_until(lambda: serving.page("/readyz") == (200, "ready\n"), timeout_s=60)
+    assert "mailkeep_captured_messages_total" in serving.page("/metrics")[1]
+    serving.signal(signal_number)
     assert serving.process
-    serving.process.send_signal(signal_number)
     assert serving.process.wait(45) == 0
-    assert "stopped" in serving.log.read_text()
+    assert "stopped" in serving.log_text()
 
 
 def test_tells_systemd(serving: Serving, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,7 +72,7 @@ async def test_nobody_behind_it(serving: Serving) -> None:
     assert (await client.reply()).startswith(b"220 ")
     client.writer.write(b"LHLO x\r\n")
     assert (await client.reply()).startswith(b"451 4.4.1 ")
-    assert "mailkeep_downstream_failures_total 1.0" in (await asyncio.to_thread(get, serving, "metrics"))[1]
+    assert "mailkeep_downstream_failures_total 1.0" in (await asyncio.to_thread(serving.page, "/metrics"))[1]
     await client.close()
 
 
@@ -103,7 +94,7 @@ def test_an_address_that_is_in_use(serving: Serving, tmp_path: Path) -> None:
 
 
 def test_a_slip_in_the_configuration(serving: Serving) -> None:
-    serving.config.write_text(serving.config.read_text().replace("downstream", "downstraem"))
+    serving.config_file.write_text(serving.config_file.read_text().replace("downstream", "downstraem"))
     result = run(serving)
     assert result.returncode == 2
     assert "downstraem" in result.stderr
@@ -113,9 +104,8 @@ def test_a_slip_in_the_configuration(serving: Serving) -> None:
 
 def test_a_broken_reload_changes_nothing(serving: Serving) -> None:
     serving.start()
-    assert serving.process
-    serving.config.write_text("nonsense = ")
-    serving.process.send_signal(signal.SIGHUP)
-    assert wait_until(lambda: "not reloaded" in serving.log.read_text(), timeout_s=60)
-    assert get(serving, "readyz")[0] == 200
+    serving.config_file.write_text("nonsense = ")
+    serving.signal(signal.SIGHUP)
+    assert wait_until(lambda: "not reloaded" in serving.log_text(), timeout_s=60)
+    assert serving.page("/readyz")[0] == 200
     assert serving.stop() == 0

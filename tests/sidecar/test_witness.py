@@ -13,7 +13,6 @@ import shutil
 import socket
 import threading
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -29,7 +28,7 @@ from store.notes import SignKey
 from store.store import Store
 from tests.support.attacker import Attacker
 from tests.support.lmtp_sink import LmtpSink
-from tests.support.mailstore import MESSAGE, mailkeep, written
+from tests.support.mailstore import MESSAGE, filled, mailkeep
 from tests.support.serving import Client, Serving
 from tests.support.sink_thread import SinkThread
 
@@ -82,10 +81,7 @@ def keeper() -> Iterator[Keeper]:
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    with written(tmp_path / "store") as fill:
-        for n in range(3):
-            fill.put(MESSAGE + b"%d" % n)
-    return tmp_path / "store"
+    return filled(tmp_path / "store", 3)
 
 
 @pytest.fixture
@@ -278,19 +274,16 @@ def test_by_serve(keeper: Keeper, tmp_path: Path) -> None:
         try:
             for count in (1, 2):
                 asyncio.run(send(serving.port))
-                ran = mailkeep("jobs", "run", "witness", "--wait", "--config", serving.config)
+                ran = mailkeep("jobs", "run", "witness", "--wait", "--config", serving.config_file)
                 assert ran.code == 0, ran.err + ran.out
                 assert len(keeper.heads) == count
             keeper.status = 500
-            assert mailkeep("jobs", "run", "witness", "--wait", "--config", serving.config).code == 1
-            with urllib.request.urlopen(
-                f"http://127.0.0.1:{serving.metrics_port}/metrics", timeout=60
-            ) as page:
-                metrics = page.read().decode()
-            assert 'mailkeep_job_runs_total{job="witness",result="ok"} 2.0' in metrics
-            assert 'mailkeep_job_runs_total{job="witness",result="failed"} 1.0' in metrics
+            assert mailkeep("jobs", "run", "witness", "--wait", "--config", serving.config_file).code == 1
+            metrics = serving.metrics()
+            assert metrics['job_runs_total{job="witness",result="ok"}'] == 2
+            assert metrics['job_runs_total{job="witness",result="failed"}'] == 1
             asyncio.run(send(serving.port))
-            listed = mailkeep("jobs", "--json", "--config", serving.config).objects
+            listed = mailkeep("jobs", "--json", "--config", serving.config_file).objects
             kinds = {"compact", "expire", "check", "scrub", "search", "drill", "witness", "audit"}
             assert {one["kind"] for one in listed} == kinds
         finally:
@@ -299,8 +292,10 @@ def test_by_serve(keeper: Keeper, tmp_path: Path) -> None:
         assert (
             heads.read_head(file, SignKey.parse(key.read_text()).verify_key)[1].facts <= head_of(store).facts
         )
-    ran = mailkeep("check", "--config", serving.config, "--since-head", file, "--key", f"{key}.pub", "--json")
+    ran = mailkeep(
+        "check", "--config", serving.config_file, "--since-head", file, "--key", f"{key}.pub", "--json"
+    )
     assert ran.code == 0, ran.out
     assert json.loads(ran.lines[-1])["since_head"]["removed"] == []
-    ran = mailkeep("head", "--config", serving.config)
+    ran = mailkeep("head", "--config", serving.config_file)
     assert "— " in ran.out, "the configured key signs here, too"

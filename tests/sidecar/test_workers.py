@@ -40,12 +40,11 @@ async def workers(tmp_path: Path, sink: LmtpSink) -> AsyncIterator[Workers]:
     workers = Workers(tmp_path, str(sink.address))
     await asyncio.to_thread(workers.start)
     yield workers
-    assert workers.process
-    if workers.process.poll() is None:
-        assert await asyncio.to_thread(workers.stop) == 0, workers.log.read_text()[-3000:]
+    if workers.running:
+        assert await asyncio.to_thread(workers.stop) == 0, workers.tail()
     # Whatever became of the supervisor, no worker outlives it for long.
     end = time.monotonic() + 60
-    while left := [pid for pid in processes(workers.config) if pid != os.getpid()]:
+    while left := [pid for pid in processes(workers.config_file) if pid != os.getpid()]:
         assert time.monotonic() < end, left
         await asyncio.sleep(0.05)
 
@@ -56,7 +55,7 @@ def processes(config: Path) -> list[int]:
 
 
 def started(workers: Workers, *arguments: str) -> subprocess.Popen[bytes]:
-    with workers.log.open("ab") as log:
+    with workers.log_file.open("ab") as log:
         return subprocess.Popen([sys.executable, *arguments], stdout=log, stderr=log)
 
 
@@ -182,21 +181,23 @@ async def test_a_worker_that_cannot_be_forked_yet(tmp_path: Path, sink: LmtpSink
     )
     refuse = tmp_path / "refuse"
     workers = Workers(tmp_path, str(sink.address))
-    workers.process = started(workers, str(script), str(refuse), "serve", "--config", str(workers.config))
-    await until(lambda: "ready: 2 workers" in workers.log.read_text())
+    workers.process = started(
+        workers, str(script), str(refuse), "serve", "--config", str(workers.config_file)
+    )
+    await until(lambda: "ready: 2 workers" in workers.log_text())
     try:
-        pids = set(processes(workers.config)) - {workers.process.pid}
+        pids = set(processes(workers.config_file)) - {workers.pid}
         refuse.touch()
         os.kill(max(pids), signal.SIGKILL)
-        await until(lambda: "cannot be started yet" in workers.log.read_text())
+        await until(lambda: "cannot be started yet" in workers.log_text())
         client = await Client.connect(workers.port)
         assert (await client.send(message(1)))[0].startswith(b"250")
         await client.close()
         refuse.unlink()
-        await until(lambda: "is ready again" in workers.log.read_text())
+        await until(lambda: "is ready again" in workers.log_text())
     finally:
-        workers.process.send_signal(signal.SIGTERM)
-        assert workers.process.wait(60) == 0
+        workers.signal(signal.SIGTERM)
+        assert workers.wait() == 0
 
 
 async def test_a_retry_after_its_worker_was_killed(workers: Workers, sink: LmtpSink) -> None:
@@ -216,8 +217,8 @@ async def test_a_retry_after_its_worker_was_killed(workers: Workers, sink: LmtpS
 
 async def test_the_limit_of_connections_is_for_all(tmp_path: Path, sink: LmtpSink) -> None:
     workers = Workers(tmp_path, str(sink.address))
-    text = workers.config.read_text()
-    workers.config.write_text(text.replace("[lmtp]\n", "[lmtp]\nmax_connections = 4\n"))
+    text = workers.config_file.read_text()
+    workers.config_file.write_text(text.replace("[lmtp]\n", "[lmtp]\nmax_connections = 4\n"))
     await asyncio.to_thread(workers.start)
     clients = [await Client.connect(workers.port) for _ in range(4)]
     reader, writer = await asyncio.open_connection("127.0.0.1", workers.port)
@@ -237,7 +238,7 @@ async def test_a_killed_worker_comes_back(workers: Workers) -> None:
     assert len(after) == 2
     assert await asyncio.to_thread(workers.metric, "mailkeep_worker_restarts_total") == 1
     assert await asyncio.to_thread(workers.metric, "process_cpu_seconds_total") > 0
-    assert "has ended by signal 9" in workers.log.read_text()
+    assert "has ended by signal 9" in workers.log_text()
     client = await Client.connect(workers.port)
     assert (await client.send(message(1)))[0].startswith(b"250")
     await client.close()
@@ -248,18 +249,17 @@ async def test_without_their_supervisor_they_end(workers: Workers) -> None:
     assert (await client.send(message(1)))[0].startswith(b"250")
     await client.close()
     await asyncio.to_thread(workers.kill)
-    await until(lambda: not processes(workers.config))
+    await until(lambda: not processes(workers.config_file))
     await asyncio.to_thread(workers.start)
 
 
 async def test_all_reload(workers: Workers, sink: LmtpSink) -> None:
     other = LmtpSink()
     await other.start()
-    text = workers.config.read_text()
-    workers.config.write_text(text.replace(str(sink.address), str(other.address)))
-    assert workers.process
-    workers.process.send_signal(signal.SIGHUP)
-    await until(lambda: workers.log.read_text().count("reloaded: lmtp.downstream") == 2)
+    text = workers.config_file.read_text()
+    workers.config_file.write_text(text.replace(str(sink.address), str(other.address)))
+    workers.signal(signal.SIGHUP)
+    await until(lambda: workers.log_text().count("reloaded: lmtp.downstream") == 2)
     await asyncio.to_thread(workers.kill_worker, "host-2")  # who comes after it knows it, too
     await asyncio.to_thread(workers.wait_ready)
     clients = [await Client.connect(workers.port) for _ in range(4)]
@@ -267,11 +267,11 @@ async def test_all_reload(workers: Workers, sink: LmtpSink) -> None:
         assert (await client.send(message(number)))[0].startswith(b"250")
         await client.close()
     assert (len(sink.delivered), len(other.delivered)) == (0, 4)
-    workers.config.write_text("nonsense = ")
-    workers.process.send_signal(signal.SIGHUP)
-    await until(lambda: "not reloaded" in workers.log.read_text())
-    assert workers.log.read_text().count("not reloaded") == 1
-    workers.config.write_text(text)
+    workers.config_file.write_text("nonsense = ")
+    workers.signal(signal.SIGHUP)
+    await until(lambda: "not reloaded" in workers.log_text())
+    assert workers.log_text().count("not reloaded") == 1
+    workers.config_file.write_text(text)
     await other.stop()
 
 
@@ -320,13 +320,13 @@ async def test_a_worker_that_hangs_is_replaced(tmp_path: Path, sink: LmtpSink) -
     workers = Workers(tmp_path, str(sink.address))
     hurried = (
         "import sidecar.supervisor as s; s._HUNG_S = 5; from sidecar.cli import main; "
-        f"main(['serve', '--config', {json.dumps(str(workers.config))}])"
+        f"main(['serve', '--config', {json.dumps(str(workers.config_file))}])"
     )
     workers.process = started(workers, "-c", hurried)
     await asyncio.to_thread(workers.wait_ready)
-    hung = await asyncio.to_thread(workers.pid, "host-2")
+    hung = await asyncio.to_thread(workers.writer, "host-2")
     os.kill(hung, signal.SIGSTOP)
-    await until(lambda: "hangs, and is killed" in workers.log.read_text())
+    await until(lambda: "hangs, and is killed" in workers.log_text())
     await until(lambda: len(workers.pids()) == 2 and hung not in workers.pids())
     await asyncio.to_thread(workers.wait_ready)
     assert await asyncio.to_thread(workers.stop) == 0
@@ -338,8 +338,7 @@ async def test_a_service_of_which_one_cannot_start(tmp_path: Path, sink: LmtpSin
         store.start_writing("host-2")
         with pytest.raises(AssertionError, match="another process writes to stream 'host-2'"):
             await asyncio.to_thread(workers.start)
-    assert workers.process
-    assert workers.process.wait(60) == 12
+    assert await asyncio.to_thread(workers.wait) == 12
 
 
 async def test_an_address_that_is_in_use(tmp_path: Path, sink: LmtpSink) -> None:
@@ -347,17 +346,17 @@ async def test_an_address_that_is_in_use(tmp_path: Path, sink: LmtpSink) -> None
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", workers.port))
         taken.listen()
-        process = started(workers, "-m", "sidecar.cli", "serve", "--config", str(workers.config))
+        process = started(workers, "-m", "sidecar.cli", "serve", "--config", str(workers.config_file))
         assert await asyncio.to_thread(process.wait, 30) == 1
-    assert f"[lmtp] listen = 127.0.0.1:{workers.port}" in workers.log.read_text()
+    assert f"[lmtp] listen = 127.0.0.1:{workers.port}" in workers.log_text()
 
 
 async def test_from_one_to_several_and_back(tmp_path: Path, sink: LmtpSink) -> None:
     workers = Workers(tmp_path, str(sink.address))
-    several = workers.config.read_text()
+    several = workers.config_file.read_text()
     alone = several.replace("workers = 2\n", "")
     for number, text in enumerate((alone, several, alone)):
-        workers.config.write_text(text)
+        workers.config_file.write_text(text)
         workers.count = 2 if text == several else 1
         await asyncio.to_thread(workers.start)
         clients = [await Client.connect(workers.port) for _ in range(2)]

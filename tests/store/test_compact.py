@@ -375,12 +375,15 @@ def test_what_a_killed_run_left_is_cleared_away(box: Mailbox) -> None:
     box.compact()
     left = pack_path(box.directory, layout.FIRST_COMPACTED + 77)
     left.write_bytes(b"half a pack")
-    manifest = box.directory / "0000000001-0000000009.segment.new"
-    manifest.write_bytes(b"half a manifest")
+    manifest = box.directory / ".0000000001-0000000009.segment.new"
+    earlier = box.directory / "0000000001-0000000008.segment.new"  # an earlier version's
+    for path in (manifest, earlier):
+        path.write_bytes(b"half a manifest")
     box.verify()
     box.compact()
     assert not left.exists()
     assert not manifest.exists()
+    assert not earlier.exists()
     box.verify()
 
 

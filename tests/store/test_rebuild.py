@@ -17,7 +17,7 @@ from store.check import Checked, check
 from store.compact import CompactOptions, Compactor
 from store.deliveries import Query
 from store.errors import StoreError, StoreLockedError
-from store.log import COMPACT_LOCK, StreamLock
+from store.log import COMPACT_LOCK, lock_stream
 from store.rebuild import RebuildOptions, rebuild
 from store.store import Store
 from tests.store.conftest import put_message
@@ -228,7 +228,7 @@ def test_told_to_stop(store: Store, path: Path) -> None:
 
 def test_compaction_is_waited_for(store: Store, path: Path) -> None:
     put_message(store, message(1))
-    lock = StreamLock(path / "streams/host", COMPACT_LOCK)
+    lock = lock_stream(path / "streams/host", COMPACT_LOCK)
     waited: list[str] = []
 
     def progress(_done: int, _total: int, what: str) -> None:
@@ -237,7 +237,7 @@ def test_compaction_is_waited_for(store: Store, path: Path) -> None:
 
     rebuild(store, RebuildOptions(progress=progress))
     assert waited[0] == "waits for the compaction of host"
-    StreamLock(path / "streams/host", COMPACT_LOCK).release()
+    lock_stream(path / "streams/host", COMPACT_LOCK).release()
 
 
 def test_damage_is_told_and_read_around(path: Path) -> None:

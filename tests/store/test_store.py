@@ -270,7 +270,8 @@ def test_a_stream_name_that_does_not_fit(path: Path) -> None:
 
 def test_a_creation_that_was_cut_off_is_gone_on_with(path: Path) -> None:
     (path / "streams").mkdir(parents=True)
-    (path / "mailkeep.store.new").write_text("{")
+    (path / ".mailkeep.store.0a1b.new").write_text("{")
+    (path / "mailkeep.store.new123").write_text("{")  # an earlier version's
     (path / "lost+found").mkdir()
     with Store.open(path, create=True) as store:
         store.start_writing("host")

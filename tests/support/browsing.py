@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 from textual.pilot import Pilot
@@ -13,6 +11,7 @@ from textual.pilot import Pilot
 from sidecar.browse.app import Browser, Setting
 from store.fleet import Archive
 from store.store import Store
+from tests.support.waiting import until
 
 SMALL = (80, 24)
 
@@ -27,13 +26,6 @@ async def browsing(
         async with browser.run_test(size=SMALL) as pilot:
             await until(lambda: not browser.is_loading)
             yield browser, pilot
-
-
-async def until(holds: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 60
-    while not holds():
-        assert time.monotonic() < deadline, "it never came"
-        await asyncio.sleep(0.01)
 
 
 def screen_text(browser: Browser) -> str:

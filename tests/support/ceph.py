@@ -14,11 +14,9 @@ import urllib.error
 import urllib.request
 import uuid
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
 
 from sidecar.demo.ports import free_port
-from store.replicas.remote import RemoteOptions
+from tests.support.s3_engine import S3Engine
 from tests.support.s3_request import KEY, SECRET, make_bucket
 
 _PROGRAMS = ("ceph-mon", "ceph-osd", "monmaptool", "ceph-authtool", "ceph", "radosgw", "radosgw-admin")
@@ -30,45 +28,16 @@ def missing_programs() -> list[str]:
     return [name for name in _PROGRAMS if not shutil.which(name)]
 
 
-class Ceph:
-    """A context manager. `directory` should have a short path: sockets are in it."""
+class Ceph(S3Engine):
+    """`directory` should have a short path: sockets are in it."""
 
     def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self._gateway = free_port()
+        super().__init__(directory, free_port())
         self._monitor = free_port()
         self._processes: list[subprocess.Popen[bytes]] = []
 
-    @property
-    def endpoint(self) -> str:
-        """Where the gateway listens."""
-        return f"http://127.0.0.1:{self._gateway}"
-
-    @property
-    def credentials(self) -> Path:
-        """A file with them."""
-        return self.directory / "credentials"
-
-    def options(self, endpoint: str = "", **how: Any) -> RemoteOptions:
-        """How to reach it, there or through a proxy at `endpoint`."""
-        return RemoteOptions(endpoint=endpoint or self.endpoint, credentials=self.credentials, **how)
-
-    def __enter__(self) -> Self:
-        try:
-            self.start()
-        except BaseException:
-            self.stop()
-            raise
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
-
     def start(self) -> None:
         """Start and wait until a bucket `mail` is there."""
-        self.credentials.write_text(f"access_key_id = {KEY}\nsecret_access_key = {SECRET}\n")
         fsid = str(uuid.uuid4())
         self._configure(fsid)
         monitor = f"[v2:127.0.0.1:{self._monitor}]"
@@ -134,7 +103,7 @@ osd_pool_default_pg_num = 1
 osd_pool_default_pgp_num = 1
 osd_pool_default_pg_autoscale_mode = off
 mon_allow_pool_size_one = true
-rgw_frontends = beast endpoint=127.0.0.1:{self._gateway}
+rgw_frontends = beast endpoint=127.0.0.1:{self.port}
 rgw_data = {here}
 rgw_dns_name = 127.0.0.1
 rgw_bucket_quota_ttl = 1

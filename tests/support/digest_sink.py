@@ -3,51 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 
 from blake3 import blake3
 
-from sidecar.units import Address
+from tests.support.listener import Listener
 
 _PIECE_BYTES = 1 << 18
 
 
-class DigestSink:
+class DigestSink(Listener):
     """`delivered`: recipient -> (bytes, BLAKE3) of each message whose last chunk came."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.delivered: dict[bytes, tuple[int, bytes]] = {}
-        self.address = Address()
-        self._server: asyncio.Server | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
 
-    async def start(self) -> None:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        self.address = Address("127.0.0.1", self._server.sockets[0].getsockname()[1])
-
-    async def stop(self) -> None:
-        if self._server:
-            self._server.close()
-        for task in list(self._tasks):
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task
-        self._tasks.add(task)
-        try:
-            await self._talk(reader, writer)
-        except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
-            pass
-        finally:
-            self._tasks.discard(task)
-            writer.close()
-            with contextlib.suppress(ConnectionError):
-                await writer.wait_closed()
-
-    async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         recipient, digest, size = b"", blake3(), 0
         writer.write(b"220 sink ready\r\n")
         while line := await reader.readline():

@@ -11,7 +11,7 @@ import contextlib
 import re
 from dataclasses import dataclass, field
 
-from sidecar.units import Address
+from tests.support.listener import Listener
 
 STRICT_END = re.compile(rb"(?:\A|\r\n)\.\r\n")
 LAX_END = re.compile(rb"(?:\A|\n)\.\r?\n")
@@ -31,7 +31,7 @@ class Delivered:
 
 
 @dataclass
-class LmtpSink:
+class LmtpSink(Listener):
     """Set what it shall do, `start` it, look at what it has got. Keys of the scripts are whole RCPT lines."""
 
     chunking: bool = True
@@ -51,48 +51,18 @@ class LmtpSink:
     """a verb, `connect`, `body`, or `end` (after the message, before its replies)"""
 
     def __post_init__(self) -> None:
+        super().__init__()
         self.delivered: list[Delivered] = []
         self.commands: list[bytes] = []
         self.wire: list[bytearray] = []
         self.connections = 0
-        self.address = Address()
-        self._server: asyncio.Server | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
 
-    async def start(self, path: str = "") -> None:
-        if path:
-            self.address = Address(path=path)
-            self._server = await asyncio.start_unix_server(self._serve, path)
-        else:
-            port = self.address.port
-            self._server = await asyncio.start_server(self._serve, "127.0.0.1", port)
-            self.address = Address("127.0.0.1", self._server.sockets[0].getsockname()[1])
-
-    async def stop(self) -> None:
-        """Refuse from now on, and drop who is connected."""
-        if self._server:
-            self._server.close()
-        for task in list(self._tasks):
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task
-        self._tasks.add(task)
+    async def talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
         wire = bytearray()
         self.wire.append(wire)
-        try:
+        with contextlib.suppress(DroppedError):
             await _Dialog(self, reader, writer, wire).run()
-        except (DroppedError, ConnectionError, asyncio.CancelledError):
-            pass
-        finally:
-            self._tasks.discard(task)
-            writer.close()
-            with contextlib.suppress(ConnectionError):
-                await writer.wait_closed()
 
 
 class _Dialog:

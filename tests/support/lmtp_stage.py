@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 
 from sidecar.front import FrontLimits, FrontServer
 from sidecar.units import Address
 from tests.support.lmtp_sink import LmtpSink
 from tests.support.memory_capturer import MemoryCapturer
-
-PATIENCE_S = 60.0
-"""what a test waits for before it fails; nothing here takes a fraction of it"""
+from tests.support.waiting import PATIENCE_S
 
 
 class Client:
@@ -112,13 +109,6 @@ class Stage:
         if self.server:
             await self.server.drain(PATIENCE_S)
         await self.sink.stop()
-
-
-async def until(condition: Callable[[], object]) -> None:
-    """Until `condition` holds."""
-    async with asyncio.timeout(PATIENCE_S):
-        while not condition():  # noqa: ASYNC110 - the condition is a socket's other end, which sets no event
-            await asyncio.sleep(0.005)
 
 
 async def settle() -> None:

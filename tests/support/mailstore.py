@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import re
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -31,6 +32,14 @@ def written(path: Path) -> Iterator[Filler]:
     with Store.open(path, create=True) as store:
         store.start_writing("host")
         yield Filler(store)
+
+
+def filled(path: Path, count: int) -> Path:
+    """A store of so many mails."""
+    with written(path) as fill:
+        for number in range(count):
+            fill.put(MESSAGE + b"%d" % number)
+    return path
 
 
 class Filler:
@@ -118,3 +127,12 @@ def mailkeep(*arguments: str | Path) -> Ran:
     stdout.flush()
     stderr.flush()
     return Ran(code, out.getvalue(), err.getvalue().decode())
+
+
+def options_in_help(*command: str) -> set[str]:
+    """What a subcommand's help names; it has an example, and its exit codes."""
+    ran = mailkeep(*command, "--help")
+    assert ran.code == 0
+    assert f"Example: mailkeep {' '.join(command)}" in ran.out
+    assert "Exit codes: 0" in ran.out
+    return set(re.findall(r"(--[a-z]+(?:-[a-z]+)*)", ran.out)) - {"--help"}

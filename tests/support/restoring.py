@@ -6,7 +6,6 @@ import base64
 import os
 import random
 import subprocess
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from sidecar.live.mailbox import LiveMessage
 from sidecar.units import Address
 from store.records import Envelope, Leg, Recipient
 from store.store import Store
+from tests.support.service import COMMAND
 
 ANNA = b"anna@example.org"
 ODD = (
@@ -73,7 +73,7 @@ def configure(directory: Path, dovecot: PrivateDovecot, *, password: str = "") -
 
 def command(config: Path, *arguments: str) -> list[str]:
     """The command line."""
-    return [sys.executable, "-m", "sidecar.cli", *arguments, "--config", str(config)]
+    return [*COMMAND, *arguments, "--config", str(config)]
 
 
 def run(config: Path, *arguments: str, timeout_s: float = 100) -> subprocess.CompletedProcess[str]:

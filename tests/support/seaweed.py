@@ -12,11 +12,10 @@ import time
 import urllib.error
 import urllib.request
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
 
 from sidecar.demo.ports import free_port, is_free
-from store.replicas.remote import Remote, RemoteOptions
+from store.replicas.remote import Remote
+from tests.support.s3_engine import S3Engine
 from tests.support.s3_request import KEY, SECRET
 
 
@@ -26,50 +25,21 @@ def weed() -> str | None:
     return str(beside) if beside.exists() else shutil.which("weed")
 
 
-class Seaweed:
+class Seaweed(S3Engine):
     """One server with master, filer and S3 gateway, and one or three volume servers; three keep each object
-    twice (replication 001), so that one may be killed. Each has room for so many volumes of so many MB.
-    A context manager."""
+    twice (replication 001), so that one may be killed. Each has room for so many volumes of so many MB."""
 
     def __init__(
         self, directory: Path, *, volume_servers: int = 1, volumes: int = 20, volume_mb: int = 64
     ) -> None:
-        self.directory = directory
+        super().__init__(directory, _grpc_too())
         self._room = volumes, volume_mb
-        self.master, self.filer, self.s3 = (_grpc_too() for _ in range(3))
+        self.master, self.filer = _grpc_too(), _grpc_too()
         self._volumes = [_grpc_too() for _ in range(volume_servers)]
         self._processes: list[subprocess.Popen[bytes]] = []
 
-    @property
-    def endpoint(self) -> str:
-        """Where the S3 gateway listens."""
-        return f"http://127.0.0.1:{self.s3}"
-
-    @property
-    def credentials(self) -> Path:
-        """A file with them."""
-        return self.directory / "credentials"
-
-    def options(self, endpoint: str = "", **how: Any) -> RemoteOptions:
-        """How to reach it, there or through a proxy at `endpoint`."""
-        return RemoteOptions(endpoint=endpoint or self.endpoint, credentials=self.credentials, **how)
-
-    def __enter__(self) -> Self:
-        try:
-            self.start()
-        except BaseException:
-            self.stop()
-            raise
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
-
     def start(self) -> None:
         """Start and wait until there is a bucket `mail`, with an object in it."""
-        self.credentials.write_text(f"access_key_id = {KEY}\nsecret_access_key = {SECRET}\n")
         (self.directory / "s3.json").write_text(
             json.dumps(
                 {
@@ -94,7 +64,7 @@ class Seaweed:
             self._run_volume_server(number)
         self._run(
             "filer", *common, f"-port={self.filer}", f"-master=127.0.0.1:{self.master}",
-            f"-defaultReplicaPlacement={copies}", "-s3", f"-s3.port={self.s3}",
+            f"-defaultReplicaPlacement={copies}", "-s3", f"-s3.port={self.port}",
             "-s3.port.iceberg=0", "-s3.port.lance=0", f"-s3.config={self.directory / 's3.json'}",
         )  # fmt: skip
         self._wait(self.endpoint)

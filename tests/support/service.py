@@ -1,6 +1,6 @@
 """`mailkeep serve` with any configuration, and what an operator and a scraper may ask of it.
 
-`Serving` is the small one, for load; this one knows every section, SIGHUP, the metrics and the commands.
+`Serving`, for load, tells when it took mail.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
@@ -35,6 +36,7 @@ class Service:
 
     def __init__(self, directory: Path, **sections: Mapping[str, Any]) -> None:
         directory.mkdir(parents=True, exist_ok=True)
+        self.directory = directory
         self.config_file = directory / "mailkeep.toml"
         self.log_file = directory / "serve.log"
         self.sections: Sections = {
@@ -43,6 +45,8 @@ class Service:
         }
         if "lmtp" in sections:
             self.sections["lmtp"] = {"listen": f"{LOOPBACK}:{free_port()}"}
+        self.extra = ""
+        """what else stands in the configuration, as TOML"""
         self.environment: dict[str, str] = {}
         """of the process, beside ours"""
         self.process: subprocess.Popen[bytes] | None = None
@@ -71,7 +75,7 @@ class Service:
         for name, keys in self.sections.items():
             # A JSON string or number is a TOML one.
             lines += [f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in keys.items())]
-        self.config_file.write_text("\n".join(lines) + "\n")
+        self.config_file.write_text("\n".join(lines) + "\n" + self.extra)
 
     @property
     def address(self) -> str:
@@ -97,9 +101,10 @@ class Service:
         assert self.process
         return self.process.pid
 
-    def start(self) -> None:
-        """Returns when it is ready."""
+    def start(self) -> float:
+        """Returns when it is ready; how long that took, in seconds."""
         assert not self.running
+        began = time.monotonic()
         with self.log_file.open("ab") as log:
             self.process = subprocess.Popen(
                 [*COMMAND, "serve", "--config", str(self.config_file)], stdout=log, stderr=log,
@@ -108,6 +113,7 @@ class Service:
         settled = wait_until(lambda: not self.running or self.answers(), timeout_s=START_TIMEOUT_S)
         assert settled, self.tail()
         assert self.running, self.tail()
+        return time.monotonic() - began
 
     def stop(self) -> int:
         """SIGTERM; the exit code."""
@@ -167,8 +173,12 @@ class Service:
         return status == 200 or "starting" not in text
 
     def metrics(self) -> dict[str, float]:
-        """Every sample that Prometheus would take, by its name and labels as in the text."""
-        samples = [line.rpartition(" ") for line in self.page("/metrics")[1].splitlines() if line[:1] != "#"]
+        """Every sample that Prometheus would take, by its name and labels as in the text. Raises OSError
+        while it gets none."""
+        status, text = self.page("/metrics")
+        if status != 200:
+            raise OSError(f"/metrics: {status} {text}")
+        samples = [line.rpartition(" ") for line in text.splitlines() if line[:1] != "#"]
         return {name.removeprefix("mailkeep_"): float(value) for name, _, value in samples}
 
     # -- commands

@@ -1,6 +1,6 @@
 """Mail through `serve` that ships it to a bucket, and the proof that the bucket alone has all of it.
 
-What is asked of every S3 service alike is here: `full_bucket` and `skewed_clock`.
+What is asked of every S3 service alike is here: `kept_objects`, `full_bucket` and `skewed_clock`.
 """
 
 from __future__ import annotations
@@ -15,11 +15,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
 from sidecar.demo.ports import wait_until
 from store.check import check
 from store.deliveries import Query
 from store.findings import Checked
+from store.replicas.errors import DiffersError
 from store.replicas.fetch import Fetching
+from store.replicas.probe import probe
 from store.replicas.reader import Replica
 from store.replicas.remote import Remote
 from store.store import Store
@@ -94,6 +98,26 @@ def restored(remote: Remote, where: Path) -> list[bytes]:
         found = [b"".join(store.read(one.delivery.content)) for one in store.deliveries(Query())]
     # A line that says how it came to us stands before each message.
     return [b"Subject: " + mail.partition(b"Subject: ")[2] for mail in found]
+
+
+def kept_objects(remote: Remote) -> None:
+    """It passes the probe, and keeps what it is given."""
+    probe(remote, "host")
+    probe(remote, "host")
+    big = os.urandom(16 << 20)
+    assert remote.create("packs/a", big)
+    assert not remote.create("packs/a", big), "the very same is there"
+    with pytest.raises(DiffersError, match="packs/a is there with other bytes"):
+        remote.create("packs/a", big[:-1])
+    assert remote.get("packs/a") == big
+    assert remote.get_range("packs/a", 1 << 20, 100) == big[1 << 20 :][:100]
+    assert remote.create("packs=2a/x", b"")
+    assert list(remote.list("packs/")) == [("packs/a", 16 << 20)]
+    assert remote.size("packs/b") is None
+    remote.delete(["packs/a", "packs/never"])
+    assert remote.size("packs/a") is None
+    assert remote.counted.sent_bytes > 16 << 20
+    assert remote.locked_until("packs=2a/x") is None
 
 
 def full_bucket(

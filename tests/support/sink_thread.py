@@ -6,7 +6,7 @@ import asyncio
 import threading
 from collections.abc import Coroutine
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 from sidecar.units import Address
 
@@ -21,30 +21,33 @@ class Sink(Protocol):
     async def stop(self) -> None: ...
 
 
-class SinkThread:
+S = TypeVar("S", bound=Sink)
+
+
+class SinkThread(Generic[S]):
     """A context manager around a sink; its scripts may be set before it is entered, its gates at any time."""
 
-    def __init__(self, sink: Sink) -> None:
-        self._sink = sink
+    def __init__(self, sink: S) -> None:
+        self.sink = sink
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)
 
     def __enter__(self) -> Self:
         self._thread.start()
-        self._run(self._sink.start())
+        self._run(self.sink.start())
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._run(self._sink.stop())
+        self._run(self.sink.stop())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
 
     @property
     def address(self) -> str:
-        return str(self._sink.address)
+        return str(self.sink.address)
 
     def open(self, gate: asyncio.Event) -> None:
         """Let through whoever waits at the gate, and all who come."""

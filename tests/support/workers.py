@@ -6,7 +6,6 @@ import os
 import re
 import signal
 import time
-import urllib.request
 from pathlib import Path
 
 from tests.support.serving import Serving
@@ -20,7 +19,7 @@ class Workers(Serving):
     def __init__(self, directory: Path, downstream: str, count: int = 2, extra: str = "") -> None:
         super().__init__(directory, downstream, extra)
         self.count = count
-        self.config.write_text(self.config.read_text().replace("[lmtp]\n", f"[lmtp]\nworkers = {count}\n"))
+        self.configure(lmtp={"workers": count})
 
     def start(self) -> float:
         """Returns the seconds until all were ready."""
@@ -31,11 +30,10 @@ class Workers(Serving):
 
     def pids(self) -> list[int]:
         """The workers' processes, the oldest first."""
-        assert self.process
-        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
+        children = Path(f"/proc/{self.pid}/task/{self.pid}/children")
         return sorted(int(pid) for pid in children.read_text().split())
 
-    def pid(self, stream: str) -> int:
+    def writer(self, stream: str) -> int:
         """Of the worker that writes a stream."""
         lock = (self.store / "streams" / stream / "lock").stat().st_ino
         end = time.monotonic() + READY_TIMEOUT_S
@@ -49,25 +47,21 @@ class Workers(Serving):
 
     def kill_worker(self, stream: str) -> int:
         """SIGKILL to one worker, which the supervisor has noticed at return; which process it was."""
-        pid = self.pid(stream)
+        pid = self.writer(stream)
         known = self._killed()
         os.kill(pid, signal.SIGKILL)
         end = time.monotonic() + READY_TIMEOUT_S
         while self._killed() == known:
-            assert time.monotonic() < end, "the supervisor does not notice: " + self.log.read_text()[-3000:]
+            assert time.monotonic() < end, "the supervisor does not notice: " + self.tail()
             time.sleep(0.005)
         return pid
 
     def _killed(self) -> int:
-        return self.log.read_text().count("has ended by signal 9")
+        return self.log_text().count("has ended by signal 9")
 
     def metric(self, name: str) -> float:
         """One sample. Raises OSError while nobody answers."""
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics_port}/metrics", timeout=10) as answer:
-            text = answer.read().decode()
-        found = re.search(rf"^{re.escape(name)} (\S+)$", text, re.MULTILINE)
-        assert found, name
-        return float(found[1])
+        return self.metrics()[name.removeprefix("mailkeep_")]
 
     def wait_ready(self) -> None:
         """Until all workers are there."""
@@ -79,4 +73,4 @@ class Workers(Serving):
             except OSError:
                 pass
             time.sleep(0.01)
-        raise AssertionError("not all workers are ready: " + self.log.read_text()[-3000:])
+        raise AssertionError("not all workers are ready: " + self.tail())
