@@ -70,7 +70,7 @@ def export(
     """
     exported = Exported()
     with _opened(format_, output, crlf=crlf) as put:
-        for stored in deliveries:
+        for stored in store.coming(deliveries, lambda stored: stored.delivery.content):
             delivery = stored.delivery
             try:
                 put(delivery, store.read(delivery.content))

@@ -103,7 +103,7 @@ TABLE = (
         "Time of the last drill that proved that restoring works; 0 before the first.",
     ),
     Spec("counter", "drill_failures_total", "Drills that did not prove it, since the store was made."),
-    Spec("gauge", "replica_lag_bytes", "Bytes of packs that the replica has not got.", ("replica",)),
+    Spec("gauge", "replica_lag_bytes", "Bytes of packs that the replica is not known to have.", ("replica",)),
     Spec(
         "gauge",
         "replica_lag_seconds",

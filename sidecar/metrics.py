@@ -14,7 +14,7 @@ import math
 import threading
 import time
 from array import array
-from collections.abc import Callable, Iterable, Iterator, MutableSequence
+from collections.abc import Callable, Collection, Iterable, Iterator, MutableSequence
 
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -24,6 +24,7 @@ from sidecar.board import Board
 from sidecar.metric_table import (
     CLASS_OF,
     JOBS,
+    LABEL_VALUES,
     LEGS,
     PLACES,
     PREFIX,
@@ -47,10 +48,14 @@ _BOUNDS = {spec.name: spec.bounds for spec in TABLE if spec.kind == "histogram"}
 class Metrics(Collector):
     """The service's numbers. One for the process; every method may be called from any thread."""
 
-    def __init__(self, version: str, board: Board | None = None, row: int = 0) -> None:
-        """Of several workers each has its `row` of the board; a process alone needs none."""
+    def __init__(
+        self, version: str, board: Board | None = None, row: int = 0, *, replicas: Collection[str] = ()
+    ) -> None:
+        """Of several workers each has its `row` of the board; a process alone needs none. `replicas`: the
+        places in the configuration where there is one; of others nothing is told."""
         self._lock = threading.Lock()
         self._version = version
+        self._labels = LABEL_VALUES | {"replica": tuple(replicas)}
         self._board = board
         self._numbers: MutableSequence[float] = board.numbers(row) if board else array("d", bytes(8 * SIZE))
         self._readings: dict[Series, Callable[[], float]] = {}
@@ -195,9 +200,8 @@ class Metrics(Collector):
             family_class = CounterMetricFamily if spec.kind == "counter" else GaugeMetricFamily
             family = family_class(name, spec.help, labels=spec.labels)
             combine = max if spec.over == "max" else sum
-            for (metric, *labels), at in PLACES.items():
-                if metric == spec.name:
-                    family.add_metric(labels, combine(columns[at]))
+            for labels in itertools.product(*(self._labels[label] for label in spec.labels)):
+                family.add_metric(labels, combine(columns[PLACES[spec.name, *labels]]))
             if spec.name == "build_info":
                 family.add_metric([self._version], 1)
             yield family

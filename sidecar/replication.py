@@ -6,6 +6,7 @@ it never holds up mail, and readiness does not ask for it. At the end there is o
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import random
@@ -42,7 +43,8 @@ def open_remote(
     from store.replicas.remote import Remote, RemoteOptions
 
     endpoint = endpoint or os.environ.get("AWS_ENDPOINT_URL", "")
-    return Remote.open(url, RemoteOptions(endpoint=endpoint, credentials=credentials, region=region or ""))
+    options = RemoteOptions(endpoint=endpoint, credentials=credentials, region=region or "")
+    return Remote.open(url, options, make=False)
 
 
 def open_named(
@@ -56,8 +58,8 @@ def open_named(
     return open_remote(url, endpoint=endpoint, credentials=credentials)
 
 
-def open_configured(replica: ReplicaConfig) -> Remote:
-    """A replica as the configuration names it. Raises `ReplicaError`."""
+def open_configured(replica: ReplicaConfig, *, make: bool = False) -> Remote:
+    """A replica as the configuration names it; `make` as in `Remote.open`. Raises `ReplicaError`."""
     from store.replicas.remote import Remote, RemoteOptions
 
     return Remote.open(
@@ -67,6 +69,7 @@ def open_configured(replica: ReplicaConfig) -> Remote:
             path_style=replica.path_style, bandwidth_bytes=replica.bandwidth_bytes,
             checksums=replica.lock_days > 0,
         ),
+        make=make,
     )  # fmt: skip
 
 
@@ -121,6 +124,8 @@ class Replication:
         self._waiting_s = 0.0
         self._pruning: threading.Thread | None = None
         self._began = time.monotonic()
+        self._behind_bytes = 0
+        """while nobody could be asked: what is here and not known to be there"""
         self.failures = 0
         self.last_success = 0.0
         # A daemon: what a dead network holds up must not hold up the end of the process.
@@ -158,8 +163,8 @@ class Replication:
 
     @property
     def lag_bytes(self) -> int:
-        """Bytes that were not there after the last try."""
-        return self._shipper.lag_bytes if self._shipper else 0
+        """Bytes that were not there after the last try, or are not known to be."""
+        return self._shipper.lag_bytes if self._shipper else self._behind_bytes
 
     def lag_s(self) -> float:
         """At most so old is what was captured and is not there."""
@@ -231,7 +236,7 @@ class Replication:
 
             replica = self._replica
             if self._remote is None:
-                self._remote = open_configured(replica)
+                self._remote = open_configured(replica, make=True)
             probe(self._remote, self._host, lock_days=replica.lock_days)
             sign: Callable[[str], str] = sign_key(self._key_file).sign if self._key_file else str
             options = ShipOptions(
@@ -258,7 +263,8 @@ class Replication:
         return self._until is not None and time.monotonic() >= self._until - LAST_ROUND_S / 2
 
     def _failed(self, exc: Exception, *, begin_anew: bool = False) -> None:
-        from store.replicas.chain import RivalError
+        from store.replicas.behind import behind_bytes
+        from store.replicas.chain import Memory, RivalError
         from store.replicas.mend import BeginAnewError
 
         self.failures += 1
@@ -268,6 +274,10 @@ class Replication:
             self._shipper = None  # all is asked anew, should an operator have mended it
         if begin_anew or isinstance(exc, RivalError):
             self._waiting_s = most
+        if self._shipper is None:
+            with contextlib.suppress(OSError):  # the store's own fault, which is told elsewhere
+                lag = Memory(self._path, self._replica.url, self._host).lag()
+                self._behind_bytes = behind_bytes(self._path, *lag)
         # The same of another object is no news: a piece of what waits has another name when more waits.
         what = (type(exc), str(exc).rpartition(": ")[2])
         now = time.monotonic()

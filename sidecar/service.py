@@ -66,10 +66,11 @@ class Service:
         self._loaded = config
         self._load = load
         self._worker = worker
-        self._metrics = (
-            Metrics(version("mailkeep"), worker.board, worker.number)
-            if worker
-            else Metrics(version("mailkeep"))
+        self._metrics = Metrics(
+            version("mailkeep"),
+            worker.board if worker else None,
+            worker.number if worker else 0,
+            replicas=[str(number) for number, replica in enumerate(config.replica, 1) if replica.url],
         )
         self._latency = LatencyMeter()
         self._scheduler: Scheduler | None = None

@@ -319,9 +319,9 @@ class Checker:
     def _expected(self, task: Task, pack: int) -> dict[Table, set[bytes]]:
         expected: dict[Table, set[bytes]] = {}
 
-        def add(where: int, table: Table, row: bytes) -> None:
+        def add(where: int, table: Table, some: list[bytes]) -> None:
             if where == pack:
-                expected.setdefault(table, set()).add(row)
+                expected.setdefault(table, set()).update(some)
 
         PartCheck(self._store, task, self._step_index).expected(add)
         return expected

@@ -10,6 +10,7 @@ import contextlib
 import os
 import time
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
@@ -23,6 +24,8 @@ _FRESH_S = 7 * 86_400
 class _Saved(msgspec.Struct):
     sample: Sample | None
     parts: dict[str, PartResult]
+    sums: Literal["squares"]
+    """how a `Sum` is made: what was saved by a version that made it otherwise does not count"""
 
 
 class Bookmark:
@@ -50,7 +53,7 @@ class Bookmark:
             if not self._path.parent.exists():
                 self._path.parent.mkdir(mode=0o700)
                 adopt(self._path.parent)
-            fresh.write_bytes(msgspec.json.encode(_Saved(sample, parts)))
+            fresh.write_bytes(msgspec.json.encode(_Saved(sample, parts, "squares")))
             adopt(fresh)
             fresh.rename(self._path)
 

@@ -32,8 +32,8 @@ from store.view import terms
 _SEEN = 200_000
 _STEP_ENTRIES = 500
 
-RowSink = Callable[[int, Table, bytes], None]
-"""told of each row that the index must have: pack, table, and the row without its pack's number"""
+RowSink = Callable[[int, Table, list[bytes]], None]
+"""told of the rows that the index must have: pack, table, and the rows without their pack's number"""
 
 
 class PartResult(msgspec.Struct, kw_only=True):
@@ -234,12 +234,15 @@ class PartCheck:
         result.commits += 1
         result.sealed += group.sealed
 
-        def add(pack: int, table: Table, row: bytes) -> None:
-            result.sums.setdefault(pack, {}).setdefault(int(table), Sum()).add(row)
+        def add(pack: int, table: Table, some: list[bytes]) -> None:
+            result.sums.setdefault(pack, {}).setdefault(int(table), Sum()).add(some)
 
         _tell_rows(group, add)
         self._chunks.update(chunk for chunk, _ in group.chunks)
         self._contents.update(entry.id for entry, _ in group.entries if isinstance(entry, Content))
+        deliveries = [entry for entry, _ in group.entries if isinstance(entry, Delivery)]
+        result.ids.add([delivery.id for delivery in deliveries])
+        result.terms.add(row for delivery in deliveries for row in term_rows(delivery))
         if self._reading:
             self._reading.note(group)
         for number, (entry, where) in enumerate(group.entries):
@@ -258,9 +261,6 @@ class PartCheck:
             case Delivery():
                 result.deliveries += 1
                 self._deliveries.add(entry.id)
-                for row in term_rows(entry):
-                    result.terms.add(row)
-                result.ids.add(entry.id)
                 if not self._knows(entry.content, self._contents, self._has_content):
                     with self._store.index.read() as snapshot:
                         removed = snapshot.is_removed(entry.id)
@@ -340,38 +340,39 @@ class PartCheck:
 
 
 def _tell_rows(group: Group, sink: RowSink) -> None:
-    last: tuple[Location, ChunkId] | None = None
-    for chunk, where in group.chunks:
-        if last != (where, chunk):  # an empty chunk twice in a row would be one row
-            sink(
-                where.pack,
-                Table.CHUNK,
-                chunk[:NAME_BYTES] + _place(where) + where.size.to_bytes(3, "big"),
-            )
-        last = (where, chunk)
+    pack = group.state.pack
+    chunks = [
+        chunk[:NAME_BYTES] + _place(where) + where.size.to_bytes(3, "big") for chunk, where in group.chunks
+    ]
+    contents: list[bytes] = []
+    deliveries: list[bytes] = []
     for entry, where in group.entries:
-        for table, name in _names(entry):
-            sink(where.pack, table, name + _place(where))
-    for number, where in block_begins(group):
-        sink(where.pack, Table.BLOCK, rows.block_row(where.stream, number, _place(where)))
-
-
-def _names(entry: records.Entry) -> Iterator[tuple[Table, bytes]]:
-    """The rows with a place that the index has of an entry, up to the place."""
-    match entry:
-        case Content():
-            yield Table.CONTENT, entry.id[:NAME_BYTES]
-        case Delivery():
-            yield Table.DELIVERY, rows.delivery_row(entry.id, EntryType.DELIVERY, b"")
-        case Outcomes() | Replay() | Erasure():
-            yield Table.DELIVERY, rows.delivery_row(entry.delivery, records.type_of(entry), b"")
-        case Expiry():
-            for delivery in dict.fromkeys(entry.deliveries):
-                yield Table.DELIVERY, rows.delivery_row(delivery, EntryType.EXPIRY, b"")
+        match entry:
+            case Content():
+                contents.append(entry.id[:NAME_BYTES] + _place(where))
+            case Delivery():
+                deliveries.append(rows.delivery_row(entry.id, EntryType.DELIVERY, _place(where)))
+            case Outcomes() | Replay() | Erasure():
+                deliveries.append(rows.delivery_row(entry.delivery, records.type_of(entry), _place(where)))
+            case Expiry():
+                deliveries += [
+                    rows.delivery_row(delivery, EntryType.EXPIRY, _place(where))
+                    for delivery in dict.fromkeys(entry.deliveries)
+                ]
+    blocks = [rows.block_row(where.stream, number, _place(where)) for number, where in block_begins(group)]
+    for table, some in (
+        (Table.CHUNK, [*dict.fromkeys(chunks)]),  # an empty chunk twice in a row is one row
+        (Table.CONTENT, contents),
+        (Table.DELIVERY, deliveries),
+        (Table.BLOCK, blocks),
+    ):
+        if some:
+            sink(pack, table, some)
 
 
 def _place(where: Location) -> bytes:
-    return where.offset.to_bytes(4, "big") + where.inner.to_bytes(3, "big")
+    """A place without the pack's number."""
+    return (where.offset << 24 | where.inner).to_bytes(7, "big")
 
 
 def term_rows(delivery: Delivery) -> set[bytes]:

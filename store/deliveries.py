@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -147,13 +147,13 @@ def candidates(snapshot: Look, query: Query) -> Iterator[DeliveryId]:
 
 
 def listed(
-    snapshot: Look, query: Query, load: Callable[[DeliveryId], StoredDelivery], *, may_read: bool
+    found: Iterable[tuple[DeliveryId, Callable[[], StoredDelivery]]], query: Query, *, may_read: bool
 ) -> Iterator[StoredDelivery]:
-    """A query's deliveries, in order of time. What is damaged is logged and passed over, and so is what is
-    sealed for others; it is raised where nothing `may_read` anything."""
-    for delivery in candidates(snapshot, query):
+    """A query's deliveries among `candidates`, which come with what loads them. What is damaged is logged and
+    passed over, and so is what is sealed for others; it is raised where nothing `may_read` anything."""
+    for delivery, load in found:
         try:
-            found = load(delivery)
+            stored = load()
         except NotFoundError:
             continue  # removed, or not yet captured then
         except (DamagedError, SealedError) as exc:
@@ -161,8 +161,8 @@ def listed(
                 raise
             log.error("delivery %s: %s", delivery.hex(), exc)
             continue
-        if has_terms(found, query.terms):
-            yield found
+        if has_terms(stored, query.terms):
+            yield stored
 
 
 def has_terms(found: StoredDelivery, wanted: tuple[tuple[Term, bytes], ...]) -> bool:

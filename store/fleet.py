@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import contextlib
 import heapq
+import itertools
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Self, TypeAlias, TypeVar
 
-from store.deliveries import Query, StoredDelivery, Told, assemble, listed
+from store.ahead import Ahead
+from store.deliveries import Query, StoredDelivery, Told, assemble, candidates, listed
 from store.errors import (
     AmbiguousIdError,
     DamagedError,
@@ -52,16 +54,19 @@ class Fleet:
         name: str,
         refresh: Callable[[], None] = lambda: None,
         close: Callable[[], None] = lambda: None,
+        faults: Sequence[str] = (),
     ) -> None:
         """`name` is what an operator knows it by. `refresh` has in the stores what came since; `close` is
-        called when they are closed."""
+        called when they are closed. `faults`, in words: what of the hosts could not be looked at."""
         self.members = tuple(stores)
         self.name = name
+        self.faults = faults
         self._record = record
         self._refresh = refresh
         self._close = close
         self._all = (*self.members, record)
-        self.index = FleetIndex(self._all)
+        self._ahead = Ahead()
+        self.index = FleetIndex(self._all, self._ahead)
 
     # -- what it is
 
@@ -85,6 +90,11 @@ class Fleet:
         """The streams that are sealed for others in part."""
         return [stream for store in self.members for stream in store.hidden]
 
+    @property
+    def lacks(self) -> list[str]:
+        """The streams of which some facts are damaged or missing."""
+        return [stream for store in self._all for stream in store.lacks]
+
     def require_identity(self) -> None:
         """See `Store.require_identity`."""
         for store in self.members:
@@ -97,9 +107,10 @@ class Fleet:
         self.require_identity()
         with self.index.read() as snapshot:
             yield from listed(
-                snapshot,
+                self._ahead.each(
+                    candidates(snapshot, query), lambda delivery: self.delivery(delivery, query.as_of_us)
+                ),
                 query,
-                lambda delivery: self.delivery(delivery, query.as_of_us),
                 may_read=self.has_identities,
             )
 
@@ -157,6 +168,17 @@ class Fleet:
         """See `Store.read_small`."""
         return self._first(lambda store: store.read_small(content_id))
 
+    def coming(self, found: Iterable[T], content: Callable[[T], ContentId | None]) -> Iterator[T]:
+        """What was found, in its order, while the messages that are wanted of it are fetched ahead."""
+        for one, have in self._ahead.each(found, lambda one: self._have(content(one))):
+            with contextlib.suppress(StoreError):  # whoever reads it is told
+                have()
+            yield one
+
+    def _have(self, content_id: ContentId | None) -> None:
+        if content_id is not None:
+            self._first(lambda store: store.have(content_id))
+
     def _holder(self, content_id: ContentId) -> Store:
         def holder(store: Store) -> Store:
             store.recipe(content_id)
@@ -205,6 +227,7 @@ class Fleet:
 
     def close(self) -> None:
         """Let go of all of them."""
+        self._ahead.close()
         for store in self._all:
             store.close()
         self._close()
@@ -219,21 +242,24 @@ class Fleet:
 class FleetIndex:
     """The indexes of some stores as one, for reading."""
 
-    def __init__(self, stores: Sequence[Store]) -> None:
+    def __init__(self, stores: Sequence[Store], ahead: Ahead) -> None:
         self._stores = stores
+        self._ahead = ahead
 
     @contextlib.contextmanager
     def read(self) -> Iterator[FleetSnapshot]:
         """A snapshot of each for the length of the block."""
         with contextlib.ExitStack() as stack:
-            yield FleetSnapshot([stack.enter_context(store.index.read()) for store in self._stores])
+            found = [stack.enter_context(store.index.read()) for store in self._stores]
+            yield FleetSnapshot(found, self._ahead)
 
 
 class FleetSnapshot:
     """Consistent looks at some indexes, one for each. Methods are those of `Snapshot`."""
 
-    def __init__(self, snapshots: Sequence[Snapshot]) -> None:
+    def __init__(self, snapshots: Sequence[Snapshot], ahead: Ahead) -> None:
         self._snapshots = snapshots
+        self._ahead = ahead
 
     def by_time(
         self, since_us: int, until_us: int, *, newest_first: bool, removed: bool = False
@@ -243,7 +269,7 @@ class FleetSnapshot:
             snapshot.by_time(since_us, until_us, newest_first=newest_first, removed=removed)
             for snapshot in self._snapshots
         )
-        return _merged(list(found), newest_first=newest_first)
+        return self._merged(list(found), newest_first=newest_first)
 
     def by_term(
         self,
@@ -260,7 +286,20 @@ class FleetSnapshot:
             snapshot.by_term(kind, value, since_us, until_us, newest_first=newest_first, removed=removed)
             for snapshot in self._snapshots
         )
-        return _merged(list(found), newest_first=newest_first)
+        return self._merged(list(found), newest_first=newest_first)
+
+    def _merged(self, found: Sequence[Iterator[DeliveryId]], *, newest_first: bool) -> Iterator[DeliveryId]:
+        """Ids of several in one order, each once."""
+        begun = [
+            itertools.chain([first], rest)
+            for first, rest in zip(self._ahead.firsts(found), found, strict=True)
+            if first is not None
+        ]
+        last = None
+        for id_ in heapq.merge(*begun, key=order, reverse=newest_first):
+            if id_ != last:
+                yield id_
+            last = id_
 
     def has_term(self, kind: Term, value: bytes, delivery: DeliveryId) -> bool:
         """See `Snapshot.has_term`."""
@@ -289,15 +328,6 @@ def gather(count: int, do: Callable[[int], T]) -> list[T]:
         return [do(0)]
     with ThreadPoolExecutor(min(_AT_ONCE, max(1, count)), thread_name_prefix="host") as pool:
         return list(pool.map(do, range(count)))
-
-
-def _merged(found: Sequence[Iterator[DeliveryId]], *, newest_first: bool) -> Iterator[DeliveryId]:
-    """Ids of several in one order, each once."""
-    last = None
-    for id_ in heapq.merge(*found, key=order, reverse=newest_first):
-        if id_ != last:
-            yield id_
-        last = id_
 
 
 def _together(told: Iterable[list[Told]], unless: type[DamagedError] | tuple[()]) -> list[Told]:

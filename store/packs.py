@@ -60,6 +60,11 @@ class PackReader:
         except ValueError as exc:
             raise DamagedError(f"{self._path(where)} at byte {where.offset}: {exc}") from exc
 
+    def have(self, where: Location) -> None:
+        """See to it that what lies there can be read without a fetch. Raises `StoreError`, `OSError`."""
+        if self._fill is not all_here and where.record not in self._blocks:
+            self._have(where)
+
     def encoded(self, where: Location) -> bytes:
         """The same as it stands in the log."""
         return layout.entry_at(self._block(where, layout.ENTRY_RECORDS), where.inner)
@@ -87,8 +92,7 @@ class PackReader:
         """A record's raw block; of a large one that is asked for the first time, only its first `upto` bytes
         may be unpacked: on average half of what a single message costs."""
         name = (where.stream, where.pack, where.offset)
-        if self._fill is not all_here and name not in self._blocks:
-            self._have(where)
+        self.have(where)
         with self._lock:
             cached = self._blocks.get(name)
             if cached is not None and upto is not None and len(cached) < upto:

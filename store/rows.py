@@ -32,6 +32,9 @@ MAX_INNER = (1 << 24) - 1
 MAX_OFFSET = (1 << 32) - 1
 
 
+_KIND = [bytes([kind]) for kind in range(256)]
+
+
 class Table(enum.IntEnum):
     """The tables; each has rows of one width."""
 
@@ -99,12 +102,12 @@ def content_row(content: ContentId, where: bytes) -> bytes:
 
 def delivery_row(delivery: DeliveryId, kind: EntryType, where: bytes) -> bytes:
     """A DELIVERY row."""
-    return delivery[8:] + delivery[:8] + bytes([kind]) + where
+    return delivery[8:] + delivery[:8] + _KIND[kind] + where
 
 
 def term_prefix(kind: Term, value: bytes) -> bytes:
     """The first 8 bytes of the TERM rows for a value."""
-    return bytes([kind]) + blake3(value).digest(7)
+    return _KIND[kind] + blake3(value).digest(7)
 
 
 def term_row(kind: Term, value: bytes, delivery: DeliveryId) -> bytes:

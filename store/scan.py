@@ -378,33 +378,36 @@ class _Gathering:
     def take(self, record: _Record) -> None:
         """A CHUNKS or ENTRIES record. Raises `ValueError`, `struct.error`."""
         self.headers.append(record.header)
-        where = Location(self._number, self._pack, record.offset, 0, 0)
         if record.type in layout.CHUNK_RECORDS:
+            stream, pack, offset = self._number, self._pack, record.offset
             for chunk, inner, size, kind in layout.chunk_table(record.type, record.payload):
-                self.group.chunks.append((chunk, where._replace(inner=inner, size=size)))
+                self.group.chunks.append((chunk, Location(stream, pack, offset, inner, size)))
                 self.group.kinds.append(kind)
         elif record.type == RecordType.ENTRIES:
-            self._take_entries(layout.block_bytes(RecordType.ENTRIES, record.payload), where)
+            self._take_entries(layout.block_bytes(RecordType.ENTRIES, record.payload), record.offset)
         elif record.type == RecordType.SEALED_ENTRIES:
             leaves = layout.sealed_leaves(record.payload)
             seal = pack_seal(self._path, self._key, self._keyring)
             if seal is None:
                 self.group.sealed = True
+                where = Location(self._number, self._pack, record.offset, 0, 0)
                 self.group.leaves += [(leaf, where) for leaf in leaves]
                 return
             raw = layout.block_bytes(record.type, record.payload, seal=seal, number=record.number)
-            self._take_entries(raw, where)
+            self._take_entries(raw, record.offset)
             known = self.group.leaves
             if leaves != [leaf for leaf, _ in known[len(known) - len(leaves) :]]:
                 raise ValueError("the leaves beside sealed facts are not theirs")
 
-    def _take_entries(self, raw: bytes, where: Location) -> None:
+    def _take_entries(self, raw: bytes, offset: int) -> None:
+        group, stream, pack = self.group, self._number, self._pack
+        record = Location(stream, pack, offset, 0, 0)
         for inner, data in layout.entries_in(raw):
-            self.group.encoded.append(data)
+            group.encoded.append(data)
             if records.is_known(data):
-                self.group.entries.append((records.decode(data), where._replace(inner=inner)))
+                group.entries.append((records.decode(data), Location(stream, pack, offset, inner, 0)))
             if records.is_fact(data):
-                self.group.leaves.append((records.leaf(data), where))
+                group.leaves.append((records.leaf(data), record))
 
     def cut(self, offset: int, leaves: int) -> tuple[Group, list[Damage]]:
         """What came before `offset`, with what is wrong there; the last `leaves` facts came after it."""

@@ -15,7 +15,7 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,7 @@ from typing import Self, TypeVar
 
 from store import content, records
 from store.about import About
-from store.deliveries import Query, StoredDelivery, Told, assemble, listed
+from store.deliveries import Query, StoredDelivery, Told, assemble, candidates, listed
 from store.errors import (
     AmbiguousIdError,
     DamagedError,
@@ -163,6 +163,8 @@ class Store:
 
     is_remote = False
     """whether it is a replica, read where it is"""
+    faults: Sequence[str] = ()
+    """what kept parts of it from being looked at when it was opened: see `store.fleet`"""
 
     @property
     def members(self) -> tuple[Store, ...]:
@@ -174,6 +176,13 @@ class Store:
         """The streams of which some facts are sealed for others and not in the index."""
         with self.index.read() as snapshot:
             return [name for name in self.view.names() if snapshot.unread(name)]
+
+    @property
+    def lacks(self) -> list[str]:
+        """The streams of which some facts are damaged or missing, and not in the index."""
+        with self.index.read() as snapshot:
+            names = [name for name in self.view.names() if not snapshot.unread(name)]
+            return [name for name in names if not snapshot.tree(name).whole]
 
     def require_whole(self) -> None:
         """Raises `SealedError` unless all facts are in the index: whoever decides what may go must know every
@@ -349,12 +358,11 @@ class Store:
         sealed for others. Raises `SealedError` where nothing can be read."""
         self.require_identity()
         with self.index.read() as snapshot:
-            yield from listed(
-                snapshot,
-                query,
-                lambda delivery: self._load_as_it_is(snapshot, delivery, query.as_of_us),
-                may_read=self.has_identities,
+            found = (
+                (delivery, partial(self._load_as_it_is, snapshot, delivery, query.as_of_us))
+                for delivery in candidates(snapshot, query)
             )
+            yield from listed(found, query, may_read=self.has_identities)
 
     def _load_as_it_is(self, snapshot: Snapshot, delivery: DeliveryId, as_of_us: int) -> StoredDelivery:
         """A delivery; looked up anew where compaction has replaced its pack since `snapshot`."""
@@ -460,6 +468,20 @@ class Store:
         except PackGoneError:  # compaction replaced it meanwhile
             return b"".join(self.read(content_id))
 
+    def have(self, content_id: ContentId) -> None:
+        """See to it that a message can be read without being fetched, where it is elsewhere. Raises
+        `NotFoundError`, `DamagedError`, `StoreError`."""
+        recipe = self.recipe(content_id)
+        with self.index.read() as snapshot:
+            bad = snapshot.bad()
+            places = [snapshot.chunk(chunk, bad) for run in recipe.runs for chunk in run.chunks]
+        for where in {place.record: place for place in places if place}.values():
+            self._packs.have(where)
+
+    def coming(self, found: Iterable[T], _content: Callable[[T], ContentId | None]) -> Iterator[T]:
+        """What was found, as it is: all messages are at hand."""
+        return iter(found)
+
     def _fetch(self, chunk: ChunkId) -> bytes:
         def find() -> Location | None:
             where = self._pending.chunks.get(chunk)
@@ -469,7 +491,9 @@ class Store:
             return where
 
         data = self._follow(find, self._packs.chunk)
-        if data is None:  # perhaps another process has made it durable, and is about to index it
+        if data is None and self._fill is all_here:
+            # Perhaps another process has made it durable, and is about to index it. What is here of a replica
+            # is indexed by whoever looks for more of it.
             self.catch_up()
             data = self._follow(find, self._packs.chunk)
         if data is None:

@@ -122,11 +122,16 @@ class View:
         for stream in self.names():
             self.catch_up(stream)
 
+    def has_lost(self, stream: str) -> bool:
+        """Whether there is less of a stream than the index has seen, or compaction has replaced the pack in
+        which it stands: then catching up starts over."""
+        with self.index.read() as snapshot:
+            return _is_behind(snapshot, self._streams / stream, stream)
+
     def _start_over_if_behind(self, stream: str) -> bool:
         directory = self._streams / stream
-        with self.index.read() as snapshot:
-            if not _is_behind(snapshot, directory, stream):
-                return False
+        if not self.has_lost(stream):
+            return False
         with self.index.update() as update:
             if not _is_behind(update, directory, stream):  # somebody else was quicker
                 return False
@@ -592,13 +597,12 @@ def add_entries(update: Update, group: Group) -> None:
                     update.add(Table.DELIVERY, rows.delivery_row(delivery, EntryType.EXPIRY, place(where)))
 
 
-def terms(delivery: Delivery) -> set[tuple[Term, bytes]]:
-    """What a delivery is looked up by; addresses in lower case."""
-    found = {(Term.RECIPIENT, recipient.address.lower()) for recipient in delivery.envelope.recipients}
-    found.add((Term.SENDER, delivery.envelope.sender.lower()))
-    found.add((Term.CONTENT, delivery.content))
+def terms(delivery: Delivery) -> list[tuple[Term, bytes]]:
+    """What a delivery is looked up by; addresses in lower case. One may be there twice."""
+    found = [(Term.RECIPIENT, recipient.address.lower()) for recipient in delivery.envelope.recipients]
+    found += ((Term.SENDER, delivery.envelope.sender.lower()), (Term.CONTENT, delivery.content))
     if delivery.queue_id:
-        found.add((Term.QUEUE_ID, delivery.queue_id))
+        found.append((Term.QUEUE_ID, delivery.queue_id))
     if delivery.message_id:
-        found.add((Term.MESSAGE_ID, delivery.message_id))
+        found.append((Term.MESSAGE_ID, delivery.message_id))
     return found

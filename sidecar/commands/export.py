@@ -10,6 +10,7 @@ import typer
 
 from sidecar.commands import options
 from sidecar.commands.options import LegName
+from sidecar.commands.shortfall import PARTLY, Shortfall
 from sidecar.export import Exported, Format, export
 from sidecar.progress import Progress
 from sidecar.select import Selection, select
@@ -53,7 +54,7 @@ def command(
 
     \b
     Example: mailkeep export --to anna@example.org --since 7d --format maildir --output anna
-    Exit codes: 0 all written; 1 some messages failed, as told; 2 wrong usage or
+    Exit codes: 0 all written; 1 some failed or are missing, as told; 2 wrong usage or
     configuration; 17 no such message, or it was erased or has expired;
     other codes above 10: the store cannot be read, as the message says.
     """
@@ -82,10 +83,12 @@ def command(
         progress.show(f"{exported.messages} messages, {format_size(exported.message_bytes)}")
 
     with options.open_archive(config, store, identity) as opened, Progress() as progress:
+        shortfall = Shortfall(opened, by_id=bool(ids))
         found = select(opened, selection, newest_first=False, damaged=unread)
         exported = export(opened, found, format_, output, crlf=crlf, failed=failed, progress=show)
     failures = exported.failed + unreadable
     told = f"{exported.messages} messages, {format_size(exported.message_bytes)}, written to {output}"
     print(told + (f"; {failures} failed" if failures else ""), file=sys.stderr)
     if failures:
-        raise typer.Exit(1)
+        raise typer.Exit(PARTLY)
+    shortfall.exit()

@@ -13,8 +13,9 @@ import typer
 from typer.core import TyperCommand
 
 from sidecar.commands import options
+from sidecar.commands.shortfall import Shortfall
 from sidecar.present import print_newest
-from sidecar.select import Selection, exact_filter, matching, select
+from sidecar.select import Damaged, Selection, exact_filter, matching, select
 from store.deliveries import StoredDelivery
 from store.filters import Filter
 from store.fleet import Archive
@@ -79,8 +80,9 @@ def command(
 
     \b
     Example: mailkeep find invoice 'müll*' -draft --to anna@example.org --since 90d
-    Exit codes: 0 found, maybe nothing; 1 the search index cannot be used; 2 wrong usage or
-    configuration; 130 interrupted; 10 and above: the store, as the message says.
+    Exit codes: 0 found, maybe nothing; 1 the search index cannot be used, or some mail is
+    damaged or missing, as told; 2 wrong usage or configuration; 130 interrupted; 10 and
+    above: the store, as the message says.
     """
     from sidecar.readable import escaped
     from sidecar.search.query import QueryError, parse, remarks
@@ -99,23 +101,27 @@ def command(
         subject=subject, leg=leg, status=status, as_of=as_of, limit=limit + 1 if limit else 0,
     )  # fmt: skip
     with options.open_archive(config, store, identity) as opened:
+        shortfall = Shortfall(opened)
         if why := _why_no_index(opened, config, build=build):
             if build:
                 from sidecar.search.files import NoSearchError
 
                 raise NoSearchError(f"there is no search index: {why}")
             print(f"mailkeep: {why}: only subjects and addresses are searched", file=sys.stderr)
-            found = _scanned(opened, terms, selection)
+            found = _scanned(opened, terms, selection, shortfall.damaged)
         else:
             reserve_bytes = options.store_settings(config).reserve_bytes
             for member in opened.members:
                 _catch_up(member, reserve_bytes, build=build, quiet=json)
             if not terms:
+                shortfall.exit()
                 return
             asked = exact_filter(opened, selection)
             hits = (_found(member, terms, asked) for member in opened.members)
-            found = matching(opened, selection, _once(heapq.merge(*hits, key=order, reverse=True)))
+            ids = _once(heapq.merge(*hits, key=order, reverse=True))
+            found = matching(opened, selection, ids, damaged=shortfall.damaged)
         print_newest(found, limit, json=json)
+    shortfall.exit()
 
 
 def _why_no_index(opened: Archive, config: Path | None, *, build: bool) -> str:
@@ -137,12 +143,14 @@ def _why_no_index(opened: Archive, config: Path | None, *, build: bool) -> str:
     return "" if known is None or known.search.enabled else "[search] enabled is false"
 
 
-def _scanned(store: Archive, terms: tuple[Term, ...], selection: Selection) -> Iterator[StoredDelivery]:
+def _scanned(
+    store: Archive, terms: tuple[Term, ...], selection: Selection, damaged: Damaged
+) -> Iterator[StoredDelivery]:
     from dataclasses import replace
 
     from sidecar.search.scan import matches
 
-    found = select(store, replace(selection, limit=0))
+    found = select(store, replace(selection, limit=0), damaged=damaged)
     hits = (stored for stored in found if matches(terms, stored.delivery))
     return islice(hits, selection.limit or None)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sidecar.commands import options
+from sidecar.commands.shortfall import Shortfall
 from sidecar.present import print_newest
 from sidecar.select import Selection, select
 
@@ -29,13 +30,16 @@ def command(
 
     \b
     Example: mailkeep list --to anna@example.org --since 2h
-    Exit codes: 0 listed, maybe nothing; 2 wrong usage or configuration;
-    10 and above: the store cannot be read, as the message says.
+    Exit codes: 0 listed, maybe nothing; 1 some of it is damaged or missing, as told;
+    2 wrong usage or configuration; 10 and above: the store cannot be read, as the
+    message says.
     """
     selection = Selection(
         to=to, sender=sender, since=since, until=until, queue_id=queue_id, message_id=message_id,
         subject=subject, leg=leg, status=status, as_of=as_of, limit=limit + 1 if limit else 0,
     )  # fmt: skip
     with options.open_archive(config, store, identity) as opened:
-        found = select(opened, selection)
+        shortfall = Shortfall(opened)
+        found = select(opened, selection, damaged=shortfall.damaged)
         print_newest(found, limit, json=json)
+    shortfall.exit()

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sidecar.commands import options, putting_back
-from sidecar.commands.putting_back import NONE, NoServerError, Via
+from sidecar.commands.putting_back import NONE, SOME, NoServerError, Via
+from sidecar.commands.shortfall import Shortfall
 
 if TYPE_CHECKING:
     from sidecar.replay.targets import Item
@@ -91,10 +92,10 @@ def command(
     Example: mailkeep replay 3fa94c0d81
     Example: mailkeep replay --to anna@example.org --since 'yesterday 14:00' --missing-only --dry-run
     Example: mailkeep replay --all --via imap --connections 8 --report restored.jsonl
-    Exit codes: 0 all are back, 3 some are, 4 none is (or nothing was selected), 6 some are in doubt;
-    130 interrupted; 2 wrong usage or configuration; 17 no such message, or it was erased or has expired;
-    40, 41 what is not back is so because mailboxes cannot be reached, or the login is refused;
-    other codes above 10: the store, as the message says.
+    Exit codes: 0 all are back, 3 some are, or some cannot be read, as told, 4 none is (or nothing was
+    selected), 6 some are in doubt; 130 interrupted; 2 wrong usage or configuration; 17 no such message, or
+    it was erased or has expired; 40, 41 what is not back is so because mailboxes cannot be reached, or the
+    login is refused; other codes above 10: the store, as the message says.
     """
     from sidecar.config import ConfigError
     from sidecar.replay.journal import Journal
@@ -139,10 +140,11 @@ def command(
             _print_interval(since, until, as_of)
         if leg is None:
             _print_submitted(opened, selection.ids)
-        found = select(opened, selection, newest_first=False, legs=whereto.legs)
+        shortfall = Shortfall(opened, by_id=bool(ids))
+        found = select(opened, selection, newest_first=False, legs=whereto.legs, damaged=shortfall.damaged)
         todo = targets(found, whereto, unused.discard)
         if how is None:
-            raise typer.Exit(_print_plan(todo, unused, json=json))
+            raise typer.Exit(_print_plan(todo, unused, json=json) or (SOME if shortfall else 0))
         name = run_name(
             selection.digest(), whereto.recipient or b"", repr(whereto.mapping), how.road_name, folder
         )
@@ -152,14 +154,14 @@ def command(
         if missing_only:
             source = performance.presence().sift(source)
         if dry_run:
-            raise typer.Exit(_print_plan(source, unused, json=json))
+            raise typer.Exit(_print_plan(source, unused, json=json) or (SOME if shortfall else 0))
         opened.start_writing_beside("operator")
         code = putting_back.perform(
             performance, journal, iter(source), report, json=json, total=len(ids or ()), what="replay"
         )
         if code != options.INTERRUPTED:
             _print_unused(unused)
-    raise typer.Exit(code)
+    raise typer.Exit(code or (SOME if shortfall else 0))
 
 
 def _mapping(path: Path | None) -> dict[bytes, bytes] | None:

@@ -11,6 +11,7 @@ import typer
 
 from sidecar.commands import options, putting_back
 from sidecar.commands.putting_back import Via
+from sidecar.commands.shortfall import Shortfall
 from store.errors import StoreError
 
 if TYPE_CHECKING:
@@ -54,9 +55,9 @@ def command(
     Example: mailkeep undelete anna@example.org --since monday
     Example: mailkeep undelete anna@example.org --since 'yesterday 14:00' --until 'yesterday 15:00' --yes
     Exit codes: 0 done (or nothing is missing, or it was only shown), 1 not agreed to, 3 some are back,
-    4 none is, or nothing was ever captured for USER, 6 some are in doubt; 130 interrupted; 2 wrong usage or
-    configuration; 40, 41 the mailbox cannot be looked into; other codes above 10: the store, as the message
-    says.
+    or some cannot be read, as told, 4 none is, or nothing was ever captured for USER, 6 some are in doubt;
+    130 interrupted; 2 wrong usage or configuration; 40, 41 the mailbox cannot be looked into; other codes
+    above 10: the store, as the message says.
     """
     from sidecar.live.users import imap_user
     from sidecar.replay.journal import Journal
@@ -86,19 +87,20 @@ def command(
         name = run_name(b"undelete", user.lower(), selection.digest(), how.road_name, how.folder, *asked)
         journal = Journal(opened, name, road=how.road_name, owner=getpass.getuser())
         performance = Performance(opened, how, journal)
-        found = select(opened, selection, newest_first=False, legs=legs)
+        shortfall = Shortfall(opened)
+        found = select(opened, selection, newest_first=False, legs=legs, damaged=shortfall.damaged)
         plan = _Plan(performance.presence(strict=True).sift(resume(opened, journal, targets(found, whereto))))
         if plan.is_empty:
-            raise typer.Exit(_nothing(opened, user, whereto, imap))
+            raise typer.Exit(_nothing(opened, user, whereto, imap) or (putting_back.SOME if shortfall else 0))
         plan.show(opened, json=json)
         if not plan.missing or not _is_agreed(yes=yes, json=json):
-            raise typer.Exit(0 if not plan.failed else putting_back.SOME)
+            raise typer.Exit(putting_back.SOME if plan.failed or shortfall else 0)
         opened.start_writing_beside("operator")
         code = putting_back.perform(
             performance, journal, plan.again(opened, journal), report, json=json, total=len(plan.missing),
             what="undelete",
         )  # fmt: skip
-    raise typer.Exit(code)
+    raise typer.Exit(code or (putting_back.SOME if shortfall else 0))
 
 
 class _Plan:

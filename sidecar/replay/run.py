@@ -20,7 +20,7 @@ from sidecar.replay.targets import Item, Outcome, Result, Target
 from store.deliveries import RemovedError
 from store.errors import StoreError
 from store.fleet import Archive
-from store.ids import FOREVER_US, DeliveryId, now_us
+from store.ids import FOREVER_US, ContentId, DeliveryId, now_us
 from store.records import Replay
 
 _BACK_OFF_S = (0.1, 5.0)
@@ -144,6 +144,10 @@ def resume(store: Archive, journal: Journal, targets: Iterable[Target]) -> Itera
             yield replace(target, begun_us=last.time_us) if last is not None and last.is_intent else target
 
 
+def _to_be_read(item: Item) -> ContentId | None:
+    return item.delivery.content if isinstance(item, Target) and not item.begun_us else None
+
+
 class Run:
     """Sends, over one road. `tell` is told of each target once, in the event loop's thread."""
 
@@ -218,6 +222,7 @@ class Run:
 
     async def _send(self, source: Iterator[Item]) -> None:
         lanes = self._options.lanes
+        source = self._store.coming(source, _to_be_read)
         queue: asyncio.Queue[_Work | None] = asyncio.Queue()  # `_feed` keeps it short
         tasks = [asyncio.create_task(self._work(queue)) for _ in range(lanes)]
         tasks.append(asyncio.create_task(self._feed(source, queue)))

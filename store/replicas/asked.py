@@ -43,7 +43,7 @@ class Wrong:
 
     def has(self, name: str) -> bool:
         """Whether something is wrong with a piece."""
-        return name in self.missing or name in self.damaged
+        return name in self.missing or name in self.damaged or name in self.index
 
 
 @dataclass(slots=True)

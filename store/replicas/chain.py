@@ -10,11 +10,13 @@ import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from blake3 import blake3
 
 from store.errors import StoreError
 from store.layout import FIRST_COMPACTED
+from store.replicas.behind import Mark
 from store.replicas.contents import Contents
 from store.replicas.layout import NO_ROUND, Round, RoundError, decode_round, round_name
 from store.replicas.local import Local, slices
@@ -54,15 +56,43 @@ class Memory:
 
     def last(self) -> tuple[int, str, str] | None:
         """Number, digest and writer of it."""
+        told = self._read()
+        try:
+            return int(told["number"]), str(told["digest"]), str(told["writer"])
+        except (ValueError, KeyError, TypeError):
+            return None
+
+    def lag(self) -> tuple[int, dict[str, Mark]]:
+        """How many bytes were not there after the last round, and how far the streams here were; nothing of
+        the sort where nobody knows."""
+        told = self._read()
+        try:
+            return int(told["lacking"]), {
+                name: (int(a), int(b), int(c)) for name, (a, b, c) in told["here"].items()
+            }
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return 0, {}
+
+    def _read(self) -> dict[str, Any]:
         try:
             told = json.loads(self._path.read_text())
-            return int(told["number"]), str(told["digest"]), str(told["writer"])
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
+        except (OSError, ValueError):
+            return {}
+        return told if isinstance(told, dict) else {}
 
     def keep(self, contents: Contents, writer: str) -> None:
         """Remember where it stands; `writer` is who goes on from there."""
-        told = self._told | {"number": contents.number, "digest": contents.digest.hex(), "writer": writer}
+        self._keep(number=contents.number, digest=contents.digest.hex(), writer=writer)
+
+    def keep_lag(self, lacking: int, here: dict[str, Mark]) -> None:
+        """Remember how many bytes are not there of what is here."""
+        self._keep(lacking=lacking, here={name: list(mark) for name, mark in here.items()})
+
+    def _keep(self, **what: object) -> None:
+        known = self._read()
+        told = known | self._told | what
+        if told == known:
+            return
         fresh = self._path.with_suffix(".new")
         try:
             self._path.parent.mkdir(mode=0o700, exist_ok=True)

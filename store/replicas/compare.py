@@ -130,16 +130,42 @@ def wrong_index(
         return
     sizes = dict(replica.source.list(f"{index_under(host)}/"))
     for name, extent in index.pieces(host).items():
-        what = ""
         if name not in sizes:
-            what = "is missing"
+            yield _wrong_of_index(url, name, "is missing", wrong)
         elif sizes[name] != extent.length:
-            what = f"has {sizes[name]} bytes"
+            yield _wrong_of_index(url, name, f"has {sizes[name]} bytes", wrong)
         elif read_data is not None and read_data.takes(extent.digest):
-            what = "" if blake3(replica.source.get(name)).digest() == extent.digest else "is damaged"
-        if what:
-            wrong.index.append(name)
-            yield Finding("replica", url, f"{name} {what}: single messages cannot be read from there")
+            yield from read_wrong_index(replica, name, extent, wrong)
+
+
+def read_wrong_index(
+    replica: Replica,
+    name: str,
+    extent: Extent,
+    wrong: Wrong,
+    step: Callable[[int], None] = lambda _size: None,
+) -> Iterator[Finding]:
+    """What its bytes show to be wrong with a piece of the index; what is wrong is read twice."""
+    what = ""
+    for last in (False, True):
+        try:
+            data = replica.source.get(name)
+            step(len(data))
+        except MissingObjectError:
+            what = "is missing"
+        except StoreError:
+            if last:
+                raise  # it cannot be told whether it is right
+        else:
+            if blake3(data).digest() == extent.digest:
+                return
+            what = "is damaged"
+    yield _wrong_of_index(replica.source.url, name, what, wrong)
+
+
+def _wrong_of_index(url: str, name: str, what: str, wrong: Wrong) -> Finding:
+    wrong.index.append(name)
+    return Finding("replica", url, f"{name} {what}: single messages cannot be read from there")
 
 
 def listed_wrong(url: str, sizes: Mapping[str, int], place: Place, wrong: Wrong) -> Iterator[Finding]:

@@ -10,7 +10,8 @@ import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from store.errors import SealedError, StoreError
+from store.about import About
+from store.errors import SealedError, StoreError, StoreNotFoundError
 from store.fleet import Fleet, gather
 from store.ids import now_us
 from store.replicas.errors import UnreachableError
@@ -32,7 +33,13 @@ def open_fleet(
     """What is there of every host, kept below `directory`. A host that cannot be read is told, and so is a
     replica that cannot be reached where an earlier look is at hand. Raises `NoReplicaError`, `StoreError`,
     `SealedError`."""
-    hosts = _hosts(replica, directory, tell)
+    told: list[str] = []
+
+    def note(fault: str) -> None:
+        told.append(fault)
+        tell(fault)
+
+    hosts = _hosts(replica, directory, note)
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     mirrors: list[Mirror] = []
     stores: list[Store] = []
@@ -51,19 +58,19 @@ def open_fleet(
         opened = gather(len(hosts), lambda at: _one(replica, hosts[at], directory, identities))
         for host, (mirror, store, faults) in zip(hosts, opened, strict=True):
             for fault in faults:
-                tell(f"{host}: {fault}")
+                note(f"{host}: {fault}")
             mirrors.append(mirror)
             if store is not None:
                 stores.append(store)
         _require_some(replica, hosts, stores)
-        readers = sorted({reader for mirror in mirrors for reader in mirror.recipients})
+        readers = sorted(_readers(mirrors, directory / "record", identities))
         record = Store.open(directory / "record", create=True, recipients=readers, identities=identities)
     except BaseException:
         for store in stores:
             store.close()
         close()
         raise
-    return Fleet(stores, record, replica.source.url, refresh, close)
+    return Fleet(stores, record, replica.source.url, refresh, close, told)
 
 
 def _hosts(replica: Replica, directory: Path, tell: Tell) -> list[str]:
@@ -78,6 +85,19 @@ def _hosts(replica: Replica, directory: Path, tell: Tell) -> list[str]:
     if not hosts:
         raise NoReplicaError(f"{replica.source.url} holds no replica")
     return hosts
+
+
+def _readers(mirrors: Sequence[Mirror], record: Path, identities: Sequence[Identity]) -> set[str]:
+    """For whom what is put on record here is sealed: for those of all hosts. What was sealed once is not
+    opened because a host cannot be looked at, or is there no more."""
+    readers = {reader for mirror in mirrors for reader in mirror.recipients}
+    all_known = all(mirror.contents for mirror in mirrors)
+    try:
+        kept = About.read(record).recipients
+    except StoreNotFoundError:
+        # One of which nothing is known may be sealed, and who reads such a host has an identity.
+        return readers if readers or all_known else {identity.recipient for identity in identities}
+    return readers if readers and all_known else readers.union(kept)
 
 
 def _require_some(replica: Replica, hosts: Sequence[str], stores: Sequence[Store]) -> None:

@@ -183,6 +183,7 @@ class Mirror:
                 and self._index.note_ends(store.index, self._saved, store.id)
             ):
                 store.damage.clear()  # what was missing, mostly
+            self._index.take_if_lost(store.index, self._saved, store.id)
             store.catch_up()
             self._index.drop_packs(store.index, self._saved)
             self._sweep()
@@ -269,6 +270,7 @@ class Mirror:
                 path.unlink()
         for path in self.path.glob("contents.*.new"):  # of one that was killed
             path.unlink()
+        self._index.sweep()
         self._saved.runs = {
             name: extents
             for name, extents in self._saved.runs.items()
@@ -282,6 +284,7 @@ class Mirror:
         try:
             self._index.take(index, self._saved, store_id)
             self._index.note_ends(index, self._saved, store_id)
+            self._index.take_if_lost(index, self._saved, store_id)
         finally:
             index.close()
 

@@ -5,9 +5,10 @@ Runs are hollow files. Of what they are made stands in what the mirror keeps, be
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -17,9 +18,10 @@ from store.index import Index
 from store.layout import FIRST_COMPACTED
 from store.places import stream_number
 from store.replicas.contents import Contents
+from store.replicas.errors import MissingObjectError
 from store.replicas.hollow import Hollow, Part
 from store.replicas.index_fetch import FetchedIndex
-from store.replicas.layout import Extent, index_piece_name
+from store.replicas.layout import Extent, IndexFiles, RoundError, index_piece_name, index_under
 from store.replicas.named import packs_of
 from store.replicas.reader import Replica
 from store.view import View
@@ -31,6 +33,8 @@ _ENDS = b"ends"
 """in the index: how far each pack was there when it was last caught up"""
 _RUNS = b"copied"
 """in the index: the numbers of the runs that are the copy's"""
+_BESIDE = "index.new"
+"""where one is made that is to take the place of the one in use"""
 _Ends = dict[str, dict[int, int]]
 
 
@@ -81,18 +85,69 @@ class MirrorIndex:
 
     def take(self, index: Index, kept: Kept, store_id: bytes, *, anew: bool = False) -> None:
         """Become what the host's own index is, if it has shipped one that is not known here; with `anew` also
-        if it is. What came since is put in at once: nobody finds less here meanwhile than before."""
+        if it is. What came since is put in at once: nobody finds less here meanwhile than before. Where it is
+        damaged or missing, what is here stays, or else becomes what an earlier full round brought."""
         self._drop_runs(index, kept)
         files = kept.contents.index
-        if files is None:
-            if anew:
-                with index.update() as update:
-                    update.clear()
-            return
-        name = b"".join(extent.digest for extent in files.state)
-        with index.read() as snapshot:
-            if snapshot.meta(_COPY) == name and not anew:
-                return
+        if files is not None:
+            with index.read() as snapshot:
+                if snapshot.meta(_COPY) == _name(files) and not anew:
+                    return
+                is_empty = not any(map(snapshot.state, kept.contents.streams))
+            try:
+                if self._become(index, kept, store_id, files):
+                    return
+            except (RoundError, MissingObjectError) as exc:
+                log.warning("%s: %s is read without that index, which takes longer", exc, self._host)
+                self._drop_runs(index, kept)
+                # One that is here already, and has been caught up since, is worth more than an earlier one.
+                if is_empty and self._become_earlier(index, kept, store_id):
+                    return
+        if anew:
+            self._make(index, kept, store_id)
+
+    def take_if_lost(self, index: Index, kept: Kept, store_id: bytes) -> None:
+        """Begin anew where catching up would: that empties the index first, and whoever reads here meanwhile
+        would find less."""
+        view = View(index, self._path / "streams", store_id, index.keyring, self._fill)
+        if any(map(view.has_lost, view.names())):
+            self.take(index, kept, store_id, anew=True)
+
+    def _make(self, index: Index, kept: Kept, store_id: bytes) -> None:
+        """Become what the packs say, made beside the one in use and put in its place in one step."""
+        self.sweep()
+        fresh = Index(self._path / _BESIDE, store_id, keyring=index.keyring)
+        with contextlib.closing(fresh):
+            View(fresh, self._path / "streams", store_id, index.keyring, self._fill).catch_up_all()
+            with index.update() as update:
+                update.take_over(fresh)
+                update.put_meta(_ENDS, msgspec.msgpack.encode(_ends(kept.contents)))
+        self.sweep()
+
+    def sweep(self) -> None:
+        """Remove what one that was killed had begun to make."""
+        shutil.rmtree(self._path / _BESIDE, ignore_errors=True)
+
+    def _become_earlier(self, index: Index, kept: Kept, store_id: bytes) -> bool:
+        """Become what a full round before the last brought, the newest that is whole."""
+        for files in self._earlier(kept):
+            try:
+                return self._become(index, kept, store_id, files)
+            except (RoundError, MissingObjectError) as exc:
+                log.warning("%s", exc)
+                self._drop_runs(index, kept)
+        return False
+
+    def _earlier(self, kept: Kept) -> Iterator[IndexFiles]:
+        """Those of full rounds before the last, as far as they are kept, the newest first."""
+        there = {name for name, _ in self._replica.source.list(f"{index_under(self._host)}/")}
+        for files in self._replica.earlier_indexes(kept.contents):
+            if there.issuperset(files.pieces(self._host)):
+                yield files
+
+    def _become(self, index: Index, kept: Kept, store_id: bytes, files: IndexFiles) -> bool:
+        """Become what a full round brings. False, and that is told once, for one of another version. Raises
+        `RoundError`, `MissingObjectError`."""
         fetched = FetchedIndex(self._replica, self._host, files, threads=1)
         state = fetched.state()
         view = View(index, self._path / "streams", store_id, index.keyring, self._fill)
@@ -106,14 +161,17 @@ class MirrorIndex:
                 kept.runs[path.name] = files.runs[at]
                 return path
 
-            if not fetched.put(update, state, lay_out):
+            taken = fetched.put(update, state, lay_out)
+            update.put_meta(_COPY, _name(files))
+            if not taken:
                 log.warning("the index of %s is of another version of mailkeep: all is fetched", self._host)
-            update.put_meta(_COPY, name)
+                return False
             update.put_meta(_RUNS, msgspec.msgpack.encode(numbers))
             update.put_meta(_ENDS, msgspec.msgpack.encode(_ends(kept.contents)))
             self._save()  # first: without it nobody could read the runs
             for stream in view.names():
                 view.catch_up_within(update, stream)
+        return True
 
     def _drop_runs(self, index: Index, kept: Kept) -> None:
         """Let go of runs of a copy that did not come to be the index: it was killed, or failed. Others come
@@ -156,6 +214,11 @@ class MirrorIndex:
             with index.update() as update:
                 update.put_meta(_ENDS, msgspec.msgpack.encode(ends))
         return passed
+
+
+def _name(files: IndexFiles) -> bytes:
+    """What tells one copy from another."""
+    return b"".join(extent.digest for extent in files.state)
 
 
 def _ends(contents: Contents) -> _Ends:

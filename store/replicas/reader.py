@@ -6,6 +6,7 @@ signatures; pieces by their names. REPLICA.md explains.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +21,7 @@ from store.replicas.contents import Contents
 from store.replicas.layout import (
     NO_ROUND,
     Extent,
+    IndexFiles,
     Round,
     RoundError,
     decode_round,
@@ -159,6 +161,16 @@ class Replica:
     def full_rounds(self, host: str, *, after: int = 0) -> list[int]:
         """The numbers of a host's full rounds, those that come after one."""
         return self._numbers(host, full=True, after=after)
+
+    def earlier_indexes(self, contents: Contents) -> Iterator[IndexFiles]:
+        """What full rounds before the last bring of a host's index, the newest first. One that cannot be read
+        is passed over."""
+        for number in reversed(self.full_rounds(contents.host)):
+            if number < contents.full_number:
+                with contextlib.suppress(RoundError):
+                    round_, _ = self._round(contents.host, number, full=True)
+                    if round_.index and round_.store_id == contents.store_id:
+                        yield round_.index
 
     def last_round(self, host: str) -> tuple[int, bool]:
         """The number of a host's last round, 0 for none, and whether it is a full one."""

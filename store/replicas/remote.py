@@ -109,13 +109,14 @@ class Remote:
         self._closed = threading.Event()
 
     @classmethod
-    def open(cls, url: str, options: RemoteOptions | None = None) -> Remote:
-        """The replica at `s3://bucket/prefix` or `file:///path`. Asks nobody yet. Raises `ReplicaError`."""
+    def open(cls, url: str, options: RemoteOptions | None = None, *, make: bool = True) -> Remote:
+        """The replica at `s3://bucket/prefix` or `file:///path`. Asks nobody yet. `make`: begin a directory
+        that is not there, if the one above it is. Raises `ReplicaError`."""
         options = options or RemoteOptions()
         parts = urlsplit(url)
         if parts.scheme == "file" and not parts.netloc and parts.path.startswith("/"):
             path = Path(parts.path)
-            return cls(url, _directory(url, path), path, options)
+            return cls(url, _directory(url, path, make=make), path, options)
         if parts.scheme == "s3" and parts.netloc and not parts.query:
             return cls(url, _bucket(url, parts.netloc, parts.path.strip("/"), options), None, options)
         raise ReplicaError(f"{url!r} is no replica's address: write s3://bucket/prefix or file:///path")
@@ -342,17 +343,20 @@ def read_credentials(path: Path) -> tuple[str, str]:
     return found["access_key_id"], found["secret_access_key"]
 
 
-def _directory(url: str, path: Path) -> Callable[[float], ObjectStore]:
-    def make(_timeout_s: float) -> ObjectStore:
+def _directory(url: str, path: Path, *, make: bool) -> Callable[[float], ObjectStore]:
+    def opened(_timeout_s: float) -> ObjectStore:
         from obstore.store import LocalStore
 
         try:
-            path.mkdir(mode=0o700, exist_ok=True)
+            if make:
+                path.mkdir(mode=0o700, exist_ok=True)
+            path.stat()
         except OSError as exc:
-            raise ReplicaError(f"{url}: {exc.strerror}") from exc
+            mount = "; if something is to be mounted there, mount it" if not make else ""
+            raise ReplicaError(f"{url}: {exc.strerror}{mount}") from exc
         return LocalStore(path)
 
-    return make
+    return opened
 
 
 def _bucket(url: str, bucket: str, prefix: str, options: RemoteOptions) -> Callable[[float], ObjectStore]:

@@ -7,16 +7,24 @@ order of their names, behind the one that was read last, so that each has its tu
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from store.findings import Finding
-from store.replicas.asked import Place, Wrong
+from store.replicas.asked import Wrong
 from store.replicas.chain import Memory
-from store.replicas.compare import listed_wrong, read_surely, read_wrong, wrong_index, wrong_rounds
+from store.replicas.compare import (
+    listed_wrong,
+    read_surely,
+    read_wrong,
+    read_wrong_index,
+    wrong_index,
+    wrong_rounds,
+)
+from store.replicas.contents import Contents
 from store.replicas.errors import ReplicaError
-from store.replicas.layout import in_name
+from store.replicas.layout import Extent, in_name
 from store.replicas.reader import NoReplicaError, Replica
 
 
@@ -33,7 +41,8 @@ class ScrubOptions:
 
 @dataclass(slots=True)
 class Scrubbed:
-    """What came of it: pieces that count, of them those whose bytes were read, and what is wrong."""
+    """What came of it: pieces that count, those of the index too, of them those whose bytes were read, and
+    what is wrong."""
 
     wrong: Wrong
     findings: list[Finding] = field(default_factory=list)
@@ -56,7 +65,8 @@ def scrub(replica: Replica, path: Path, store_id: bytes, host: str, options: Scr
         raise ReplicaError(f"{url}: another store ({contents.store_id.hex()}) is shipped there as {host}")
     scrubbed = Scrubbed(wrong_rounds(replica, path, reading))
     wrong = scrubbed.wrong
-    indexed = list(wrong_index(replica, reading, wrong))
+    of_index = list(wrong_index(replica, reading, wrong))
+    found = dict(zip(wrong.index, of_index, strict=True))
     # In this order: what a round names was there before it.
     sizes: dict[str, int] = {}
     for stream in contents.streams:
@@ -64,19 +74,27 @@ def scrub(replica: Replica, path: Path, store_id: bytes, host: str, options: Scr
             sizes[name] = size
             options.step(0)
     pieces = contents.pieces()
-    found: dict[str, Finding] = {}
     for name, place in pieces.items():
-        scrubbed.pieces += 1
-        scrubbed.bytes += place[2].length
         for finding in listed_wrong(url, sizes, place, wrong):
             found[name] = finding
         options.step(0)
-    sound = {name: place for name, place in pieces.items() if not wrong.has(name)}
-    found |= _read(replica, sound, scrubbed, options)
+    indexed = _of_index(contents)
+    extents = {name: place[2] for name, place in pieces.items()} | indexed
+    lengths = {name: extent.length for name, extent in extents.items()}
+    scrubbed.pieces, scrubbed.bytes = len(lengths), sum(lengths.values())
+
+    def look(name: str) -> Iterator[Finding]:
+        if name in indexed:
+            return read_wrong_index(replica, name, indexed[name], wrong, options.step)
+        return read_wrong(replica, pieces[name], wrong, options.step)
+
+    sound = {name: length for name, length in lengths.items() if name not in found}
+    found |= _read(sound, look, scrubbed, options)
     if found:
-        _forget(wrong, found, replica.read(host).contents.pieces())
+        now = replica.read(host).contents
+        _forget(wrong, found, {*now.pieces(), *_of_index(now)})
     faults = [Finding("replica", url, fault) for fault in reading.faults]
-    scrubbed.findings = [*faults, *indexed, *found.values()]
+    scrubbed.findings = [*faults, *found.values()]
     return scrubbed
 
 
@@ -91,27 +109,35 @@ def _without_rounds(replica: Replica, path: Path, host: str, exc: NoReplicaError
     return Scrubbed(wrong, [Finding("replica", replica.source.url, str(exc))])
 
 
+def _of_index(contents: Contents) -> dict[str, Extent]:
+    return contents.index.pieces(contents.host) if contents.index else {}
+
+
 def _read(
-    replica: Replica, pieces: dict[str, Place], scrubbed: Scrubbed, options: ScrubOptions
+    sizes: dict[str, int],
+    look: Callable[[str], Iterator[Finding]],
+    scrubbed: Scrubbed,
+    options: ScrubOptions,
 ) -> dict[str, Finding]:
     found: dict[str, Finding] = {}
-    wanted = options.portion(sum(place[2].length for place in pieces.values()))
-    for name in sorted(pieces, key=lambda name: (name <= options.after, name)):
+    wanted = options.portion(sum(sizes.values()))
+    for name in sorted(sizes, key=lambda name: (name <= options.after, name)):
         if scrubbed.read_bytes >= wanted:
             break
-        for finding in read_wrong(replica, pieces[name], scrubbed.wrong, options.step):
+        for finding in look(name):
             if not scrubbed.wrong.has(name):
                 raise ReplicaError(finding.what)  # it cannot be told whether it is right
             found[name] = finding
         scrubbed.read_pieces += 1
-        scrubbed.read_bytes += pieces[name][2].length
+        scrubbed.read_bytes += sizes[name]
         options.reached(name)
     return found
 
 
-def _forget(wrong: Wrong, found: dict[str, Finding], now: dict[str, Place]) -> None:
+def _forget(wrong: Wrong, found: dict[str, Finding], now: set[str]) -> None:
     """What does not count any more may have been removed while we looked."""
-    for name in found.keys() - now.keys():
+    for name in found.keys() - now:
         del found[name]
         wrong.missing.pop(name, None)
         wrong.damaged.pop(name, None)
+    wrong.index = [name for name in wrong.index if name in now]

@@ -23,6 +23,7 @@ from store.about import About
 from store.errors import StoreError
 from store.ids import now_us
 from store.index_copy import IndexCopy
+from store.replicas.behind import mark
 from store.replicas.chain import Memory, RivalError, stand
 from store.replicas.contents import Contents
 from store.replicas.errors import DamagedUploadError, DiffersError, MissingObjectError
@@ -45,6 +46,7 @@ from store.replicas.layout import (
 from store.replicas.local import Local, LocalStream, digest_of, slices
 from store.replicas.mend import Mending
 from store.replicas.named import segments_to_name, stretches, what_goes
+from store.replicas.pause import Pause
 from store.replicas.pieces import Pieces
 from store.replicas.reader import Replica
 from store.replicas.source import Target
@@ -139,6 +141,8 @@ class Shipper:
         self._index = IndexSender(self._piece_of_index)
         self._waits = False
         """whether the last round left something for the next"""
+        self._vain = Pause()
+        """after copies of the index that said something else than what counts"""
         self._index_failed = ""
         self._awaited_since: float | None = None
         """since when readers wait for an index"""
@@ -172,10 +176,13 @@ class Shipper:
             self._made.shun(self._mending.index)
             self._index.forget()
         lacking = self._contents.index is None or self._contents.regrouped or bool(self._mending.index)
-        # Before the look at what it knows; and not while more waits, since then it cannot be all that counts.
-        asked = due or (lacking and not self._waits)
-        copy = self._copy_of_index() if asked else None
-        in_vain = asked and self._is_in_vain(copy)
+        at_once = full or self._mending.due_full or self._is_overdue()
+        # Not while more waits, since then it cannot be all that counts.
+        wanted = due or (lacking and not self._waits)
+        awaited_s = self._awaited_s() if wanted else 0.0
+        asked = at_once or awaited_s > _AWAITED_S or (wanted and self._vain.is_over())
+        copy = self._copy_of_index() if asked else None  # before the look at what it knows
+        in_vain = awaited_s > _AWAITED_S or (asked and copy is None and self._awaited_since is not None)
         local = self._local.look()
         parts = list(self._missing(local))
         self._note(parts, self._last_look)
@@ -185,10 +192,12 @@ class Shipper:
             parts = list(self._missing(local))
         if self._due_full:
             self._put_full()
-        left, unread = self._ship(local, parts, prepare=due or copy is not None)
+        left, unread = self._ship(local, parts, prepare=asked and (due or copy is not None))
         self._waits = bool(left)
         index = self._send_index(copy, wait=full) if copy and not left else None
-        at_once = copy is None or self._mending.due_full or self._is_overdue()
+        if copy and left:
+            self._vain.begin()
+        at_once = at_once or (asked and copy is None)
         if full or (in_vain and not index and not left) or (self._prepared and (index or (due and at_once))):
             self._put_full(index)
             if index:
@@ -197,6 +206,7 @@ class Shipper:
             self._mending.look(self._contents)
         self._mend()
         self._note(left + unread, looked)
+        self._memory.keep_lag(self.lag_bytes, {name: mark(stream.ends) for name, stream in local.items()})
         return Shipped(
             sum(part.size for part in parts) - self.lag_bytes, self._made.sent_bytes, self._made.objects,
             self._contents.full_number != last_full, bool(left) or self._mending.waits,
@@ -318,13 +328,13 @@ class Shipper:
             self._index_fails(exc)
             return None
 
-    def _is_in_vain(self, copy: IndexCopy | None) -> bool:
-        """Whether readers wait for an index that knows what compaction has done, and none is to come."""
+    def _awaited_s(self) -> float:
+        """For how long readers wait for an index that knows what compaction has done; 0 where none does."""
         if self._contents.index is None or not self._contents.regrouped:
             self._awaited_since = None
-            return False
+            return 0.0
         self._awaited_since = self._awaited_since or time.monotonic()
-        return copy is None or time.monotonic() - self._awaited_since > _AWAITED_S
+        return time.monotonic() - self._awaited_since
 
     def _index_fails(self, exc: Exception) -> None:
         if str(exc) != self._index_failed:
@@ -334,6 +344,7 @@ class Shipper:
     def _send_index(self, copy: IndexCopy, *, wait: bool) -> IndexFiles | None:
         """Have a copy of the index be there, if it says what counts; None if it does not, or is not yet."""
         if not is_at_one(copy, self._contents):
+            self._vain.begin()
             return None
         until = time.monotonic() + self._options.pieces_s
         try:
@@ -342,9 +353,11 @@ class Shipper:
             )
         except (RunDamagedError, OSError) as exc:  # of the run's file here
             self._index_fails(exc)
+            self._vain.begin()
             return None
         if files is None:
             return None
+        self._vain = Pause()
         # What took days to send, and was named by nothing, may have been removed.
         there = {name for name, _ in self._target.list(index_under(self._host) + "/")}
         if not there.issuperset(files.pieces(self._host)):

@@ -1,6 +1,7 @@
 """`python -m tests.bench fleet`: many hosts in one bucket, read where they are.
 
     host 1 … host N --> SeaweedFS <-- a bare host: one mail; a view: pages, and a mailbox put back
+                                  <-- a view over a link on which each request takes 30 ms: pages
 
 Each host is a process with a store of its own. The bucket is a real S3 service, on this machine.
 
@@ -35,10 +36,12 @@ from store.replicas.reader import Replica
 from store.replicas.remote import Remote
 from store.rows import Term
 from tests.bench.fleet_host import YEARS_US
+from tests.bench.mail import program, wait_for
 from tests.bench.stream import DAY_US, START_US
 from tests.bench.table import Line, conditions, percentile, show, skipped
 from tests.support.lmtp_sink import LmtpSink
 from tests.support.seaweed import KEY, SECRET, Seaweed, weed
+from tests.support.serving import free_port
 from tests.support.sink_thread import SinkThread
 
 HOSTS = int(os.environ.get("MAILKEEP_FLEET_HOSTS", "10"))
@@ -46,6 +49,8 @@ DELIVERIES = int(os.environ.get("MAILKEEP_FLEET_DELIVERIES", "20000"))
 DIVISOR = int(os.environ.get("MAILKEEP_FLEET_DIVISOR", "12"))
 PAGE = 50
 LOOKUPS = 200
+FAR_S = 0.03
+FAR_LOOKUPS = 20
 ROUNDS = 3
 URL = "s3://mail/fleet"
 MAILBOX = b"user40@example.org"
@@ -109,7 +114,7 @@ class Commands:
         return sum(path.stat().st_blocks * 512 for path in self.views.rglob("*"))
 
 
-def pages(fleet: Fleet) -> dict[str, list[float]]:
+def pages(fleet: Fleet, lookups: int = LOOKUPS) -> dict[str, list[float]]:
     """Seconds to the first page of queries: each of another mailbox and month, asked first and then again."""
     rng = random.Random(5)
     asked = [
@@ -117,7 +122,7 @@ def pages(fleet: Fleet) -> dict[str, list[float]]:
             b"user%d@example.org" % rng.randrange(300),
             rng.randrange(START_US, START_US + YEARS_US - 30 * DAY_US),
         )
-        for _ in range(LOOKUPS)
+        for _ in range(lookups)
     ]
     found: dict[str, list[float]] = {}
     for what in (
@@ -137,6 +142,17 @@ def pages(fleet: Fleet) -> dict[str, list[float]]:
             _ = list(itertools.islice(fleet.deliveries(query), PAGE))
             seconds.append(time.perf_counter() - began)
     return found
+
+
+def pages_from_afar(seaweed: Seaweed, view: Path) -> dict[str, list[float]]:
+    """As `pages`, in a view that begins with nothing, over a link that takes its time."""
+    port = free_port()
+    upstream = seaweed.endpoint.removeprefix("http://")
+    with program("tests.bench.link", str(port), upstream, "1e9", str(FAR_S)):
+        wait_for(port)
+        options = seaweed.options(f"http://127.0.0.1:{port}")
+        with open_fleet(Replica(Remote.open(URL, options)), view) as fleet:
+            return pages(fleet, FAR_LOOKUPS)
 
 
 def put_back(commands: Commands, shipped: Shipped) -> tuple[float, int]:
@@ -175,6 +191,7 @@ def main() -> None:
             with open_fleet(Replica(Remote.open(URL, seaweed.options())), where / "open") as fleet:
                 lookups = pages(fleet)
             put_back_s, wrong = put_back(commands, shipped)
+            far = pages_from_afar(seaweed, where / "far")
     lines = [
         Line(what="one mail by its id, on a bare host: the command", ours=f"{statistics.median(bare):.2f} s",
              ratio=statistics.median(bare), target=5.0, unit=" s"),
@@ -193,6 +210,11 @@ def main() -> None:
                 unit=" ms",
             )
         )
+    for what, seconds in far.items():
+        lines.append(
+            Line(what=f"the same, {FAR_S * 1e3:.0f} ms away: {what}, p50, max",
+                 ours=f"{statistics.median(seconds) * 1e3:.0f}, {max(seconds) * 1e3:.0f} ms")
+        )  # fmt: skip
     lines.append(
         Line(what=f"a mailbox put back: {len(shipped.contents)} messages",
              ours=f"{put_back_s:.1f} s, {wrong} wrong", ratio=wrong, target=0)

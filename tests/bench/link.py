@@ -1,6 +1,7 @@
-"""A link of so many bytes a second before a server on loopback: `PORT HOST:PORT BYTES`. A process of its own.
+"""A link before a server on loopback: `PORT HOST:PORT BYTES [SECONDS]`. A process of its own.
 
-Holds up what the server sends, over all connections together, and nothing else.
+Lets through so many bytes a second of what the server sends, over all connections together, and takes so long
+to bring a request there.
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ _READ_BYTES = 128 << 10
 class Link:
     """Connections to one server that share the bandwidth."""
 
-    def __init__(self, upstream: str, limit_bytes: float) -> None:
+    def __init__(self, upstream: str, limit_bytes: float, delay_s: float) -> None:
         self._host, _, self._port = upstream.rpartition(":")
         self._limit = limit_bytes
+        self._delay_s = delay_s
         self._free_at = 0.0
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -36,6 +38,8 @@ class Link:
                 if limited:
                     self._free_at = max(time.monotonic(), self._free_at) + len(data) / self._limit
                     await asyncio.sleep(max(0.0, self._free_at - time.monotonic()))
+                elif self._delay_s:
+                    await asyncio.sleep(self._delay_s)
                 writer.write(data)
                 await writer.drain()
         writer.close()
@@ -44,7 +48,7 @@ class Link:
 
 
 async def _main() -> None:
-    link = Link(sys.argv[2], float(sys.argv[3]))
+    link = Link(sys.argv[2], float(sys.argv[3]), float((*sys.argv, "0")[4]))
     server = await asyncio.start_server(link.serve, "127.0.0.1", int(sys.argv[1]), limit=1 << 20)
     await server.serve_forever()
 

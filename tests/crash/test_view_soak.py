@@ -221,8 +221,6 @@ class Soak:
                 host.prune()
 
     def start_looker(self) -> None:
-        if not self._with_index:  # it is emptied to be filled anew: others find less in it meanwhile
-            return
         if len(self._lookers) < 2 and self._remote.folders("hosts/"):
             for host in self._hosts:
                 host.ship_all()

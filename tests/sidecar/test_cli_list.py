@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pty
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,8 @@ import pytest
 
 from store import looks
 from store.records import Delivery, Leg
+from store.store import Store
+from tests.store.conftest import put_message
 from tests.support.mailstore import NOON_US, SECOND_US, mailkeep, written
 
 OK = b"250 2.0.0 <anna@example.org> Saved"
@@ -193,3 +196,28 @@ def test_a_terminal_gets_a_table_and_no_controls_of_the_mails(hostile: Path, col
     assert "partial" in said
     assert "\\x1b" in said
     assert max(map(len, said.splitlines())) <= columns
+
+
+@pytest.mark.parametrize("command", [("list",), ("find", "subject:mail"), ("find", "word")])
+def test_a_partial_answer_is_told_each_time(tmp_path: Path, command: tuple[str, ...]) -> None:
+    path = tmp_path / "store"
+    with Store.open(path, create=True) as store:
+        store.start_writing("host")
+        ends = []
+        for number in range(5):
+            put_message(store, b"Subject: mail %d\r\n\r\nword\r\n" % number)
+            ends.append(next(path.glob("streams/host/*.pack")).stat().st_size)
+    arguments = (*command, "--store", path, "--json")
+    mailkeep("find", "--build", "--store", path)
+    ran = mailkeep(*arguments)
+    assert (ran.code, len(ran.objects)) == (0, 5)
+    pack = next(path.glob("streams/host/*.pack"))
+    data = bytearray(pack.read_bytes())
+    data[ends[1] : ends[2] - 100] = bytes(ends[2] - 100 - ends[1])  # the third, and not its commit
+    pack.write_bytes(data)
+    for told in ("delivery ", "part of host is damaged or missing"):
+        for _ in range(2):
+            ran = mailkeep(*arguments)
+            assert (ran.code, len(ran.objects)) == (1, 4), ran.err
+            assert told in ran.err
+        shutil.rmtree(path / "index")

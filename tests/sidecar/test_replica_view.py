@@ -88,6 +88,29 @@ def test_words_are_found_once_they_were_read(bucket: Bucket) -> None:
     assert bucket.ids("find", "word7") == sevens
 
 
+def test_a_host_that_cannot_be_read_is_told_and_the_others_are_there(bucket: Bucket, tmp_path: Path) -> None:
+    for file in (bucket.directory / "bucket/hosts/mx1/full").iterdir():
+        file.write_bytes(b"?")
+    annas = {id_ for id_, mail in bucket.mails.items() if b"@mx0>" in mail}
+    output = str(tmp_path / "out")
+    for command in ("list", "--json", "--limit", "0"), ("find", "subject:mail", "--json", "--limit", "0"):
+        done = bucket.run(*command)
+        assert done.returncode == 1, done.stderr
+        assert {json.loads(line)["id"] for line in done.stdout.splitlines()} == annas
+        assert "mailkeep: mx1: " in done.stderr
+        assert "has nothing of mx1 that can be read" in done.stderr
+    assert bucket.run("export", "--format", "eml", "--output", output).returncode == 1
+    assert len(list(Path(output).iterdir())) == len(annas)
+    sink = LmtpSink()
+    with SinkThread(sink) as server:
+        replay = ("replay", "--downstream", server.address)
+        assert bucket.run(*replay, min(annas), "--dry-run").returncode == 0, "what is named is there"
+        assert bucket.run(*replay, "--to", "anna@example.org", "--dry-run").returncode == 3
+        assert bucket.run(*replay, "--to", "anna@example.org").returncode == 3
+        assert len(sink.delivered) == len(annas)
+    assert bucket.run("show", min(annas)).returncode == 0
+
+
 def test_it_is_put_back_once(bucket: Bucket) -> None:
     sink = LmtpSink()
     with SinkThread(sink) as server:
@@ -116,7 +139,13 @@ def test_what_needs_the_store_itself_says_so(bucket: Bucket) -> None:
 
 
 def test_what_is_no_replica_says_so(bucket: Bucket) -> None:
-    bucket.url = f"file://{bucket.directory / 'none'}"
+    none = bucket.directory / "none"
+    bucket.url = f"file://{none}"
+    done = bucket.run("list")
+    assert done.returncode == 50
+    assert "No such file or directory; if something is to be mounted there" in done.stderr
+    assert not none.exists(), "who reads makes nothing"
+    none.mkdir()
     done = bucket.run("list")
     assert done.returncode == 52
     assert "holds no replica" in done.stderr

@@ -1,17 +1,86 @@
-"""What a replica's thread says of itself."""
+"""What /metrics says of replicas while one cannot be reached.
+
+client --> mailkeep serve --> sink
+                 |
+                 v
+            directory, which is away at times
+"""
 
 from __future__ import annotations
 
+import os
+import re
+import smtplib
 import time
 from pathlib import Path
 
 import pytest
 
 from sidecar.config import Config
+from sidecar.demo.ports import wait_until
 from sidecar.replication import Replication
 from store.replicas.ship import Shipped, Shipper
 from store.store import Store
 from tests.store.conftest import put_message
+from tests.support.lmtp_sink import LmtpSink
+from tests.support.service import Service
+from tests.support.sink_thread import SinkThread
+
+
+def lag(service: Service) -> float:
+    return service.metrics()['replica_lag_bytes{replica="1"}']
+
+
+def send(service: Service, size: int) -> None:
+    with smtplib.LMTP("127.0.0.1", service.port) as client:
+        client.sendmail(
+            "b@example.com", ["anna@example.org"], b"Subject: x\r\n\r\n" + os.urandom(size).hex().encode()
+        )
+
+
+def packs(service: Service) -> int:
+    return sum(path.stat().st_size for path in service.store.glob("streams/*/*.pack"))
+
+
+def test_only_replicas_that_are_configured_are_told_of(tmp_path: Path) -> None:
+    replica = {"url": f"file://{tmp_path}/replica", "interval": "100ms"}
+    for sections, numbers in ({}, set()), ({"[replica]": replica}, {"1"}):
+        with (
+            SinkThread(LmtpSink()) as sink,
+            Service(tmp_path, lmtp={"downstream": sink.address}, **sections) as service,
+        ):
+            found = [re.search(r'replica="(.*?)"', series) for series in service.metrics()]
+            assert {label[1] for label in found if label} == numbers
+
+
+def test_what_is_not_known_to_be_there_is_lag_while_nobody_can_be_asked(tmp_path: Path) -> None:
+    mount = tmp_path / "mount"
+    replica = {"url": f"file://{mount}/replica", "interval": "100ms"}
+    with SinkThread(LmtpSink()) as sink:
+        service = Service(tmp_path, lmtp={"downstream": sink.address}, **{"[replica]": replica})
+        with Store.open(service.store, create=True) as store:
+            store.start_writing("host")
+            put_message(store, b"Subject: before\r\n\r\n" + os.urandom(50_000))
+            store.writer.roll()
+        with service:
+            assert wait_until(lambda: lag(service) >= 50_000, timeout_s=60), service.tail()
+            send(service, 20_000)
+            assert wait_until(lambda: lag(service) == packs(service) > 70_000, timeout_s=60), service.tail()
+            mount.mkdir()
+            assert wait_until(lambda: lag(service) == 0, timeout_s=60), service.tail()
+            since = time.time()
+            assert wait_until(
+                lambda: service.metrics()['replica_last_success_timestamp_seconds{replica="1"}'] > since,
+                timeout_s=60,
+            )
+        mount.rename(tmp_path / "away")
+        with service:  # what was there when it could be asked last is
+            assert wait_until(
+                lambda: service.metrics()['replica_failures_total{replica="1"}'] > 0, timeout_s=60
+            )
+            assert lag(service) == 0
+            send(service, 20_000)
+            assert wait_until(lambda: 20_000 < lag(service) < 50_000, timeout_s=60), service.tail()
 
 
 def test_what_comes_while_a_round_is_under_way_is_not_said_to_be_there(

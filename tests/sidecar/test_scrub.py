@@ -133,6 +133,10 @@ def test_what_cannot_be_mended_is_told(shipping: Shipping) -> None:
     assert shipping.metric("scrub_timestamp_seconds") == 0
     shutil.rmtree(shipping.replica)
     ran = shipping.scrub()
+    assert "No such file or directory; if something is to be mounted there" in ran.out + ran.err
+    assert not shipping.replica.exists()
+    shipping.replica.mkdir()
+    ran = shipping.scrub()
     assert "if that is mounted" in ran.out + ran.err
     assert shipping.notes() == []
 

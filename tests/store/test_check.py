@@ -109,7 +109,9 @@ def test_deliveries_of_one_moment(store: Store) -> None:
 
 def test_times_are_looked_at_in_stretches(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("store.check_index.TIMES_AT_ONCE", 3)
-    fill(store, 10)
+    (first, *_) = fill(store, 10)
+    submit(store, Expiry(time_us=now_us(), rule="30d", owner="o", deliveries=(first.id,)))
+    compact(store)  # leaves look-ups of what is gone, so that the sums alone do not tell
     assert found(store)[0] == []
     with store.index.update() as update:
         update.add(Table.ID, new_delivery_id(5))
@@ -153,6 +155,21 @@ def test_rows_that_are_not_what_the_log_says(
     assert found(store)[0] == []
 
 
+@pytest.mark.parametrize("table", [Table.CHUNK, Table.CONTENT, Table.DELIVERY])
+def test_rows_that_have_exchanged_their_places(store: Store, table: Table) -> None:
+    fill(store)
+    at = rows.PLACE_AT[table]
+    with store.index.update() as update, update._txn.cursor(db=store.index.fresh) as cursor:
+        two: list[bytes] = []
+        assert cursor.set_range(rows.PREFIX[table])
+        while len(two) < 2:
+            two.append(cursor.key()[1:])
+            assert cursor.delete()
+        for row, other in (two, reversed(two)):
+            update.add(table, row[:at] + other[at : at + 10] + row[at + 10 :])
+    assert {f.kind for f in found(store)[0]} == {"index"}
+
+
 @pytest.mark.parametrize("table", [Table.ID, Table.TERM])
 def test_a_delivery_that_cannot_be_looked_up(store: Store, table: Table) -> None:
     fill(store)
@@ -178,6 +195,19 @@ def test_a_term_of_no_delivery(store: Store) -> None:
     fill(store)
     with store.index.update() as update:
         update.add(Table.TERM, rows.term_row(Term.RECIPIENT, b"x@y", new_delivery_id(77)))
+    (finding,) = found(store)[0]
+    assert "1 rows of TERM are of no delivery" in finding.what
+
+
+def test_a_replay_of_no_delivery(store: Store) -> None:
+    (first, *_) = fill(store)
+    replay = records.Replay(
+        delivery=first.id, time_us=now_us(), run="r", recipient=b"a@b", downstream="d", reply=b"250 ok"
+    )
+    submit(store, replay)
+    assert found(store)[0] == []
+    with store.index.update() as update:
+        update.add(Table.TERM, rows.term_row(Term.REPLAY_RUN, b"r", new_delivery_id(77)))
     (finding,) = found(store)[0]
     assert "1 rows of TERM are of no delivery" in finding.what
 
@@ -398,6 +428,11 @@ def test_interrupted_and_resumed(path: Path) -> None:
         assert (findings, checker.checked.deliveries) == (expected, found(store)[1].deliveries)
         run(whole // 2, resume=False)
         assert Bookmark(path).load(Sample(part=1, parts=2))[1] == {}, "it was to read something else"
+        text = Bookmark(path)._path.read_text()
+        Bookmark(path)._path.write_text(text.replace('"squares"', '"hashes"'))
+        assert Bookmark(path).load(Sample())[1] == {}, "another version adds up otherwise"
+        Bookmark(path)._path.write_text(text)
+        assert Bookmark(path).load(Sample())[1] != {}
         os.utime(Bookmark(path)._path, (1e9, 1e9))
         assert Bookmark(path).load(Sample())[1] == {}, "long ago is not now"
 

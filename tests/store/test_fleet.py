@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from store.about import About
 from store.compact import CompactOptions, Compactor
 from store.deliveries import Query, RemovedError, Told
 from store.errors import AmbiguousIdError, DamagedError, NotFoundError, SealedError
@@ -278,6 +279,35 @@ def test_a_sealed_host_is_read_with_an_identity_alone(
     record = tmp_path / "view" / "record"
     assert ANNA not in b"".join(path.read_bytes() for path in record.rglob("*") if path.is_file())
     assert in_name("mx1") == "mx1"
+
+
+def test_what_is_put_on_record_stays_sealed_whatever_cannot_be_looked_at(
+    host: Make, bucket: Dark, view: Callable[..., Fleet], tmp_path: Path
+) -> None:
+    secret, public = new_identity()
+    identities = parse_identities(secret.encode(), "key", "")
+    sealed, open_ = host("mx1", recipients=[public]), host("mx2")
+    for one in (sealed, open_):
+        one.put(3)
+        one.ship(full=True)
+    whole = dict(bucket.objects)
+    spoilt = {name: b"?" if name.startswith("hosts/mx1/full/") else data for name, data in whole.items()}
+
+    def look(objects: dict[str, bytes], **how: object) -> tuple[str, ...]:
+        shutil.rmtree(tmp_path / "view" / "hosts", ignore_errors=True)
+        bucket.objects = objects
+        view(**how).close()
+        return About.read(tmp_path / "view" / "record").recipients
+
+    assert look(spoilt) == (), "nobody who could read the sealed one"
+    shutil.rmtree(tmp_path / "view")
+    assert look(spoilt, identities=identities) == (public,)
+    assert look(whole, identities=identities) == (public,)
+    assert look(spoilt, identities=identities) == (public,)
+    assert look(spoilt) == (public,)
+    gone = {name: data for name, data in whole.items() if not name.startswith("hosts/mx1/")}
+    assert look(gone, identities=identities) == (public,)
+    assert look(gone) == (public,)
 
 
 def test_what_was_removed_stays_so_though_the_word_of_it_is_damaged(

@@ -14,6 +14,7 @@ from store.deliveries import Query
 from store.errors import SealedError, StoreError
 from store.findings import Checked
 from store.notes import SignKey
+from store.replicas.errors import MissingObjectError
 from store.replicas.fetch import Fetching, FetchOptions
 from store.replicas.layout import (
     INLINE,
@@ -44,7 +45,7 @@ class Shelf:
 
     def get(self, name: str) -> bytes:
         if name not in self.objects:
-            raise StoreError(f"{self.url}: {name} is missing")
+            raise MissingObjectError(f"{self.url}: {name} is missing")
         return self.objects[name]
 
     def get_range(self, name: str, start: int, length: int) -> bytes:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from store.replicas.errors import ReplicaError, UnreachableError
+from store.replicas.mend import Mended, ask
 from store.replicas.reader import NoReplicaError, Replica
 from store.replicas.remote import Remote
 from store.replicas.scrub import Scrubbed, ScrubOptions, scrub
@@ -79,6 +81,59 @@ def test_lists_show_what_is_missing_or_short(shipped: Shipped, scrubbing: Scrubb
     assert list(scrubbed.wrong.damaged) == [damaged, flipped]
     assert any(flipped in finding.what for finding in scrubbed.findings)
     assert len(scrubbed.findings) == 3
+
+
+@pytest.mark.parametrize("how", [flip, Path.unlink])
+def test_the_index_has_its_turn_and_is_mended(
+    shipped: Shipped, scrubbing: Scrubbing, tmp_path: Path, how: Callable[[Path], None]
+) -> None:
+    of_index = sorted(shipped.ship_index().pieces("host"))
+    pieces = [*of_index, *names(shipped)]
+    total = sum((shipped.files / name).stat().st_size for name in pieces)
+    scrubbed = scrubbing.run(0)
+    assert (scrubbed.pieces, scrubbed.bytes, scrubbed.findings) == (len(pieces), total, [])
+    runs = 0
+    while set(scrubbing.read) != set(pieces):
+        assert not scrubbing.run(total // 5).wrong
+        runs += 1
+    assert 1 < runs <= 5
+    assert scrubbing.read[: len(pieces)] == pieces, "in order, and none twice before all were read"
+    for name in of_index:
+        how(shipped.files / name)
+    scrubbing.after = ""
+    scrubbed = scrubbing.run(total)
+    assert sorted(scrubbed.wrong.index) == of_index
+    assert len(scrubbed.findings) == len(of_index)
+    mended = Mended()
+    ask(shipped.path, shipped.remote.url, scrubbed.wrong, mended)
+    assert (mended.asked, mended.left) == (len(of_index), [])
+    shipped.ship()
+    assert shipped.notes() == [], "nothing of it is left to do"
+    assert scrubbing.run(total).findings == []
+    assert shipped.is_right(tmp_path / "again")
+
+
+def test_an_index_that_counts_no_more_meanwhile_is_no_damage(
+    shipped: Shipped, scrubbing: Scrubbing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of_index = shipped.ship_index().pieces("host")
+    get = shipped.remote.get
+
+    def slow(name: str) -> bytes:
+        if name in of_index:
+            monkeypatch.undo()
+            shipped.put(9)
+            shipped.store.settle_index()
+            shipped.shipper.round(full=True)
+            now = shipped.shipper.contents.index
+            assert now
+            for gone in of_index.keys() - now.pieces("host"):
+                (shipped.files / gone).unlink()
+        return get(name)
+
+    monkeypatch.setattr(shipped.remote, "get", slow)
+    scrubbed = scrubbing.run(1 << 30)
+    assert (scrubbed.findings, bool(scrubbed.wrong)) == ([], False)
 
 
 def test_rounds(shipped: Shipped, scrubbing: Scrubbing) -> None:

@@ -355,3 +355,47 @@ def test_while_a_first_copy_is_on_its_way_each_round_is_one_object(
         shipped = shipping.round()
         assert shipped.more
         assert shipped.objects == 2, "a piece of what is old, and the round"
+
+
+@pytest.mark.parametrize("is_full_due", [False, True])
+def test_an_index_that_is_never_at_one_is_not_copied_again_and_again(
+    store: Store, path: Path, bucket: Bucket, *, is_full_due: bool
+) -> None:
+    """It knows of a pack that is not here, and so never comes to be there."""
+    copies = 0
+
+    def copied() -> IndexCopy:
+        nonlocal copies
+        copies += 1
+        return copy_of(store.index, store.view.names())
+
+    def put() -> None:
+        put_message(store, b"Subject: x\r\n\r\nx")
+        store.settle_index()
+
+    put()
+    store.writer.roll()
+    put()
+    lost = min(path.glob("streams/host/*.pack"))
+    lost.rename(path / "lost")
+    shipping = shipper(path, bucket, index=copied, rounds_between=40 if is_full_due else 1000)
+    fulls: list[int] = []
+    for number in range(200):
+        put()
+        before = copies
+        shipped = shipping.round()
+        if copies == before:
+            assert shipped.objects == 1, "nothing is prepared for a full round that does not come"
+        if shipped.full:
+            fulls.append(number)
+    assert copies < 16
+    assert len(fulls) == (3 if is_full_due else 1), "without an index, and late"
+    (path / "lost").rename(lost)
+    for _ in range(64):
+        put()
+        shipping.round()
+    assert shipping.contents.index
+    before = copies
+    put()
+    shipping.round()
+    assert copies == before
