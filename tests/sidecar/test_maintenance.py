@@ -115,7 +115,7 @@ class Kept:
 
     def metrics(self) -> dict[str, float]:
         page = f"http://127.0.0.1:{self.serving.metrics_port}/metrics"
-        with urllib.request.urlopen(page, timeout=10) as answer:
+        with urllib.request.urlopen(page, timeout=60) as answer:
             lines = [line.rpartition(" ") for line in answer.read().decode().splitlines() if line[:1] != "#"]
         return {name.removeprefix("mailkeep_"): float(value) for name, _, value in lines}
 
