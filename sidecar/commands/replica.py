@@ -39,6 +39,7 @@ def command(
     from sidecar.replication import open_named
     from sidecar.units import exact_duration, format_size, format_time, iso_time
     from store.ids import now_us
+    from store.replicas.errors import AwayError
     from store.replicas.reader import NoReplicaError, Replica
 
     known = options.configured(config)
@@ -53,8 +54,13 @@ def command(
     for number, place in enumerate(urls, 1):
         if not place:
             continue
-        replica = Replica(open_named(place, known))
-        hosts = replica.hosts()
+        try:
+            replica = Replica(open_named(place, known))
+            hosts = replica.hosts()
+        except AwayError:
+            if url:
+                raise
+            hosts = []  # the service makes the directory when it begins to ship
         if not hosts and url:
             raise NoReplicaError(f"{url} holds no replica")
         if not hosts and not json:

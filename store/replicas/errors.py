@@ -24,6 +24,12 @@ class UnreachableError(ReplicaError):
     )
 
 
+class AwayError(ReplicaError):
+    """The directory is not there."""
+
+    hint = "Mount what is to be there, or mend the URL."
+
+
 class RefusedError(ReplicaError):
     """It does not let us."""
 

@@ -26,6 +26,7 @@ from urllib.parse import urlsplit
 from store.files import sync_directory, write_new
 from store.loopback import LOOPBACK
 from store.replicas.errors import (
+    AwayError,
     ClockError,
     DamagedUploadError,
     DiffersError,
@@ -351,9 +352,10 @@ def _directory(url: str, path: Path, *, make: bool) -> Callable[[float], ObjectS
             if make:
                 path.mkdir(mode=0o700, exist_ok=True)
             path.stat()
+        except FileNotFoundError as exc:
+            raise AwayError(f"{url}: {exc.strerror}") from exc
         except OSError as exc:
-            mount = "; if something is to be mounted there, mount it" if not make else ""
-            raise ReplicaError(f"{url}: {exc.strerror}{mount}") from exc
+            raise ReplicaError(f"{url}: {exc.strerror}") from exc
         return LocalStore(path)
 
     return opened

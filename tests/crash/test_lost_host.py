@@ -10,11 +10,9 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-import re
 import shutil
 import subprocess
 import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -65,9 +63,7 @@ async def load(port: int, acknowledged: dict[ContentId, float], seed: int) -> No
 
 def said_to_be_there(serving: Serving) -> float:
     """Until when all is in the replica, as `/metrics` tells."""
-    with urllib.request.urlopen(f"http://127.0.0.1:{serving.metrics_port}/metrics", timeout=60) as answer:
-        (told,) = re.findall(rb'replica_last_success_timestamp_seconds{replica="1"} (\S+)\n', answer.read())
-    return float(told)
+    return serving.metrics()['replica_last_success_timestamp_seconds{replica="1"}']
 
 
 def lose(serving: Serving, seconds: float) -> tuple[dict[ContentId, float], float, float]:

@@ -155,7 +155,7 @@ def test_connections_beyond_the_limit(tmp_path: Path) -> None:
         )
         clients = []
         for _ in range(MAX_CONNECTIONS + IDLE):
-            client = open_.enter_context(socket.create_connection(("127.0.0.1", service.port), timeout=30))
+            client = open_.enter_context(socket.create_connection(("127.0.0.1", service.port), timeout=60))
             clients.append((client, open_.enter_context(client.makefile("rb"))))
         greetings = [lines.readline()[:10] for _, lines in clients]
         assert greetings[:MAX_CONNECTIONS] == [b"220 " + greetings[0][4:]] * MAX_CONNECTIONS
@@ -175,5 +175,5 @@ def test_connections_beyond_the_limit(tmp_path: Path) -> None:
         client.sendall(b"Subject: patient\r\n\r\n.\r\n")
         assert lines.readline().startswith(b"250 ")
         assert [mail.message for mail in sink.delivered] == [b"Subject: patient\r\n\r\n"]
-        with socket.create_connection(("127.0.0.1", service.port), timeout=30) as fresh:
+        with socket.create_connection(("127.0.0.1", service.port), timeout=60) as fresh:
             assert fresh.recv(4) == b"220 "

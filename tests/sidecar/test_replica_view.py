@@ -143,7 +143,7 @@ def test_what_is_no_replica_says_so(bucket: Bucket) -> None:
     bucket.url = f"file://{none}"
     done = bucket.run("list")
     assert done.returncode == 50
-    assert "No such file or directory; if something is to be mounted there" in done.stderr
+    assert "No such file or directory\nMount what is to be there, or mend the URL." in done.stderr
     assert not none.exists(), "who reads makes nothing"
     none.mkdir()
     done = bucket.run("list")

@@ -67,7 +67,7 @@ def test_what_is_not_known_to_be_there_is_lag_while_nobody_can_be_asked(tmp_path
             send(service, 20_000)
             assert wait_until(lambda: lag(service) == packs(service) > 70_000, timeout_s=60), service.tail()
             mount.mkdir()
-            assert wait_until(lambda: lag(service) == 0, timeout_s=30), service.tail()
+            assert wait_until(lambda: lag(service) == 0, timeout_s=60), service.tail()
             since = time.time()
             assert wait_until(
                 lambda: service.metrics()['replica_last_success_timestamp_seconds{replica="1"}'] > since,

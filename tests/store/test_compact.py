@@ -449,7 +449,7 @@ def test_stopped_when_it_counts_already(box: Mailbox, monkeypatch: pytest.Monkey
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("store.segments.sync_directory", interrupted)
+        patched.setattr("store.files.sync_directory", interrupted)
         with pytest.raises(KeyboardInterrupt):
             box.compact()
     assert stream_files(box.directory).whole

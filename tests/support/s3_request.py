@@ -53,5 +53,5 @@ def signed(
     )
     url = endpoint + path + (f"?{query.rstrip('=')}" if query else "")
     request = urllib.request.Request(url, body, sent, method=method)
-    with urllib.request.urlopen(request, timeout=10) as answer:
+    with urllib.request.urlopen(request, timeout=60) as answer:
         return bytes(answer.read())
