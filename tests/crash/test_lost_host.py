@@ -1,8 +1,8 @@
 """A host lost under load at a random moment, disk and all, comes back from its bucket alone (SeaweedFS).
 
 `MAILKEEP_LOSSES` says how often (2 in CI). Every message that was acknowledged more than `interval` + 1 s
-before the loss is there and intact; `-s` shows the recovery points that were measured: how long before the
-loss the oldest message was acknowledged that is not there.
+before the loss is there and intact (in CI, beside other tests, + 4 s); `-s` shows the recovery points that
+were measured: how long before the loss the oldest message was acknowledged that is not there.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ from tests.support.sink_thread import SinkThread
 
 LOSSES = int(os.environ.get("MAILKEEP_LOSSES", "2"))
 INTERVAL_S = 1.0
+ROUND_S = 1.0 if "MAILKEEP_LOSSES" in os.environ else 4.0
+"""how long a round may take: a moment where this is measured, some seconds beside other tests"""
 pytestmark = [
     pytest.mark.crash,
     pytest.mark.timeout(300 + 30 * LOSSES),
@@ -99,7 +101,9 @@ def test_lost_under_load(seaweed: Seaweed, tmp_path: Path) -> None:
                 f'interval = "{INTERVAL_S:.0f}s"\n',
             )  # fmt: skip
             serving.start()
-            acknowledged, said, moment = lose(serving, random.uniform(6, 8))
+            acknowledged, said, moment = lose(
+                serving, random.uniform(2.5, 5) if ROUND_S == 1 else random.uniform(6, 8)
+            )
             ran = subprocess.run(
                 [*COMMAND, "restore-store", url, str(directory / "again"), "--endpoint", seaweed.endpoint,
                  "--credentials", str(keys)],
@@ -115,8 +119,9 @@ def test_lost_under_load(seaweed: Seaweed, tmp_path: Path) -> None:
             messages += len(acknowledged)
             assert len(acknowledged) > 20
             assert points[-1] <= moment - said, "mail is missing that was said to be there"
-            # A round takes a moment, on a busy machine a few seconds.
-            assert points[-1] <= INTERVAL_S + 4, f"{len(missing)} missing, the oldest {points[-1]:.2f} s"
+            assert points[-1] <= INTERVAL_S + ROUND_S, (
+                f"{len(missing)} missing, the oldest {points[-1]:.2f} s"
+            )
             shutil.rmtree(directory)
     points.sort()
     p50, p99 = points[len(points) // 2], points[min(len(points) - 1, len(points) * 99 // 100)]
