@@ -66,6 +66,8 @@ def play(*, keep: bool, without: frozenset[str]) -> int:
             interrupted = interruption.raised and not took_s
             if not interruption.raised:
                 teller.failures.append(f"it could not go on: {exc}")
+        if interruption.raised:
+            teller.go_on()
         teller.title("7. The end" if took_s else "The end")
         with teller.step("Stopping") as step:
             code = stage.stop_serve()

@@ -42,12 +42,14 @@ class Teller:
     """Prints to standard output."""
 
     def __init__(self) -> None:
-        self.console = Console(highlight=False, emoji=False, markup=False)
-        if not self.console.is_terminal:
-            self.console = Console(highlight=False, emoji=False, markup=False, width=_WIDTH_UNWATCHED)
+        self.console = _console()
         self._width = min(self.console.width, _WIDTH_MAX)
         self._good, self._bad = ("✓", "✗") if _can_show("✓✗", self.console) else ("ok", "NO")
         self.failures: list[str] = []
+
+    def go_on(self) -> None:
+        """After an interruption: a console that it has caught printing holds back what follows."""
+        self.console = _console()
 
     def title(self, text: str) -> None:
         """What begins now."""
@@ -124,6 +126,13 @@ class Teller:
 def _wrapped(text: str, width: int) -> list[str]:
     # A path that is cut in two cannot be copied.
     return textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False) or [""]
+
+
+def _console() -> Console:
+    console = Console(highlight=False, emoji=False, markup=False)
+    if console.is_terminal:
+        return console
+    return Console(highlight=False, emoji=False, markup=False, width=_WIDTH_UNWATCHED)
 
 
 def _can_show(signs: str, console: Console) -> bool:
