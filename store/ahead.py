@@ -29,6 +29,8 @@ class Ahead:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._pool: ThreadPoolExecutor | None = None
+        self.closing = False
+        """whether what is being asked for is wanted no more: what takes long may end early"""
 
     def each(self, items: Iterable[K], ask: Callable[[K], T]) -> Iterator[tuple[K, Callable[[], T]]]:
         """Each of the items, in their order, with what gives its answer or raises what asking has raised.
@@ -91,6 +93,7 @@ class Ahead:
 
     def close(self) -> None:
         """Wait for what is being asked, and ask no more."""
+        self.closing = True
         with self._lock:
             if self._pool:
                 self._pool.shutdown(cancel_futures=True)
