@@ -144,10 +144,6 @@ def resume(store: Archive, journal: Journal, targets: Iterable[Target]) -> Itera
             yield replace(target, begun_us=last.time_us) if last is not None and last.is_intent else target
 
 
-def _to_be_read(item: Item) -> ContentId | None:
-    return item.delivery.content if isinstance(item, Target) and not item.begun_us else None
-
-
 class Run:
     """Sends, over one road. `tell` is told of each target once, in the event loop's thread."""
 
@@ -221,7 +217,13 @@ class Run:
     # -- sending
 
     def _coming(self, source: Iterator[Item]) -> Iterator[Item]:
-        return self._store.coming(source, _to_be_read)
+        return self._store.coming(source, self._to_be_read)
+
+    def _to_be_read(self, item: Item) -> ContentId | None:
+        """The message that is to be fetched, if it is to be sent."""
+        if self.stopped or self._outage.given_up or not isinstance(item, Target) or item.begun_us:
+            return None
+        return item.delivery.content
 
     async def _send(self, source: Iterator[Item]) -> None:
         lanes = self._options.lanes

@@ -10,7 +10,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -33,7 +33,7 @@ from sidecar.sections import ImapConfig
 from sidecar.select import Selection, select
 from sidecar.units import Address
 from store.fleet import Archive, Fleet
-from store.ids import now_us
+from store.ids import ContentId, now_us
 from store.records import Expiry, Leg, Replay, ReplayRun
 from store.store import Store
 from store.writer import Submission
@@ -332,3 +332,34 @@ def test_doubts_that_are_not_come_to_when_it_is_stopped_are_told(
         archive.close()
     told_of = [result.target.delivery.id for result in told]
     assert sorted(told_of) == sorted(target.delivery.id for target in doubts), "each once"
+
+
+def test_what_is_given_up_is_not_fetched(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the server away, nobody waits until all that was selected has come from a replica."""
+    had: list[ContentId] = []
+    have = Store.have
+
+    def slow(self: Store, content: ContentId, stop: Callable[[], bool]) -> None:
+        had.append(content)
+        time.sleep(0.003)  # from afar
+        have(self, content, stop)
+
+    monkeypatch.setattr(Store, "have", slow)
+    for number in range(400):
+        put_message(store, MESSAGE + b"%d" % number)
+    selected = todo(store)
+    journal = begin(store)
+    fleet, told = Fleet([store], store, "far"), list[Result]()
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        road = LmtpRoad(fleet, Address(*nobody.getsockname()))
+
+        async def put_back() -> Ended:
+            options = RunOptions(lanes=1, patience_s=0)
+            run = Run(fleet, road, journal, options, told.append, threading.Event())
+            return await run.put_back(resume(fleet, journal, selected))
+
+        assert asyncio.run(put_back()).gave_up
+    fleet.close()
+    assert len(told) == 400
+    assert len(had) < 100
