@@ -17,6 +17,7 @@ from pathlib import Path
 from blake3 import blake3
 
 from store.files import room_for, write_all
+from store.replicas.errors import MissingObjectError
 from store.replicas.layout import RoundError
 
 PAGE_BYTES = 128 << 10
@@ -50,9 +51,11 @@ Get = Callable[[str, int, int], bytes]
 class Hollow:
     """The hollow files below a directory. Thread-safe; several processes may fill one directory."""
 
-    def __init__(self, root: Path, get: Get) -> None:
+    def __init__(self, root: Path, get: Get, wrong: Callable[[str], None] = lambda _name: None) -> None:
+        """`wrong` is told the name of what is missing or damaged, when it is met."""
         self._root = root
         self._get = get
+        self._wrong = wrong
         self._maps = root / "here"
         self._lock = threading.Lock()
         self._files: dict[Path, _File] = {}
@@ -131,16 +134,23 @@ class Hollow:
     def _fetch(self, file: _File, start: int, end: int) -> None:
         got = []
         for part, at, size in file.pieces(start, end):
-            data = self._get(part.name, at, size)
-            if len(data) != size:
-                raise RoundError(f"{part.name} has less than {at + size} bytes")
-            if part.digest and blake3(data).digest() != part.digest:
-                raise RoundError(f"{part.name} is damaged")
-            got.append(data)
+            try:
+                got.append(self._read(part, at, size))
+            except (RoundError, MissingObjectError):
+                self._wrong(part.name)
+                raise
         with room_for(file.path):
             file.put(start, b"".join(got))
         with self._lock:
             self.fetched_bytes += end - start
+
+    def _read(self, part: Part, at: int, size: int) -> bytes:
+        data = self._get(part.name, at, size)
+        if len(data) != size:
+            raise RoundError(f"{part.name} has less than {at + size} bytes")
+        if part.digest and blake3(data).digest() != part.digest:
+            raise RoundError(f"{part.name} is damaged")
+        return data
 
     def close(self) -> None:
         """Let go of the files."""

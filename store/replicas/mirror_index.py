@@ -9,10 +9,13 @@ import contextlib
 import logging
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 
 import msgspec
+from blake3 import blake3
 
+from store.errors import StoreError
 from store.files import Fill
 from store.index import Index
 from store.layout import FIRST_COMPACTED
@@ -35,6 +38,8 @@ _RUNS = b"copied"
 """in the index: the numbers of the runs that are the copy's"""
 _BESIDE = "index.new"
 """where one is made that is to take the place of the one in use"""
+WRONG = "wrong"
+"""the file with the names of pieces that were found missing or damaged, one a line"""
 _Ends = dict[str, dict[int, int]]
 
 
@@ -62,6 +67,37 @@ class MirrorIndex:
         """What a run's file is made of."""
         return [Part(e.offset, e.length, index_piece_name(self._host, e), 0, e.digest) for e in extents]
 
+    def found_wrong(self, name: str) -> None:
+        """Remember that something is missing or damaged: the index that needs it cannot be read, which may
+        show only long after it was taken. Whoever looks next does without."""
+        if name.startswith(f"{index_under(self._host)}/"):
+            log.warning("%s is missing or damaged: the next look at %s is without it", name, self._host)
+            with (self._path / WRONG).open("a") as file:
+                file.write(name + "\n")
+
+    def _wrong(self, kept: Kept) -> set[str]:
+        """What was found wrong, and has not been mended since: it is looked at again."""
+        try:
+            found = set((self._path / WRONG).read_text().splitlines())
+        except FileNotFoundError:
+            return set()
+        known = kept.contents.index.pieces(self._host) if kept.contents.index else {}
+        known |= self._in_use(kept)
+        wrong = {name for name in found if name not in known or not self._is_right(name, known[name])}
+        if not wrong:
+            (self._path / WRONG).unlink()
+        return wrong
+
+    def _in_use(self, kept: Kept) -> dict[str, Extent]:
+        """The pieces of which the runs here are made."""
+        return {index_piece_name(self._host, e): e for extents in kept.runs.values() for e in extents}
+
+    def _is_right(self, name: str, extent: Extent) -> bool:
+        try:
+            return blake3(self._replica.source.get(name)).digest() == extent.digest
+        except StoreError:  # or nobody can be asked: as it was
+            return False
+
     def drop_packs(self, index: Index, kept: Kept) -> None:
         """What lies in packs of segments that count no more lies elsewhere now. A segment names those that it
         was made from, but between two looks there may have been several, one made from the other."""
@@ -88,20 +124,23 @@ class MirrorIndex:
         if it is. What came since is put in at once: nobody finds less here meanwhile than before. Where it is
         damaged or missing, what is here stays, or else becomes what an earlier full round brought."""
         self._drop_runs(index, kept)
+        wrong = self._wrong(kept)
+        is_lost = not wrong.isdisjoint(self._in_use(kept))
+        anew = anew or is_lost
         files = kept.contents.index
         if files is not None:
             with index.read() as snapshot:
                 if snapshot.meta(_COPY) == _name(files) and not anew:
                     return
-                is_empty = not any(map(snapshot.state, kept.contents.streams))
+                is_empty = is_lost or not any(map(snapshot.state, kept.contents.streams))
             try:
-                if self._become(index, kept, store_id, files):
+                if self._become(index, kept, store_id, files, wrong):
                     return
             except (RoundError, MissingObjectError) as exc:
                 log.warning("%s: %s is read without that index, which takes longer", exc, self._host)
                 self._drop_runs(index, kept)
                 # One that is here already, and has been caught up since, is worth more than an earlier one.
-                if is_empty and self._become_earlier(index, kept, store_id):
+                if is_empty and self._become_earlier(index, kept, store_id, wrong):
                     return
         if anew:
             self._make(index, kept, store_id)
@@ -128,11 +167,11 @@ class MirrorIndex:
         """Remove what one that was killed had begun to make."""
         shutil.rmtree(self._path / _BESIDE, ignore_errors=True)
 
-    def _become_earlier(self, index: Index, kept: Kept, store_id: bytes) -> bool:
+    def _become_earlier(self, index: Index, kept: Kept, store_id: bytes, wrong: AbstractSet[str]) -> bool:
         """Become what a full round before the last brought, the newest that is whole."""
         for files in self._earlier(kept):
             try:
-                return self._become(index, kept, store_id, files)
+                return self._become(index, kept, store_id, files, wrong)
             except (RoundError, MissingObjectError) as exc:
                 log.warning("%s", exc)
                 self._drop_runs(index, kept)
@@ -145,9 +184,13 @@ class MirrorIndex:
             if there.issuperset(files.pieces(self._host)):
                 yield files
 
-    def _become(self, index: Index, kept: Kept, store_id: bytes, files: IndexFiles) -> bool:
+    def _become(
+        self, index: Index, kept: Kept, store_id: bytes, files: IndexFiles, wrong: AbstractSet[str]
+    ) -> bool:
         """Become what a full round brings. False, and that is told once, for one of another version. Raises
-        `RoundError`, `MissingObjectError`."""
+        `RoundError`, `MissingObjectError`; also where a piece is known to be `wrong`."""
+        for name in wrong & files.pieces(self._host).keys():
+            raise RoundError(f"{self._replica.source.url}: {name} is missing or damaged")
         fetched = FetchedIndex(self._replica, self._host, files, threads=1)
         state = fetched.state()
         view = View(index, self._path / "streams", store_id, index.keyring, self._fill)

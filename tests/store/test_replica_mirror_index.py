@@ -13,15 +13,20 @@ import pytest
 
 from store import index_copy
 from store.compact import CompactOptions, Compactor
+from store.deliveries import Query
+from store.ids import now_us
 from store.index import SCHEMA
 from store.index_copy import copy_of
-from store.replicas.layout import index_piece_name
+from store.replicas.errors import MissingObjectError
+from store.replicas.hollow import PAGE_BYTES
+from store.replicas.layout import RoundError, index_piece_name
 from store.replicas.mirror import Mirror
 from store.replicas.reader import Replica
 from store.replicas.ship import ShipOptions, Shipper
 from store.store import Store
 from store.update import Update
 from store.view import CaughtUp, View
+from tests.store.conftest import put_message
 from tests.store.test_replica_mirror import Counting, all_of, fill
 
 
@@ -110,6 +115,49 @@ def test_where_there_is_no_other_packs_are_read(
         shipping.round(full=True)
         mirror.refresh(opened)
         assert all_of(opened) == mails
+
+
+@HOW
+@pytest.mark.parametrize("earlier", [True, False])
+def test_what_shows_to_be_wrong_only_when_it_is_read(
+    store: Store,
+    bucket: Counting,
+    shipping: Shipper,
+    mirror: Mirror,
+    how: str,
+    earlier: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of a run the end is read when it is taken, and the rest when somebody looks for what is there."""
+    monkeypatch.setattr("store.replicas.index_files._PIECE_BYTES", (PAGE_BYTES, PAGE_BYTES))
+    mails = fill(store, range(20))
+    if earlier:
+        shipping.round(full=True)
+    for number in range(2500):
+        put_message(store, b"%d" % number, to=(b"a@example.org",))
+    store.settle_index()
+    with store.index.update() as update:
+        update.fold()
+    store.index.merge(everything=True)
+    shipping.round(full=True)
+    assert shipping.contents.index
+    (run,) = shipping.contents.index.runs
+    assert len(run) > 1
+    whole = spoil(bucket, [index_piece_name("mx1", extent) for extent in run[:-1]], how)
+    mirror.follow()
+    query = Query(until_us=now_us())
+    with mirror.open() as opened, pytest.raises((RoundError, MissingObjectError)):
+        list(opened.deliveries(query))
+    with mirror.open() as opened:
+        assert len(list(opened.deliveries(query))) == 2520
+        assert mails.keys() <= all_of(opened).keys()
+        mirror.refresh(opened)
+        assert len(list(opened.deliveries(query))) == 2520
+    bucket.objects |= whole
+    mirror.follow()
+    with mirror.open() as opened:
+        assert len(list(opened.deliveries(query))) == 2520
+    assert not (mirror.path / "wrong").exists()
 
 
 def test_what_is_here_already_stays_and_follows_compaction(
