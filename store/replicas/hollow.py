@@ -59,6 +59,8 @@ class Hollow:
         self._maps = root / "here"
         self._lock = threading.Lock()
         self._files: dict[Path, _File] = {}
+        self._arrived = threading.Condition()
+        """of pages that are being fetched; guards `_File.coming`"""
         self._pool: ThreadPoolExecutor | None = None
         self.fetched_bytes = 0
 
@@ -122,14 +124,30 @@ class Hollow:
             file.forget(start, end)
         if file is None or file.has(start, end):
             return
-        wanted = list(file.missing(start, end))
-        if len(wanted) == 1:
-            self._fetch(file, *wanted[0])
-            return
-        with self._lock:
-            self._pool = self._pool or ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="fetch")
-        for done in [self._pool.submit(self._fetch, file, *stretch) for stretch in wanted]:
-            done.result()
+        with self._arrived:
+            mine = list(file.missing(start, end))
+            others = file.coming & {*_pages(start, end)}
+            file.coming.update(*(_pages(*stretch) for stretch in mine))
+        try:
+            self._fetch_all(file, mine)
+        finally:
+            with self._arrived:
+                file.coming.difference_update(*(_pages(*stretch) for stretch in mine))
+                self._arrived.notify_all()
+        if others:
+            with self._arrived:
+                self._arrived.wait_for(lambda: others.isdisjoint(file.coming))
+                left = list(file.missing(start, end))
+            self._fetch_all(file, left)  # they have failed, or others have begun
+
+    def _fetch_all(self, file: _File, stretches: Sequence[tuple[int, int]]) -> None:
+        if len(stretches) == 1:
+            self._fetch(file, *stretches[0])
+        elif stretches:
+            with self._lock:
+                self._pool = self._pool or ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="fetch")
+            for done in [self._pool.submit(self._fetch, file, *stretch) for stretch in stretches]:
+                done.result()
 
     def _fetch(self, file: _File, start: int, end: int) -> None:
         got = []
@@ -159,6 +177,11 @@ class Hollow:
         self._files.clear()
 
 
+def _pages(start: int, end: int) -> range:
+    """The pages in which a range lies."""
+    return range(start // PAGE_BYTES, -(-end // PAGE_BYTES))
+
+
 class _File:
     """One of them. It holds no descriptor: a replica has more packs than a process may have files open."""
 
@@ -166,6 +189,8 @@ class _File:
         self.path = path
         self._map_path = map_path
         self.size = size
+        self.coming: set[int] = set()
+        """pages that somebody in this process is fetching"""
         self.consist_of(parts)
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not path.exists():
@@ -217,12 +242,15 @@ class _File:
         return self._map.find(b"\0", start // PAGE_BYTES, -(-min(end, self.size) // PAGE_BYTES)) < 0
 
     def missing(self, start: int, end: int) -> Iterator[tuple[int, int]]:
-        """What of a range is not here, in whole pages, and not too much at once."""
+        """What of a range is neither here nor coming, in whole pages, and not too much at once."""
         end = min(end, self.size)
         page, last = start // PAGE_BYTES, -(-end // PAGE_BYTES)
         self._map = self._read_map()  # another process may have fetched it
-        while (page := self._map.find(b"\0", page, last)) >= 0:
-            until = self._map.find(_HERE, page, last)
+        here = bytearray(self._map)
+        for number in self.coming:
+            here[number : number + 1] = _HERE
+        while (page := here.find(b"\0", page, last)) >= 0:
+            until = here.find(_HERE, page, last)
             until = min(last if until < 0 else until, page + _FETCH_BYTES // PAGE_BYTES)
             start, end = self._whole(page * PAGE_BYTES, min(until * PAGE_BYTES, self.size))
             yield start, end
