@@ -14,13 +14,13 @@ import pytest
 from store import index_copy
 from store.compact import CompactOptions, Compactor
 from store.deliveries import Query
-from store.ids import now_us
-from store.index import SCHEMA
+from store.index import SCHEMA, Index
 from store.index_copy import copy_of
 from store.replicas.errors import MissingObjectError
 from store.replicas.hollow import PAGE_BYTES
 from store.replicas.layout import RoundError, index_piece_name
 from store.replicas.mirror import Mirror
+from store.replicas.mirror_index import Kept, MirrorIndex
 from store.replicas.reader import Replica
 from store.replicas.ship import ShipOptions, Shipper
 from store.store import Store
@@ -117,6 +117,19 @@ def test_where_there_is_no_other_packs_are_read(
         assert all_of(opened) == mails
 
 
+def _with_two_pieces(store: Store, shipping: Shipper, monkeypatch: pytest.MonkeyPatch) -> set[bytes]:
+    """Ship an index of which a run is in several pieces; the ids of all deliveries."""
+    monkeypatch.setattr("store.replicas.index_files._PIECE_BYTES", (PAGE_BYTES, PAGE_BYTES))
+    for number in range(2500):
+        put_message(store, b"%d" % number, to=(b"a@example.org",))
+    store.settle_index()
+    with store.index.update() as update:
+        update.fold()
+    store.index.merge(everything=True)
+    shipping.round(full=True)
+    return {found.delivery.id for found in store.deliveries(Query())}
+
+
 @HOW
 @pytest.mark.parametrize("earlier", [True, False])
 def test_what_shows_to_be_wrong_only_when_it_is_read(
@@ -129,35 +142,51 @@ def test_what_shows_to_be_wrong_only_when_it_is_read(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Of a run the end is read when it is taken, and the rest when somebody looks for what is there."""
-    monkeypatch.setattr("store.replicas.index_files._PIECE_BYTES", (PAGE_BYTES, PAGE_BYTES))
-    mails = fill(store, range(20))
     if earlier:
+        fill(store, range(20))
         shipping.round(full=True)
-    for number in range(2500):
-        put_message(store, b"%d" % number, to=(b"a@example.org",))
-    store.settle_index()
-    with store.index.update() as update:
-        update.fold()
-    store.index.merge(everything=True)
-    shipping.round(full=True)
+    mails = _with_two_pieces(store, shipping, monkeypatch)
     assert shipping.contents.index
     (run,) = shipping.contents.index.runs
-    assert len(run) > 1
     whole = spoil(bucket, [index_piece_name("mx1", extent) for extent in run[:-1]], how)
     mirror.follow()
-    query = Query(until_us=now_us())
     with mirror.open() as opened, pytest.raises((RoundError, MissingObjectError)):
-        list(opened.deliveries(query))
+        list(opened.deliveries(Query()))
     with mirror.open() as opened:
-        assert len(list(opened.deliveries(query))) == 2520
-        assert mails.keys() <= all_of(opened).keys()
+        assert all_of(opened).keys() == mails
         mirror.refresh(opened)
-        assert len(list(opened.deliveries(query))) == 2520
+        assert all_of(opened).keys() == mails
     bucket.objects |= whole
     mirror.follow()
     with mirror.open() as opened:
-        assert len(list(opened.deliveries(query))) == 2520
+        assert all_of(opened).keys() == mails
     assert not (mirror.path / "wrong").exists()
+
+
+def test_what_shows_to_be_wrong_is_done_without_once(
+    store: Store, bucket: Counting, shipping: Shipper, mirror: Mirror, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also while somebody reads, for whom the files of the runs before stay."""
+    makes: list[str] = []
+    make = MirrorIndex._make
+
+    def counted(self: MirrorIndex, index: Index, kept: Kept, store_id: bytes) -> None:
+        makes.append(self._host)
+        make(self, index, kept, store_id)
+
+    monkeypatch.setattr(MirrorIndex, "_make", counted)
+    mails = _with_two_pieces(store, shipping, monkeypatch)
+    assert shipping.contents.index
+    ((piece, _),) = shipping.contents.index.runs
+    spoil(bucket, [index_piece_name("mx1", piece)], "missing")
+    mirror.follow()
+    with mirror.open() as opened, opened.index.read():
+        with pytest.raises(MissingObjectError):
+            list(opened.deliveries(Query()))
+        for _ in range(3):
+            mirror.refresh(opened)
+            assert all_of(opened).keys() == mails
+    assert makes == ["mx1"]
 
 
 def test_what_is_here_already_stays_and_follows_compaction(
