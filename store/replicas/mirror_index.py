@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from pathlib import Path
 
@@ -75,22 +75,25 @@ class MirrorIndex:
             with (self._path / WRONG).open("a") as file:
                 file.write(name + "\n")
 
-    def _wrong(self, kept: Kept) -> set[str]:
+    def _wrong(self, kept: Kept, in_use: Mapping[str, Extent]) -> set[str]:
         """What was found wrong, and has not been mended since: it is looked at again."""
         try:
             found = set((self._path / WRONG).read_text().splitlines())
         except FileNotFoundError:
             return set()
         known = kept.contents.index.pieces(self._host) if kept.contents.index else {}
-        known |= self._in_use(kept)
+        known |= in_use
         wrong = {name for name in found if name not in known or not self._is_right(name, known[name])}
         if not wrong:
             (self._path / WRONG).unlink()
         return wrong
 
-    def _in_use(self, kept: Kept) -> dict[str, Extent]:
-        """The pieces of which the runs here are made."""
-        return {index_piece_name(self._host, e): e for extents in kept.runs.values() for e in extents}
+    def _in_use(self, index: Index, kept: Kept) -> dict[str, Extent]:
+        """The pieces of which the runs here are made that count."""
+        with index.read() as snapshot:
+            there = {index.run_path(info.number).name for info in snapshot.known.catalogue.runs}
+        found = (extent for run, extents in kept.runs.items() if run in there for extent in extents)
+        return {index_piece_name(self._host, extent): extent for extent in found}
 
     def _is_right(self, name: str, extent: Extent) -> bool:
         try:
@@ -124,8 +127,9 @@ class MirrorIndex:
         if it is. What came since is put in at once: nobody finds less here meanwhile than before. Where it is
         damaged or missing, what is here stays, or else becomes what an earlier full round brought."""
         self._drop_runs(index, kept)
-        wrong = self._wrong(kept)
-        is_lost = not wrong.isdisjoint(self._in_use(kept))
+        in_use = self._in_use(index, kept)
+        wrong = self._wrong(kept, in_use)
+        is_lost = not wrong.isdisjoint(in_use)
         anew = anew or is_lost
         files = kept.contents.index
         if files is not None:
@@ -218,11 +222,14 @@ class MirrorIndex:
 
     def _drop_runs(self, index: Index, kept: Kept) -> None:
         """Let go of runs of a copy that did not come to be the index: it was killed, or failed. Others come
-        under their numbers, and must not be filled with their bytes."""
+        under their numbers, and must not be filled with their bytes. Those that were the index before stay
+        for who still reads them, until the index removes their files."""
         with index.read() as snapshot:
             value = snapshot.meta(_RUNS)
-            there = {info.number for info in snapshot.known.catalogue.runs}
+            catalogue = snapshot.known.catalogue
+        there = {info.number for info in catalogue.runs}
         copied = set(msgspec.msgpack.decode(value)) if value else set()
+        copied |= {number for number, _ in catalogue.doomed}
         left = [name for name in kept.runs if int(Path(name).stem) not in copied]
         for name in left:
             path = self._path / "index" / name

@@ -14,6 +14,7 @@ import pytest
 from store import index_copy
 from store.compact import CompactOptions, Compactor
 from store.deliveries import Query
+from store.ids import FOREVER_US
 from store.index import SCHEMA, Index
 from store.index_copy import copy_of
 from store.replicas.errors import MissingObjectError
@@ -117,10 +118,12 @@ def test_where_there_is_no_other_packs_are_read(
         assert all_of(opened) == mails
 
 
-def _with_two_pieces(store: Store, shipping: Shipper, monkeypatch: pytest.MonkeyPatch) -> set[bytes]:
+def with_pieces(
+    store: Store, shipping: Shipper, monkeypatch: pytest.MonkeyPatch, count: int = 2500
+) -> set[bytes]:
     """Ship an index of which a run is in several pieces; the ids of all deliveries."""
     monkeypatch.setattr("store.replicas.index_files._PIECE_BYTES", (PAGE_BYTES, PAGE_BYTES))
-    for number in range(2500):
+    for number in range(count):
         put_message(store, b"%d" % number, to=(b"a@example.org",))
     store.settle_index()
     with store.index.update() as update:
@@ -145,7 +148,7 @@ def test_what_shows_to_be_wrong_only_when_it_is_read(
     if earlier:
         fill(store, range(20))
         shipping.round(full=True)
-    mails = _with_two_pieces(store, shipping, monkeypatch)
+    mails = with_pieces(store, shipping, monkeypatch)
     assert shipping.contents.index
     (run,) = shipping.contents.index.runs
     whole = spoil(bucket, [index_piece_name("mx1", extent) for extent in run[:-1]], how)
@@ -163,6 +166,30 @@ def test_what_shows_to_be_wrong_only_when_it_is_read(
     assert not (mirror.path / "wrong").exists()
 
 
+def test_who_reads_on_has_the_index_that_was_there_when_he_began(
+    store: Store, bucket: Counting, shipping: Shipper, mirror: Mirror, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mails = with_pieces(store, shipping, monkeypatch, 7000)
+    mirror.follow()
+    with mirror.open() as opened:
+        with opened.index.read() as snapshot:
+            found = snapshot.by_time(0, FOREVER_US, newest_first=True)
+            first = next(found)
+            put_message(store, b"and one more")
+            store.settle_index()
+            shipping.round(full=True)
+            for _ in range(3):
+                mirror.refresh(opened)
+            assert {first, *found} == mails
+        assert len(list(opened.deliveries(Query()))) == 7001
+        for _ in range(2):
+            put_message(store, b"and another")
+            store.settle_index()
+            shipping.round(full=True)
+            mirror.refresh(opened)
+    assert len(list((mirror.path / "index").glob("*.run"))) <= 2, "what nobody reads is removed"
+
+
 def test_what_shows_to_be_wrong_is_done_without_once(
     store: Store, bucket: Counting, shipping: Shipper, mirror: Mirror, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -175,7 +202,7 @@ def test_what_shows_to_be_wrong_is_done_without_once(
         make(self, index, kept, store_id)
 
     monkeypatch.setattr(MirrorIndex, "_make", counted)
-    mails = _with_two_pieces(store, shipping, monkeypatch)
+    mails = with_pieces(store, shipping, monkeypatch)
     assert shipping.contents.index
     ((piece, _),) = shipping.contents.index.runs
     spoil(bucket, [index_piece_name("mx1", piece)], "missing")
