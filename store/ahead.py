@@ -11,7 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
 from itertools import islice
 from typing import TypeVar
@@ -29,6 +29,8 @@ class Ahead:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._pool: ThreadPoolExecutor | None = None
+        self.closing = False
+        """whether what is being asked for is wanted no more: what takes long may end early"""
 
     def each(self, items: Iterable[K], ask: Callable[[K], T]) -> Iterator[tuple[K, Callable[[], T]]]:
         """Each of the items, in their order, with what gives its answer or raises what asking has raised.
@@ -71,17 +73,27 @@ class Ahead:
 
     def firsts(self, sources: Sequence[Iterator[T]]) -> list[T | None]:
         """The first of each, None of those that have none. From the first that takes its time on the rest
-        are asked at once. Raises what the first of them raised."""
+        are asked at once. Raises what the first of them raised, once none of them is being asked."""
         found: list[T | None] = []
         for at, source in enumerate(sources):
             began = time.monotonic()
             found.append(next(source, None))
             if time.monotonic() - began >= _SLOW_S:
-                return [*found, *self._threads().map(lambda one: next(one, None), sources[at + 1 :])]
+                return found + self._all_at_once(sources[at + 1 :])
         return found
+
+    def _all_at_once(self, sources: Sequence[Iterator[T]]) -> list[T | None]:
+        asked = [self._threads().submit(next, source, None) for source in sources]
+        try:
+            return [future.result() for future in asked]
+        finally:  # nobody is in them any more when this is over: they may read what the caller lets go of
+            for future in asked:
+                future.cancel()
+            wait(asked)
 
     def close(self) -> None:
         """Wait for what is being asked, and ask no more."""
+        self.closing = True
         with self._lock:
             if self._pool:
                 self._pool.shutdown(cancel_futures=True)

@@ -177,7 +177,7 @@ class Fleet:
 
     def _have(self, content_id: ContentId | None) -> None:
         if content_id is not None:
-            self._first(lambda store: store.have(content_id))
+            self._first(lambda store: store.have(content_id, lambda: self._ahead.closing))
 
     def _holder(self, content_id: ContentId) -> Store:
         def holder(store: Store) -> Store:

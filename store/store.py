@@ -464,14 +464,16 @@ class Store:
         except PackGoneError:  # compaction replaced it meanwhile
             return b"".join(self.read(content_id))
 
-    def have(self, content_id: ContentId) -> None:
-        """See to it that a message can be read without being fetched, where it is elsewhere. Raises
-        `NotFoundError`, `DamagedError`, `StoreError`."""
+    def have(self, content_id: ContentId, stop: Callable[[], bool] = lambda: False) -> None:
+        """See to it that a message can be read without being fetched, where it is elsewhere; `stop` is asked
+        for each record of it. Raises `NotFoundError`, `DamagedError`, `StoreError`."""
         recipe = self.recipe(content_id)
         with self.index.read() as snapshot:
             bad = snapshot.bad()
             places = [snapshot.chunk(chunk, bad) for run in recipe.runs for chunk in run.chunks]
         for where in {place.record: place for place in places if place}.values():
+            if stop():
+                return
             self._packs.have(where)
 
     def coming(self, found: Iterable[T], _content: Callable[[T], ContentId | None]) -> Iterator[T]:

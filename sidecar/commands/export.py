@@ -13,6 +13,7 @@ from sidecar.commands.options import LegName
 from sidecar.commands.shortfall import PARTLY, Shortfall
 from sidecar.export import Exported, Format, export
 from sidecar.progress import Progress
+from sidecar.readable import escaped
 from sidecar.select import Selection, select
 from sidecar.units import format_size
 from store.errors import StoreError
@@ -69,7 +70,7 @@ def command(
 
     def tell(delivery: DeliveryId, error: Exception) -> None:
         progress.clear()
-        print(f"mailkeep: delivery {delivery.hex()}: {error}", file=sys.stderr)
+        print(f"mailkeep: delivery {delivery.hex()}: {escaped(str(error))}", file=sys.stderr)
 
     def unread(delivery: DeliveryId, error: StoreError) -> None:
         nonlocal unreadable

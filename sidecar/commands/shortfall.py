@@ -6,6 +6,7 @@ import sys
 
 import typer
 
+from sidecar.readable import escaped
 from store.errors import StoreError
 from store.fleet import Archive
 from store.ids import DeliveryId
@@ -31,7 +32,7 @@ class Shortfall:
 
     def _tell(self, text: str) -> None:
         self._any = True
-        print(f"mailkeep: {text}", file=sys.stderr)
+        print(f"mailkeep: {escaped(text)}", file=sys.stderr)
 
     def __bool__(self) -> bool:
         return self._any

@@ -144,10 +144,6 @@ def resume(store: Archive, journal: Journal, targets: Iterable[Target]) -> Itera
             yield replace(target, begun_us=last.time_us) if last is not None and last.is_intent else target
 
 
-def _to_be_read(item: Item) -> ContentId | None:
-    return item.delivery.content if isinstance(item, Target) and not item.begun_us else None
-
-
 class Run:
     """Sends, over one road. `tell` is told of each target once, in the event loop's thread."""
 
@@ -178,7 +174,7 @@ class Run:
         can be recorded any more, or selected."""
         self._journal.begin()
         try:
-            await self._send(source)
+            await self._send(self._coming(source))
             for _ in range(_TRIES):
                 if not self._doubts or self.stopped or self._outage.given_up or not self._can_settle:
                     break
@@ -208,21 +204,29 @@ class Run:
     async def _settle_doubts(self) -> None:
         """Look for what is in doubt, and send what is not there; or send it all, as told."""
         doubts, self._doubts = self._doubts, []
+        left = {(doubt.delivery.id, doubt.recipient): doubt for doubt in doubts}
+        found: Iterator[Item] = (replace(doubt, begun_us=0) for doubt in doubts)
         if self._options.looks is not None and not self._options.send_doubtful:
             # The clock may have been set back since the run began.
             since_us = min(self._options.look_since_us, *(doubt.begun_us - LOOK_BACK_US for doubt in doubts))
-            left = {(doubt.delivery.id, doubt.recipient): doubt for doubt in doubts}
             found = self._options.looks.sift(doubts, since_us=max(since_us, 0))
-            await self._send(self._known(found, left))
-            self._doubts += left.values()  # it was stopped: they are still in doubt, and must be told
-        else:
-            await self._send(iter([replace(target, begun_us=0) for target in doubts]))
+        await self._send(self._known(self._coming(found), left))
+        # It was stopped: those that were not come to, if only fetched ahead, are in doubt and must be told.
+        self._doubts += left.values()
 
     # -- sending
 
+    def _coming(self, source: Iterator[Item]) -> Iterator[Item]:
+        return self._store.coming(source, self._to_be_read)
+
+    def _to_be_read(self, item: Item) -> ContentId | None:
+        """The message that is to be fetched, if it is to be sent."""
+        if self.stopped or self._outage.given_up or not isinstance(item, Target) or item.begun_us:
+            return None
+        return item.delivery.content
+
     async def _send(self, source: Iterator[Item]) -> None:
         lanes = self._options.lanes
-        source = self._store.coming(source, _to_be_read)
         queue: asyncio.Queue[_Work | None] = asyncio.Queue()  # `_feed` keeps it short
         tasks = [asyncio.create_task(self._work(queue)) for _ in range(lanes)]
         tasks.append(asyncio.create_task(self._feed(source, queue)))
@@ -262,10 +266,11 @@ class Run:
     def _take(self, source: Iterator[Item], number: int) -> list[Item]:
         if self.stopped:
             return []
+        items: list[Item] = []
         try:
-            items = list(islice(source, number))
-        except StoppedError:
-            return []
+            items += islice(source, number)
+        except StoppedError:  # what came before it is taken
+            return items
         self.ended.saw_all = self.ended.saw_all or len(items) < number
         return items
 

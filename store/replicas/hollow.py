@@ -17,6 +17,7 @@ from pathlib import Path
 from blake3 import blake3
 
 from store.files import room_for, write_all
+from store.replicas.errors import MissingObjectError
 from store.replicas.layout import RoundError
 
 PAGE_BYTES = 128 << 10
@@ -50,12 +51,16 @@ Get = Callable[[str, int, int], bytes]
 class Hollow:
     """The hollow files below a directory. Thread-safe; several processes may fill one directory."""
 
-    def __init__(self, root: Path, get: Get) -> None:
+    def __init__(self, root: Path, get: Get, wrong: Callable[[str], None] = lambda _name: None) -> None:
+        """`wrong` is told the name of what is missing or damaged, when it is met."""
         self._root = root
         self._get = get
+        self._wrong = wrong
         self._maps = root / "here"
         self._lock = threading.Lock()
         self._files: dict[Path, _File] = {}
+        self._arrived = threading.Condition()
+        """of pages that are being fetched; guards `_File.coming`"""
         self._pool: ThreadPoolExecutor | None = None
         self.fetched_bytes = 0
 
@@ -119,34 +124,62 @@ class Hollow:
             file.forget(start, end)
         if file is None or file.has(start, end):
             return
-        wanted = list(file.missing(start, end))
-        if len(wanted) == 1:
-            self._fetch(file, *wanted[0])
-            return
-        with self._lock:
-            self._pool = self._pool or ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="fetch")
-        for done in [self._pool.submit(self._fetch, file, *stretch) for stretch in wanted]:
-            done.result()
+        with self._arrived:
+            mine = list(file.missing(start, end))
+            others = file.coming & {*_pages(start, end)}
+            file.coming.update(*(_pages(*stretch) for stretch in mine))
+        try:
+            self._fetch_all(file, mine)
+        finally:
+            with self._arrived:
+                file.coming.difference_update(*(_pages(*stretch) for stretch in mine))
+                self._arrived.notify_all()
+        if others:
+            with self._arrived:
+                self._arrived.wait_for(lambda: others.isdisjoint(file.coming))
+                left = list(file.missing(start, end))
+            self._fetch_all(file, left)  # they have failed, or others have begun
+
+    def _fetch_all(self, file: _File, stretches: Sequence[tuple[int, int]]) -> None:
+        if len(stretches) == 1:
+            self._fetch(file, *stretches[0])
+        elif stretches:
+            with self._lock:
+                self._pool = self._pool or ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="fetch")
+            for done in [self._pool.submit(self._fetch, file, *stretch) for stretch in stretches]:
+                done.result()
 
     def _fetch(self, file: _File, start: int, end: int) -> None:
         got = []
         for part, at, size in file.pieces(start, end):
-            data = self._get(part.name, at, size)
-            if len(data) != size:
-                raise RoundError(f"{part.name} has less than {at + size} bytes")
-            if part.digest and blake3(data).digest() != part.digest:
-                raise RoundError(f"{part.name} is damaged")
-            got.append(data)
+            try:
+                got.append(self._read(part, at, size))
+            except (RoundError, MissingObjectError):
+                self._wrong(part.name)
+                raise
         with room_for(file.path):
             file.put(start, b"".join(got))
         with self._lock:
             self.fetched_bytes += end - start
+
+    def _read(self, part: Part, at: int, size: int) -> bytes:
+        data = self._get(part.name, at, size)
+        if len(data) != size:
+            raise RoundError(f"{part.name} has less than {at + size} bytes")
+        if part.digest and blake3(data).digest() != part.digest:
+            raise RoundError(f"{part.name} is damaged")
+        return data
 
     def close(self) -> None:
         """Let go of the files."""
         if self._pool:
             self._pool.shutdown()
         self._files.clear()
+
+
+def _pages(start: int, end: int) -> range:
+    """The pages in which a range lies."""
+    return range(start // PAGE_BYTES, -(-end // PAGE_BYTES))
 
 
 class _File:
@@ -156,6 +189,8 @@ class _File:
         self.path = path
         self._map_path = map_path
         self.size = size
+        self.coming: set[int] = set()
+        """pages that somebody in this process is fetching"""
         self.consist_of(parts)
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not path.exists():
@@ -207,12 +242,15 @@ class _File:
         return self._map.find(b"\0", start // PAGE_BYTES, -(-min(end, self.size) // PAGE_BYTES)) < 0
 
     def missing(self, start: int, end: int) -> Iterator[tuple[int, int]]:
-        """What of a range is not here, in whole pages, and not too much at once."""
+        """What of a range is neither here nor coming, in whole pages, and not too much at once."""
         end = min(end, self.size)
         page, last = start // PAGE_BYTES, -(-end // PAGE_BYTES)
         self._map = self._read_map()  # another process may have fetched it
-        while (page := self._map.find(b"\0", page, last)) >= 0:
-            until = self._map.find(_HERE, page, last)
+        here = bytearray(self._map)
+        for number in self.coming:
+            here[number : number + 1] = _HERE
+        while (page := here.find(b"\0", page, last)) >= 0:
+            until = here.find(_HERE, page, last)
             until = min(last if until < 0 else until, page + _FETCH_BYTES // PAGE_BYTES)
             start, end = self._whole(page * PAGE_BYTES, min(until * PAGE_BYTES, self.size))
             yield start, end

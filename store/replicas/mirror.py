@@ -31,7 +31,7 @@ from store.replicas.contents import Contents, regroups
 from store.replicas.fetch import cover
 from store.replicas.hollow import Hollow, Part
 from store.replicas.layout import Extent, Round, piece_name
-from store.replicas.mirror_index import Kept, MirrorIndex
+from store.replicas.mirror_index import WRONG, Kept, MirrorIndex
 from store.replicas.reader import Reading, Replica
 from store.replicas.told import about_of
 from store.sealing import Identity, Keyring, recipients_of
@@ -52,7 +52,7 @@ class Mirror:
         self.host = host
         self.path = path
         self._replica = replica
-        self._hollow = Hollow(path, self._get)
+        self._hollow = Hollow(path, self._get, lambda name: self._index.found_wrong(name))
         self._index = MirrorIndex(replica, host, path, self._hollow, self.fill, self._save)
         self._saved: Kept | None = None
         self._stamp: tuple[int, int] | None = None
@@ -131,7 +131,7 @@ class Mirror:
     def _forget(self) -> None:
         """All that was fetched."""
         self._hollow.forget()
-        for name in ("contents", "streams", "index", "rounds", "search"):
+        for name in ("contents", "streams", "index", "rounds", "search", WRONG):
             if (self.path / name).is_dir():
                 shutil.rmtree(self.path / name)
             else:

@@ -8,11 +8,14 @@ from __future__ import annotations
 import contextlib
 import logging
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 
 import msgspec
+from blake3 import blake3
 
+from store.errors import StoreError
 from store.files import Fill
 from store.index import Index
 from store.layout import FIRST_COMPACTED
@@ -35,6 +38,8 @@ _RUNS = b"copied"
 """in the index: the numbers of the runs that are the copy's"""
 _BESIDE = "index.new"
 """where one is made that is to take the place of the one in use"""
+WRONG = "wrong"
+"""the file with the names of pieces that were found missing or damaged, one a line"""
 _Ends = dict[str, dict[int, int]]
 
 
@@ -62,6 +67,40 @@ class MirrorIndex:
         """What a run's file is made of."""
         return [Part(e.offset, e.length, index_piece_name(self._host, e), 0, e.digest) for e in extents]
 
+    def found_wrong(self, name: str) -> None:
+        """Remember that something is missing or damaged: the index that needs it cannot be read, which may
+        show only long after it was taken. Whoever looks next does without."""
+        if name.startswith(f"{index_under(self._host)}/"):
+            log.warning("%s is missing or damaged: the next look at %s is without it", name, self._host)
+            with (self._path / WRONG).open("a") as file:
+                file.write(name + "\n")
+
+    def _wrong(self, kept: Kept, in_use: Mapping[str, Extent]) -> set[str]:
+        """What was found wrong, and has not been mended since: it is looked at again."""
+        try:
+            found = set((self._path / WRONG).read_text().splitlines())
+        except FileNotFoundError:
+            return set()
+        known = kept.contents.index.pieces(self._host) if kept.contents.index else {}
+        known |= in_use
+        wrong = {name for name in found if name not in known or not self._is_right(name, known[name])}
+        if not wrong:
+            (self._path / WRONG).unlink()
+        return wrong
+
+    def _in_use(self, index: Index, kept: Kept) -> dict[str, Extent]:
+        """The pieces of which the runs here are made that count."""
+        with index.read() as snapshot:
+            there = {index.run_path(info.number).name for info in snapshot.known.catalogue.runs}
+        found = (extent for run, extents in kept.runs.items() if run in there for extent in extents)
+        return {index_piece_name(self._host, extent): extent for extent in found}
+
+    def _is_right(self, name: str, extent: Extent) -> bool:
+        try:
+            return blake3(self._replica.source.get(name)).digest() == extent.digest
+        except StoreError:  # or nobody can be asked: as it was
+            return False
+
     def drop_packs(self, index: Index, kept: Kept) -> None:
         """What lies in packs of segments that count no more lies elsewhere now. A segment names those that it
         was made from, but between two looks there may have been several, one made from the other."""
@@ -88,20 +127,24 @@ class MirrorIndex:
         if it is. What came since is put in at once: nobody finds less here meanwhile than before. Where it is
         damaged or missing, what is here stays, or else becomes what an earlier full round brought."""
         self._drop_runs(index, kept)
+        in_use = self._in_use(index, kept)
+        wrong = self._wrong(kept, in_use)
+        is_lost = not wrong.isdisjoint(in_use)
+        anew = anew or is_lost
         files = kept.contents.index
         if files is not None:
             with index.read() as snapshot:
                 if snapshot.meta(_COPY) == _name(files) and not anew:
                     return
-                is_empty = not any(map(snapshot.state, kept.contents.streams))
+                is_empty = is_lost or not any(map(snapshot.state, kept.contents.streams))
             try:
-                if self._become(index, kept, store_id, files):
+                if self._become(index, kept, store_id, files, wrong):
                     return
             except (RoundError, MissingObjectError) as exc:
                 log.warning("%s: %s is read without that index, which takes longer", exc, self._host)
                 self._drop_runs(index, kept)
                 # One that is here already, and has been caught up since, is worth more than an earlier one.
-                if is_empty and self._become_earlier(index, kept, store_id):
+                if is_empty and self._become_earlier(index, kept, store_id, wrong):
                     return
         if anew:
             self._make(index, kept, store_id)
@@ -128,11 +171,11 @@ class MirrorIndex:
         """Remove what one that was killed had begun to make."""
         shutil.rmtree(self._path / _BESIDE, ignore_errors=True)
 
-    def _become_earlier(self, index: Index, kept: Kept, store_id: bytes) -> bool:
+    def _become_earlier(self, index: Index, kept: Kept, store_id: bytes, wrong: AbstractSet[str]) -> bool:
         """Become what a full round before the last brought, the newest that is whole."""
         for files in self._earlier(kept):
             try:
-                return self._become(index, kept, store_id, files)
+                return self._become(index, kept, store_id, files, wrong)
             except (RoundError, MissingObjectError) as exc:
                 log.warning("%s", exc)
                 self._drop_runs(index, kept)
@@ -145,9 +188,13 @@ class MirrorIndex:
             if there.issuperset(files.pieces(self._host)):
                 yield files
 
-    def _become(self, index: Index, kept: Kept, store_id: bytes, files: IndexFiles) -> bool:
+    def _become(
+        self, index: Index, kept: Kept, store_id: bytes, files: IndexFiles, wrong: AbstractSet[str]
+    ) -> bool:
         """Become what a full round brings. False, and that is told once, for one of another version. Raises
-        `RoundError`, `MissingObjectError`."""
+        `RoundError`, `MissingObjectError`; also where a piece is known to be `wrong`."""
+        for name in wrong & files.pieces(self._host).keys():
+            raise RoundError(f"{self._replica.source.url}: {name} is missing or damaged")
         fetched = FetchedIndex(self._replica, self._host, files, threads=1)
         state = fetched.state()
         view = View(index, self._path / "streams", store_id, index.keyring, self._fill)
@@ -175,11 +222,14 @@ class MirrorIndex:
 
     def _drop_runs(self, index: Index, kept: Kept) -> None:
         """Let go of runs of a copy that did not come to be the index: it was killed, or failed. Others come
-        under their numbers, and must not be filled with their bytes."""
+        under their numbers, and must not be filled with their bytes. Those that were the index before stay
+        for who still reads them, until the index removes their files."""
         with index.read() as snapshot:
             value = snapshot.meta(_RUNS)
-            there = {info.number for info in snapshot.known.catalogue.runs}
+            catalogue = snapshot.known.catalogue
+        there = {info.number for info in catalogue.runs}
         copied = set(msgspec.msgpack.decode(value)) if value else set()
+        copied |= {number for number, _ in catalogue.doomed}
         left = [name for name in kept.runs if int(Path(name).stem) not in copied]
         for name in left:
             path = self._path / "index" / name

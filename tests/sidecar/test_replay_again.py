@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import signal
 import socket
 import subprocess
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -31,7 +32,8 @@ from sidecar.replay.targets import Item, Outcome, Result, Target, Whereto, targe
 from sidecar.sections import ImapConfig
 from sidecar.select import Selection, select
 from sidecar.units import Address
-from store.ids import now_us
+from store.fleet import Archive, Fleet
+from store.ids import ContentId, now_us
 from store.records import Expiry, Leg, Replay, ReplayRun
 from store.store import Store
 from store.writer import Submission
@@ -279,3 +281,85 @@ def test_doubts_that_were_not_looked_for_are_told(store: Store, server: Server) 
 
     assert asyncio.run(put_back()).in_doubt == 1
     assert [result.outcome for result in told] == [Outcome.IN_DOUBT]
+
+
+class Absent:
+    """Nothing is in the mailboxes. Who looks is told so many times that it is so, and then to stop."""
+
+    def __init__(self, stop_after: int) -> None:
+        self._stop_after = stop_after
+
+    def sift(self, targets: Iterable[Item], *, since_us: int = 0) -> Iterator[Item]:
+        for number, target in enumerate(targets):
+            if number == self._stop_after:
+                raise StoppedError
+            assert isinstance(target, Target)
+            yield dataclasses.replace(target, begun_us=0)
+
+
+@pytest.mark.parametrize("how", ["looked for", "looked for in part", "sent untold", "fetched ahead"])
+def test_doubts_that_are_not_come_to_when_it_is_stopped_are_told(
+    store: Store, server: Server, how: str
+) -> None:
+    def far(_path: Path, _start: int, _end: int, *, again: bool = False) -> None:
+        time.sleep(0.005)
+
+    def tell(result: Result) -> None:
+        told.append(result)
+        stop.set()
+
+    for number in range(40):
+        put_message(store, MESSAGE + b"%d" % number)
+    doubts = todo(store)
+    note(store, run_fact(), *(word(target, b"", now_us()) for target in doubts))
+    stop, told = threading.Event(), list[Result]()
+    journal = begin(store)
+    options = RunOptions(lanes=1, looks=Absent(2 if how == "looked for in part" else 100))
+    if how == "sent untold":
+        options = RunOptions(lanes=1, send_doubtful=True)
+    archive: Archive = store
+    if how == "fetched ahead":
+        store._fill = store._packs._fill = far  # as a view has it
+        archive = Fleet([store], store, "far")
+
+    async def put_back() -> Ended:
+        road = LmtpRoad(archive, server.sink.address)
+        run = Run(archive, road, journal, options, tell, stop)
+        return await run.put_back(resume(archive, journal, doubts))
+
+    asyncio.run(put_back())
+    if isinstance(archive, Fleet):
+        archive.close()
+    told_of = [result.target.delivery.id for result in told]
+    assert sorted(told_of) == sorted(target.delivery.id for target in doubts), "each once"
+
+
+def test_what_is_given_up_is_not_fetched(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the server away, nobody waits until all that was selected has come from a replica."""
+    had: list[ContentId] = []
+    have = Store.have
+
+    def slow(self: Store, content: ContentId, stop: Callable[[], bool]) -> None:
+        had.append(content)
+        time.sleep(0.003)  # from afar
+        have(self, content, stop)
+
+    monkeypatch.setattr(Store, "have", slow)
+    for number in range(400):
+        put_message(store, MESSAGE + b"%d" % number)
+    selected = todo(store)
+    journal = begin(store)
+    fleet, told = Fleet([store], store, "far"), list[Result]()
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        road = LmtpRoad(fleet, Address(*nobody.getsockname()))
+
+        async def put_back() -> Ended:
+            options = RunOptions(lanes=1, patience_s=0)
+            run = Run(fleet, road, journal, options, told.append, threading.Event())
+            return await run.put_back(resume(fleet, journal, selected))
+
+        assert asyncio.run(put_back()).gave_up
+    fleet.close()
+    assert len(told) == 400
+    assert len(had) < 100

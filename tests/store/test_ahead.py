@@ -111,3 +111,20 @@ def test_firsts(ahead: Ahead) -> None:
 
     with pytest.raises(ValueError, match="broken"):
         ahead.firsts([source(1), source(2), broken()])
+
+
+def test_firsts_ends_when_nobody_is_in_any_of_the_sources(ahead: Ahead) -> None:
+    """They read in transactions that the caller ends."""
+
+    asked = Asked(0.2)
+
+    def slow() -> Iterator[int]:
+        yield asked(1)
+
+    def broken() -> Iterator[int]:
+        raise ValueError("broken")
+        yield 1
+
+    with pytest.raises(ValueError, match="broken"):
+        ahead.firsts([slow(), broken(), slow(), slow()])
+    assert asked.under_way == 0

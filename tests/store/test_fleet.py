@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import shutil
+import threading
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError
 from pathlib import Path
 
 import pytest
@@ -391,3 +395,53 @@ def test_what_is_at_hand_is_read_where_the_bucket_answers_half(
     told: list[str] = []
     assert all_of(view(tell=told.append)) == mails
     assert any("as it was" in text for text in told)
+
+
+class Held(Dark):
+    """A bucket that answers nobody more for a while."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.answers = threading.Event()
+        self.answers.set()
+        self.held = threading.Semaphore(0)
+        self.ranges = 0
+
+    def get_range(self, name: str, start: int, length: int) -> bytes:
+        self.ranges += 1
+        if not self.answers.is_set():
+            self.held.release()
+            assert self.answers.wait(60)
+        time.sleep(0.003)  # from afar
+        return super().get_range(name, start, length)
+
+
+def test_who_goes_does_not_wait_for_all_that_is_fetched_ahead(tmp_path: Path) -> None:
+    bucket = Held()
+    host = Host(tmp_path / "mx1", bucket, "mx1")
+    for _ in range(30):
+        put_message(host.store, b"Subject: m\r\n\r\n" + random.randbytes(6_000_000))
+    host.ship(full=True)
+    host.store.close()
+    fleet = open_fleet(Replica(bucket), tmp_path / "view")
+    coming = fleet.coming(fleet.deliveries(Query()), lambda stored: stored.delivery.content)
+    for _ in range(6):
+        next(coming)
+    bucket.answers.clear()
+
+    def go_on() -> None:
+        with contextlib.suppress(RuntimeError, CancelledError):  # it is closed meanwhile
+            next(coming, None)
+
+    going_on = threading.Thread(target=go_on)
+    going_on.start()
+    assert bucket.held.acquire(timeout=60)
+    leaving = threading.Thread(target=fleet.close)
+    leaving.start()
+    while not fleet._ahead.closing:
+        time.sleep(0.005)
+    asked = bucket.ranges
+    bucket.answers.set()
+    for thread in (leaving, going_on):
+        thread.join(60)
+    assert bucket.ranges - asked <= 16, "no message's rest"

@@ -7,7 +7,9 @@ import os
 import random
 import resource
 import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -118,3 +120,41 @@ def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
                 files.fill(path, 0, len(DATA))
         files.fill(path, 0, len(DATA))
     assert path.read_bytes() == DATA
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_what_several_want_at_once_is_fetched_once(tmp_path: Path, fails: bool) -> None:
+    path = tmp_path / "1.pack"
+    asked: list[int] = []
+    fault = threading.Semaphore(int(fails))
+
+    def slow(name: str, at: int, size: int) -> bytes:
+        asked.append(size)
+        time.sleep(0.02)
+        if fault.acquire(blocking=False):
+            raise RoundError("this once")
+        return get(name, at, size)
+
+    files = Hollow(tmp_path, slow)
+    files.begin()
+    files.lay_out(path, whole())
+    wanted = [(at, min(at + PAGE_BYTES, len(DATA))) for at in range(0, len(DATA), PAGE_BYTES // 2)]
+    faults: list[Exception] = []
+
+    def fill(place: tuple[int, int]) -> bool:
+        try:
+            files.fill(path, *place)
+        except RoundError as exc:
+            faults.append(exc)
+            return True
+        with path.open("rb") as file:
+            return os.pread(file.fileno(), place[1] - place[0], place[0]) == DATA[slice(*place)]
+
+    with ThreadPoolExecutor(len(wanted)) as pool:
+        assert all(pool.map(fill, wanted))
+    assert len(faults) == fails
+    files.fill(path, 0, len(DATA))
+    assert path.read_bytes() == DATA
+    if not fails:
+        assert sum(asked) == len(DATA)
+    files.close()

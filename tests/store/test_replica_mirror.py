@@ -17,6 +17,7 @@ from store.deliveries import Query, RemovedError
 from store.errors import DamagedError, StoreError
 from store.index_copy import copy_of
 from store.replicas import hollow, index_files
+from store.replicas.errors import MissingObjectError
 from store.replicas.layout import index_under, round_name
 from store.replicas.mirror import Mirror
 from store.replicas.reader import Replica
@@ -41,6 +42,8 @@ class Counting(Bucket):
         return data
 
     def get_range(self, name: str, start: int, length: int) -> bytes:
+        if name not in self.objects:
+            raise MissingObjectError(name)
         data = self.objects[name][start : start + length]
         assert len(data) == length
         self.asked += length

@@ -13,15 +13,21 @@ import pytest
 
 from store import index_copy
 from store.compact import CompactOptions, Compactor
-from store.index import SCHEMA
+from store.deliveries import Query
+from store.ids import FOREVER_US
+from store.index import SCHEMA, Index
 from store.index_copy import copy_of
-from store.replicas.layout import index_piece_name
+from store.replicas.errors import MissingObjectError
+from store.replicas.hollow import PAGE_BYTES
+from store.replicas.layout import RoundError, index_piece_name
 from store.replicas.mirror import Mirror
+from store.replicas.mirror_index import Kept, MirrorIndex
 from store.replicas.reader import Replica
 from store.replicas.ship import ShipOptions, Shipper
 from store.store import Store
 from store.update import Update
 from store.view import CaughtUp, View
+from tests.store.conftest import put_message
 from tests.store.test_replica_mirror import Counting, all_of, fill
 
 
@@ -110,6 +116,104 @@ def test_where_there_is_no_other_packs_are_read(
         shipping.round(full=True)
         mirror.refresh(opened)
         assert all_of(opened) == mails
+
+
+def with_pieces(
+    store: Store, shipping: Shipper, monkeypatch: pytest.MonkeyPatch, count: int = 2500
+) -> set[bytes]:
+    """Ship an index of which a run is in several pieces; the ids of all deliveries."""
+    monkeypatch.setattr("store.replicas.index_files._PIECE_BYTES", (PAGE_BYTES, PAGE_BYTES))
+    for number in range(count):
+        put_message(store, b"%d" % number, to=(b"a@example.org",))
+    store.settle_index()
+    with store.index.update() as update:
+        update.fold()
+    store.index.merge(everything=True)
+    shipping.round(full=True)
+    return {found.delivery.id for found in store.deliveries(Query())}
+
+
+@HOW
+@pytest.mark.parametrize("earlier", [True, False])
+def test_what_shows_to_be_wrong_only_when_it_is_read(
+    store: Store,
+    bucket: Counting,
+    shipping: Shipper,
+    mirror: Mirror,
+    how: str,
+    earlier: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of a run the end is read when it is taken, and the rest when somebody looks for what is there."""
+    if earlier:
+        fill(store, range(20))
+        shipping.round(full=True)
+    mails = with_pieces(store, shipping, monkeypatch)
+    assert shipping.contents.index
+    (run,) = shipping.contents.index.runs
+    whole = spoil(bucket, [index_piece_name("mx1", extent) for extent in run[:-1]], how)
+    mirror.follow()
+    with mirror.open() as opened, pytest.raises((RoundError, MissingObjectError)):
+        list(opened.deliveries(Query()))
+    with mirror.open() as opened:
+        assert all_of(opened).keys() == mails
+        mirror.refresh(opened)
+        assert all_of(opened).keys() == mails
+    bucket.objects |= whole
+    mirror.follow()
+    with mirror.open() as opened:
+        assert all_of(opened).keys() == mails
+    assert not (mirror.path / "wrong").exists()
+
+
+def test_who_reads_on_has_the_index_that_was_there_when_he_began(
+    store: Store, bucket: Counting, shipping: Shipper, mirror: Mirror, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mails = with_pieces(store, shipping, monkeypatch, 7000)
+    mirror.follow()
+    with mirror.open() as opened:
+        with opened.index.read() as snapshot:
+            found = snapshot.by_time(0, FOREVER_US, newest_first=True)
+            first = next(found)
+            put_message(store, b"and one more")
+            store.settle_index()
+            shipping.round(full=True)
+            for _ in range(3):
+                mirror.refresh(opened)
+            assert {first, *found} == mails
+        assert len(list(opened.deliveries(Query()))) == 7001
+        for _ in range(2):
+            put_message(store, b"and another")
+            store.settle_index()
+            shipping.round(full=True)
+            mirror.refresh(opened)
+    assert len(list((mirror.path / "index").glob("*.run"))) <= 2, "what nobody reads is removed"
+
+
+def test_what_shows_to_be_wrong_is_done_without_once(
+    store: Store, bucket: Counting, shipping: Shipper, mirror: Mirror, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also while somebody reads, for whom the files of the runs before stay."""
+    makes: list[str] = []
+    make = MirrorIndex._make
+
+    def counted(self: MirrorIndex, index: Index, kept: Kept, store_id: bytes) -> None:
+        makes.append(self._host)
+        make(self, index, kept, store_id)
+
+    monkeypatch.setattr(MirrorIndex, "_make", counted)
+    mails = with_pieces(store, shipping, monkeypatch)
+    assert shipping.contents.index
+    ((piece, _),) = shipping.contents.index.runs
+    spoil(bucket, [index_piece_name("mx1", piece)], "missing")
+    mirror.follow()
+    with mirror.open() as opened, opened.index.read():
+        with pytest.raises(MissingObjectError):
+            list(opened.deliveries(Query()))
+        for _ in range(3):
+            mirror.refresh(opened)
+            assert all_of(opened).keys() == mails
+    assert makes == ["mx1"]
 
 
 def test_what_is_here_already_stays_and_follows_compaction(
