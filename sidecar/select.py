@@ -196,10 +196,10 @@ class _Chosen:
 
     def load(self, ids: Iterable[DeliveryId], damaged: Damaged) -> Iterator[StoredDelivery]:
         """Those among the candidates that all filters hold for."""
-        for delivery in ids:
+        for delivery, load in self._store.each(ids, self._as_of_us):
             self._looked(delivery)
             try:
-                stored = self._store.delivery(delivery, self._as_of_us)
+                stored = load()
             except (DamagedError, SealedError) as exc:
                 if isinstance(exc, SealedError) and not self._store.has_identities:
                     raise  # it is so for all of them

@@ -106,13 +106,14 @@ class Fleet:
         """See `Store.deliveries`."""
         self.require_identity()
         with self.index.read() as snapshot:
-            yield from listed(
-                self._ahead.each(
-                    candidates(snapshot, query), lambda delivery: self.delivery(delivery, query.as_of_us)
-                ),
-                query,
-                may_read=self.has_identities,
-            )
+            found = self.each(candidates(snapshot, query), query.as_of_us)
+            yield from listed(found, query, may_read=self.has_identities)
+
+    def each(
+        self, found: Iterable[DeliveryId], as_of_us: int = FOREVER_US
+    ) -> Iterator[tuple[DeliveryId, Callable[[], StoredDelivery]]]:
+        """See `Store.each`; where they come from afar, some are fetched ahead."""
+        return self._ahead.each(found, lambda delivery: self.delivery(delivery, as_of_us))
 
     def delivery(self, delivery: DeliveryId, as_of_us: int = FOREVER_US) -> StoredDelivery:
         """See `Store.delivery`."""

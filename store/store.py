@@ -368,6 +368,12 @@ class Store:
             with self.index.read() as now:
                 return self._load(now, delivery, as_of_us)
 
+    def each(
+        self, found: Iterable[DeliveryId], as_of_us: int = FOREVER_US
+    ) -> Iterator[tuple[DeliveryId, Callable[[], StoredDelivery]]]:
+        """Deliveries that were found, in their order, with what loads each; raises what `delivery` does."""
+        return ((delivery, partial(self.delivery, delivery, as_of_us)) for delivery in found)
+
     def let_go(self) -> None:
         """Close packs that are removed, whose space the disk gets back only then."""
         self._packs.let_go()

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from sidecar.select import Selection, select
 from store.about import About
 from store.compact import CompactOptions, Compactor
 from store.deliveries import Query, RemovedError, Told
@@ -414,6 +415,37 @@ class Held(Dark):
             assert self.answers.wait(60)
         time.sleep(0.003)  # from afar
         return super().get_range(name, start, length)
+
+
+class Far(Dark):
+    """A bucket that takes its time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lock = threading.Lock()
+        self.asked = self.most = 0
+
+    def get_range(self, name: str, start: int, length: int) -> bytes:
+        with self.lock:
+            self.asked += 1
+            self.most = max(self.most, self.asked)
+        time.sleep(0.02)
+        with self.lock:
+            self.asked -= 1
+        return super().get_range(name, start, length)
+
+
+def test_what_is_selected_is_asked_for_ahead(tmp_path: Path) -> None:
+    bucket = Far()
+    host = Host(tmp_path / "mx1", bucket, "mx1")
+    mails = [put_message(host.store, b"Subject: m\r\n\r\n" + random.randbytes(150_000)) for _ in range(60)]
+    host.ship(full=True)
+    host.store.close()
+    with open_fleet(Replica(bucket), tmp_path / "view") as fleet:
+        bucket.most = 0
+        found = [stored.delivery.id for stored in select(fleet, Selection())]
+    assert found == [mail.id for mail in reversed(mails)]
+    assert bucket.most > 4
 
 
 def test_who_goes_does_not_wait_for_all_that_is_fetched_ahead(tmp_path: Path) -> None:
