@@ -20,7 +20,7 @@ K = TypeVar("K")
 T = TypeVar("T")
 _SLOW_S = 0.002
 """from which on an answer has come from elsewhere"""
-_AT_ONCE = 16
+_FEWEST, _AT_ONCE = 4, 16
 
 
 class Ahead:
@@ -53,7 +53,7 @@ class Ahead:
 
         try:
             while True:
-                wanted = min(_AT_ONCE, max(1, wanted * 2)) if last_s >= _SLOW_S else wanted // 2
+                wanted = min(_AT_ONCE, max(_FEWEST, wanted * 2)) if last_s >= _SLOW_S else wanted // 2
                 for item in islice(left, max(0, wanted - len(waiting))):
                     waiting.append((item, self._threads().submit(timed, item)))
                 if waiting:

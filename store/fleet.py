@@ -65,7 +65,7 @@ class Fleet:
         self._refresh = refresh
         self._close = close
         self._all = (*self.members, record)
-        self._ahead = Ahead()
+        self._ahead, self._sides = Ahead(), Ahead()  # two: who waits for the one may ask by the other
         self.index = FleetIndex(self._all, self._ahead)
 
     # -- what it is
@@ -125,7 +125,8 @@ class Fleet:
     def _delivery(
         self, delivery: DeliveryId, as_of_us: int, unless: type[DamagedError] | tuple[()] = ()
     ) -> StoredDelivery:
-        told = [entries for store in self._all if (entries := store.told(delivery))]
+        answers = self._sides.each(self._all, lambda store: store.told(delivery))
+        told = [entries for _, ask in answers if (entries := ask())]
         if not told:
             raise NotFoundError(f"there is no delivery {delivery.hex()}")
         return assemble(delivery, told[0] if len(told) == 1 else _together(told, unless), as_of_us)
@@ -229,6 +230,7 @@ class Fleet:
     def close(self) -> None:
         """Let go of all of them."""
         self._ahead.close()
+        self._sides.close()
         for store in self._all:
             store.close()
         self._close()
