@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -283,6 +284,7 @@ def test_who_stops_it_need_not_wait_for_all(filler: Filler) -> None:
         pass
 
     def stop(_number: int) -> None:
+        time.sleep(0.5)  # else all are done with before anybody hears of the first
         raise EnoughError
 
     for connections in (1, 4):
