@@ -11,11 +11,13 @@ import logging
 import os
 import struct
 from collections.abc import Iterator, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
 from store import layout, records
-from store.errors import DamagedError
+from store.errors import DamagedError, StoreError
+from store.files import Fill, all_here
 from store.layout import FIRST_COMPACTED, PACK_HEADER_BYTES, RECORD_HEADER_BYTES, Commit, RecordType
 from store.places import Damage, Location, Place
 from store.scan import key_of_pack, pack_seal, read_pack_header, scan_records
@@ -160,18 +162,27 @@ def leaves_from(
 
 
 def groups_from(
-    directory: Path, store_id: bytes, keyring: Keyring, parts: Sequence[Part], place: Place
+    directory: Path,
+    store_id: bytes,
+    keyring: Keyring,
+    parts: Sequence[Part],
+    place: Place,
+    fill: Fill = all_here,
 ) -> Iterator[FactGroup]:
     """The groups of a stream from a record on that begins at (pack, offset): of the first only what comes
     from there on. For who wants what there is, and knows how far it is acknowledged: nothing is proved that
     checksums do not, and what cannot be read is left out. `parts` are those of the stream, in order. Raises
     `FileNotFoundError` for a pack that is gone, `OSError`."""
     packs = [number for part in parts for number in packs_of(part)]
-    for number in packs[packs.index(place[0]) :]:
+    left = packs[packs.index(place[0]) :]
+    for number, after in zip_longest(left, left[1:]):
         path = pack_path(directory, number)
         try:
+            fill(path, 0, path.stat().st_size)
+            if after is not None:
+                fill(pack_path(directory, after), 0, PACK_HEADER_BYTES)
             key = key_of_pack(path, store_id)
-        except ValueError as exc:
+        except (ValueError, StoreError) as exc:
             log.error("%s cannot be read: %s", path, exc)
             continue
         goes_on = following(directory, parts, number)

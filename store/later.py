@@ -51,7 +51,7 @@ def facts_since(
         place = where.pack, where.offset
     else:  # facts were lost near there: look through all that there is
         place = packs[0], PACK_HEADER_BYTES
-    for group in groups_from(directory, store.id, store.keyring, parts, place):
+    for group in groups_from(directory, store.id, store.keyring, parts, place, store.fill):
         for number, fact in enumerate(group.facts, group.first):
             if number == since - 1 and leaf and fact.leaf != leaf:
                 raise OtherHistoryError(f"fact {number} of stream {stream} is not the one that it was")

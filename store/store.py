@@ -97,7 +97,7 @@ class Store:
         self.path = path
         self.id = id_
         self.key = key
-        self._fill = fill
+        self.fill = fill
         self.keyring = keyring
         self.damage: list[str] = []
         self._streams = path / "streams"
@@ -203,9 +203,9 @@ class Store:
             # look, the index is built from the streams for as long as this store is open.
             self._scratch = tempfile.TemporaryDirectory(prefix="mailkeep-index-")
             index = Path(self._scratch.name)
-        self.index = Index(index, self.id, keyring=self.keyring, fill=self._fill)
+        self.index = Index(index, self.id, keyring=self.keyring, fill=self.fill)
         try:
-            self.view = View(self.index, self._streams, self.id, self.keyring, self._fill)
+            self.view = View(self.index, self._streams, self.id, self.keyring, self.fill)
             self._behind = not wait and self.view.behind() > _MUCH_BYTES
             if catch_up and not self._behind:
                 for stream in self.view.names():
@@ -495,7 +495,7 @@ class Store:
             return where
 
         data = self._follow(find, self._packs.chunk)
-        if data is None and self._fill is all_here:
+        if data is None and self.fill is all_here:
             # Perhaps another process has made it durable, and is about to index it. What is here of a replica
             # is indexed by whoever looks for more of it.
             self.catch_up()

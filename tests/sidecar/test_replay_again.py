@@ -319,7 +319,7 @@ def test_doubts_that_are_not_come_to_when_it_is_stopped_are_told(
         options = RunOptions(lanes=1, send_doubtful=True)
     archive: Archive = store
     if how == "fetched ahead":
-        store._fill = store._packs._fill = far  # as a view has it
+        store.fill = store._packs._fill = far  # as a view has it
         archive = Fleet([store], store, "far")
 
     async def put_back() -> Ended:

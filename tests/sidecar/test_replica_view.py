@@ -39,7 +39,8 @@ class Bucket:
                 )  # fmt: skip
                 for count in range(10):
                     head = f"Message-ID: <{count}@{name}>\r\nSubject: mail {count} of {name}\r\n"
-                    text = f"{head}\r\nword{count}\r\n"
+                    noise = os.urandom(100_000).hex()  # so that a look at a pack does not bring all of it
+                    text = f"{head}\r\nword{count}\r\n{noise}\r\n"
                     self.mails[put_message(store, text.encode(), to=(to,)).id.hex()] = text.encode()
                     if count == 7:
                         store.settle_index()
@@ -86,6 +87,11 @@ def test_words_are_found_once_they_were_read(bucket: Bucket) -> None:
     built = bucket.run("find", "--build")
     assert built.returncode == 0, built.stderr
     assert bucket.ids("find", "word7") == sevens
+    anew = {"MAILKEEP_VIEW_DIR": str(bucket.directory / "others")}  # where nothing was fetched yet
+    built = bucket.run("find", "--build", **anew)
+    assert (built.returncode, built.stderr.count("10 messages")) == (0, 2), built.stderr
+    found = bucket.run("find", "word7", "--json", **anew)
+    assert {json.loads(line)["id"] for line in found.stdout.splitlines()} == sevens
 
 
 def test_a_host_that_cannot_be_read_is_told_and_the_others_are_there(bucket: Bucket, tmp_path: Path) -> None:
