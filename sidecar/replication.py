@@ -13,6 +13,7 @@ import random
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -231,12 +232,14 @@ class Replication:
 
     def _ready(self) -> Shipper:
         if self._shipper is None:
-            from store.replicas.probe import probe
+            from store.replicas.chain import Memory
+            from store.replicas.probe import probe, probe_name
             from store.replicas.ship import ShipOptions, Shipper
 
             replica = self._replica
             if self._remote is None:
-                self._remote = open_configured(replica, make=True)
+                unknown = Memory(self._path, replica.url, self._host).last() is None
+                self._remote = open_configured(replica, make=unknown)
             probe(self._remote, self._host, lock_days=replica.lock_days)
             sign: Callable[[str], str] = sign_key(self._key_file).sign if self._key_file else str
             options = ShipOptions(
@@ -244,6 +247,7 @@ class Replication:
                 index=self._copy_of_index,
                 piece_bytes=_piece_bytes(replica.bandwidth_bytes),
                 stop=self._late,
+                require=partial(self._remote.require, probe_name(self._host)),
             )
             self._shipper = Shipper(self._path, self._remote, self._host, options)
             log.info(

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from store import records, rows
-from store.errors import IndexFailedError, SealedError
+from store.errors import DamagedError, IndexFailedError, SealedError
 from store.files import Fill, all_here, settle
 from store.ids import DeliveryId
 from store.index import Index
@@ -44,6 +44,7 @@ from store.update import Update
 log = logging.getLogger(__name__)
 _ENTRIES_PER_UPDATE = 5000
 _TRIES = 5
+_FILL_BYTES = 4 << 20
 _MANY_RUNS = 48
 
 Advance = Callable[[int], None]
@@ -295,9 +296,16 @@ class View:
         """See to it that a part can be read, with the header of its packs and from `since` on."""
         for number in packs_of(part):
             path = pack_path(directory, number)
-            self._fill(path, 0, PACK_HEADER_BYTES)
             with contextlib.suppress(FileNotFoundError):  # the scan reports what is missing
-                self._fill(path, since, path.stat().st_size)
+                size = path.stat().st_size
+                try:
+                    self._fill(path, 0, PACK_HEADER_BYTES)
+                    self._fill(path, since, size)
+                except DamagedError as exc:
+                    log.warning("%s", exc)
+                    for start in range(since, size, _FILL_BYTES):  # the rest of it is there
+                        with contextlib.suppress(DamagedError):
+                            self._fill(path, start, min(start + _FILL_BYTES, size))
 
     def adopt(
         self, stream: str, segment: Segment, *, verified: bool = False, pardon: bytes = b""

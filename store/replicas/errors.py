@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from store.errors import StoreError
+from store.errors import DamagedError, StoreError
 
 
 class ReplicaError(StoreError):
@@ -27,7 +27,10 @@ class UnreachableError(ReplicaError):
 class AwayError(ReplicaError):
     """The directory is not there."""
 
-    hint = "Mount what is to be there, or mend the URL."
+    hint = (
+        "Mount what is to be there, or mend the URL. It goes on by itself then; to begin anew in a directory "
+        "that is empty, restart `serve`."
+    )
 
 
 class RefusedError(ReplicaError):
@@ -54,8 +57,8 @@ class FullError(ReplicaError):
     hint = "Make room there, or raise its quota. Capture goes on; what is missing is shipped by itself then."
 
 
-class MissingObjectError(ReplicaError):
-    """An object is not there."""
+class MissingObjectError(ReplicaError, DamagedError):
+    """An object is not there: whatever lies in it is as good as damaged, and the rest can be read."""
 
     hint = "`mailkeep check --replica URL` tells what else is missing."
 

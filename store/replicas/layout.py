@@ -13,7 +13,7 @@ from urllib.parse import quote, unquote
 from blake3 import blake3
 
 from store import notes
-from store.errors import StoreError
+from store.errors import DamagedError
 from store.notes import SignatureError, VerifyKey
 from store.segments import SUFFIX
 
@@ -26,8 +26,8 @@ _SUM_BYTES = 32
 _PIECE = re.compile(r"packs/([^/]+)/(\d{10})/(\d{12})-(\d+)-([0-9a-f]{64})(?:\.(\d+))?")
 
 
-class RoundError(StoreError):
-    """A round is not what was shipped."""
+class RoundError(DamagedError):
+    """A round, or a piece, is not what was shipped."""
 
     hint = "`mailkeep check --replica URL` tells what else is wrong with the replica."
     exit_code = 51

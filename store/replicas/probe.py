@@ -17,12 +17,17 @@ _TEXTS = tuple(f"mailkeep asks what this store does, {way}.\n".encode() for way 
 _LOCK_SLACK = timedelta(hours=1)
 
 
+def probe_name(host: str) -> str:
+    """The object that a host's probe has made, and that stays."""
+    return f"probe/{in_name(host)}"
+
+
 def probe(remote: Remote, host: str, *, lock_days: int = 0) -> None:
     """Raises `UnfitError` for a store that will not do, `ReplicaError` for one that cannot be asked.
 
     `lock_days`: for so long the bucket must keep what is new from being removed, by its default retention.
     """
-    name = f"probe/{in_name(host)}"
+    name = probe_name(host)
     try:
         remote.create(name, _TEXTS[0])
     except DiffersError:  # one that keeps no promise had taken the other text

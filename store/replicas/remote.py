@@ -231,6 +231,12 @@ class Remote:
             raise DamagedUploadError(f"{self.url}: {name} came to be something else than was sent")
         return True
 
+    def require(self, name: str) -> None:
+        """Of a directory: what is known to be there must be. Raises `AwayError` where it is not: nothing, or
+        something else, is mounted there, and what lies below must not be filled."""
+        if self._directory is not None and not (self._directory / name).exists():
+            raise AwayError(f"{self.url} is not there, or has nothing of what was shipped to it any more")
+
     def delete(self, names: Sequence[str]) -> None:
         """Remove objects; what is not there is no error. Raises `ReplicaError`."""
         import obstore

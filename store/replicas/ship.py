@@ -91,6 +91,8 @@ class ShipOptions:
     piece_bytes: int = PIECE_BYTES
     pieces_s: float = _PIECES_S
     stop: Callable[[], bool] = lambda: False
+    require: Callable[[], None] = lambda: None
+    """raises `StoreError` where the target is not what was shipped to; asked in each round"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +188,7 @@ class Shipper:
         local = self._local.look()
         parts = list(self._missing(local))
         self._note(parts, self._last_look)
+        self._options.require()
         self._last_look = looked
         if self._pending:
             self._put_pending()

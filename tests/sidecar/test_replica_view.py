@@ -94,6 +94,26 @@ def test_words_are_found_once_they_were_read(bucket: Bucket) -> None:
     assert {json.loads(line)["id"] for line in found.stdout.splitlines()} == sevens
 
 
+def test_a_pack_that_is_missing_hides_nothing_else(bucket: Bucket, tmp_path: Path) -> None:
+    annas = {id_ for id_, mail in bucket.mails.items() if b"@mx0>" in mail}
+    (pack,) = (bucket.directory / "bucket/packs/mx1").iterdir()
+    for piece in pack.iterdir():
+        piece.unlink()
+    listed = bucket.run("list", "--json", "--limit", "0")
+    assert annas <= {json.loads(line)["id"] for line in listed.stdout.splitlines()} < set(bucket.mails)
+    assert (listed.returncode, "is missing" in listed.stderr) == (1, True), listed.stderr
+    output = tmp_path / "out"
+    exported = bucket.run("export", "--format", "eml", "--output", str(output))
+    assert (exported.returncode, "failed" in exported.stderr) == (1, True), exported.stderr
+    assert len(list(output.iterdir())) >= len(annas)
+    sink = LmtpSink()
+    with SinkThread(sink) as server:
+        done = bucket.run("replay", "--downstream", server.address, "--all")
+        assert done.returncode == 3, done.stderr
+        assert "Traceback" not in done.stderr
+        assert len(annas) <= len(sink.delivered) < len(bucket.mails)
+
+
 def test_a_host_that_cannot_be_read_is_told_and_the_others_are_there(bucket: Bucket, tmp_path: Path) -> None:
     for file in (bucket.directory / "bucket/hosts/mx1/full").iterdir():
         file.write_bytes(b"?")
@@ -149,7 +169,7 @@ def test_what_is_no_replica_says_so(bucket: Bucket) -> None:
     bucket.url = f"file://{none}"
     done = bucket.run("list")
     assert done.returncode == 50
-    assert "No such file or directory\nMount what is to be there, or mend the URL." in done.stderr
+    assert "No such file or directory\nMount what is to be there, or mend the URL" in done.stderr
     assert not none.exists(), "who reads makes nothing"
     none.mkdir()
     done = bucket.run("list")

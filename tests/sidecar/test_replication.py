@@ -83,6 +83,50 @@ def test_what_is_not_known_to_be_there_is_lag_while_nobody_can_be_asked(tmp_path
             assert wait_until(lambda: 20_000 < lag(service) < 50_000, timeout_s=60), service.tail()
 
 
+def failures(service: Service) -> float:
+    return service.metrics()['replica_failures_total{replica="1"}']
+
+
+def shipped(service: Service, since: float) -> bool:
+    success = service.metrics()['replica_last_success_timestamp_seconds{replica="1"}']
+    return success > since and lag(service) == 0
+
+
+def test_a_directory_that_is_away_is_not_made_anew(tmp_path: Path) -> None:
+    """Moved away while it is shipped to, then an empty one in its place, then also after a restart."""
+    directory, away = tmp_path / "nas", tmp_path / "away"
+    replica = {"url": f"file://{directory}", "interval": "100ms"}
+    with SinkThread(LmtpSink()) as sink:
+        service = Service(tmp_path, lmtp={"downstream": sink.address}, **{"[replica]": replica})
+        with service:
+            send(service, 2_000)
+            since = time.time()
+            assert wait_until(lambda: shipped(service, since), timeout_s=60), service.tail()
+            directory.rename(away)
+            before = failures(service)
+            send(service, 2_000)
+            assert wait_until(lambda: failures(service) > before and lag(service) > 2_000, timeout_s=60)
+            assert not directory.exists()
+            directory.mkdir()
+            before = failures(service)
+            assert wait_until(lambda: failures(service) > before, timeout_s=60), service.tail()
+            assert list(directory.iterdir()) == []
+            directory.rmdir()
+            away.rename(directory)
+            since = time.time()
+            assert wait_until(lambda: shipped(service, since), timeout_s=90), service.tail()
+        directory.rename(away)
+        with service:
+            assert wait_until(lambda: failures(service) > 0, timeout_s=60), service.tail()
+            assert not directory.exists()
+            away.rename(directory)
+            send(service, 2_000)
+            since = time.time()
+            assert wait_until(lambda: shipped(service, since), timeout_s=90), service.tail()
+        done = service.command("check", "--replica", f"file://{directory}", "--read-data")
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_what_comes_while_a_round_is_under_way_is_not_said_to_be_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
